@@ -1,0 +1,137 @@
+"""Checkpoints: whole files with a checksum beside them, read without running their content."""
+
+import hashlib
+import io
+import platform
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+import kdx
+from kdx.errors import KdxError
+from kdx.files import hash_file, write_atomic
+
+FORMAT = 1
+LATEST = "latest.pth"
+BEST_PATTERN = "best_acc_*.pth"
+HASH_SUFFIX = ".sha256"
+
+
+def best_name(accuracy: float) -> str:
+    """File name of the best checkpoint for a validation accuracy in percent."""
+    return f"best_acc_{accuracy:.2f}.pth"
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were made with."""
+    return {
+        "kdx": kdx.__version__,
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "python": platform.python_version(),
+    }
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` (plain values and tensors) and its sha256, so that a crash leaves the old or the new state.
+
+    The checksum file is written first and keeps the hash that the file has now on its second line: whichever of
+    the two files a crash leaves behind, it is known.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, buffer)  # to memory first: a full disk is then reported as such
+    data = buffer.getvalue()
+    beside = _hash_path(path)
+    known = beside.read_text().split("\n")[:1] if beside.exists() and path.exists() else []
+    write_atomic(beside, "\n".join([_line(_sha256(data), path), *known, ""]).encode())
+    write_atomic(path, data)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU; `KdxError` if it is missing, damaged, of another format or no checkpoint."""
+    if not path.is_file():
+        raise KdxError(f"{path}: no such checkpoint")
+    verify(path)
+    _refuse_bomb(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError and more for one cause
+        reason = str(error).split("\n")[0][:200]
+        raise KdxError(f"{path}: not a readable checkpoint ({type(error).__name__}: {reason})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise KdxError(f"{path}: not a kdx checkpoint: a dict with the key 'model' is needed")
+    if content.get("format") != FORMAT:
+        raise KdxError(f"{path}: checkpoint format {content.get('format')}, this kdx reads format {FORMAT}")
+    return content
+
+
+def verify(path: Path) -> str:
+    """The file's sha256; `KdxError` where the checksum beside it says another."""
+    actual = hash_file(path)
+    beside = _hash_path(path)
+    if beside.exists() and actual not in [line.split(" ")[0] for line in beside.read_text().split("\n")]:
+        raise KdxError(f"{path}: damaged (its sha256 is not the one in {beside.name}); take another or train again")
+    return actual
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, then its checksum."""
+    path.unlink(missing_ok=True)
+    _hash_path(path).unlink(missing_ok=True)
+
+
+def load_weights(network: torch.nn.Module, content: dict[str, Any], path: Path) -> None:
+    """Strictly load a checkpoint's weights; `KdxError` for other names or shapes, or weights that are not finite."""
+    weights = content["model"]
+    try:
+        network.load_state_dict(weights, strict=True)
+    except (RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise KdxError(f"{path}: its weights do not fit the network ({reason})") from error
+    bad = [key for key, value in weights.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if bad:
+        raise KdxError(f"{path}: weights that are not finite in {bad[0]}")
+
+
+def check_identity(path: Path, actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    """`KdxError` that names each fact in which what a checkpoint says of itself differs from what is needed."""
+    if not actual:
+        raise KdxError(f"{path}: says nothing of its network, classes and data set (no 'meta'): it cannot be checked")
+    wrong = [
+        f"{key} is {_brief(actual.get(key))}, needed {_brief(value)}"
+        for key, value in expected.items()
+        if actual.get(key) != value
+    ]
+    if wrong:
+        raise KdxError(f"{path} does not fit: " + "; ".join(wrong))
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _refuse_bomb(path: Path, factor: int = 4) -> None:
+    """torch stores tensors uncompressed: contents much larger than the file are an attack or damage."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise KdxError(f"{path}: not a readable checkpoint ({error})") from error
+    if claimed > factor * path.stat().st_size:
+        raise KdxError(f"{path}: claims {claimed} bytes in a file of {path.stat().st_size}: refused")
+
+
+def _hash_path(path: Path) -> Path:
+    return path.with_name(path.name + HASH_SUFFIX)
+
+
+def _line(digest: str, path: Path) -> str:
+    return f"{digest}  {path.name}"  # the format of sha256sum
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

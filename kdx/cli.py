@@ -1,0 +1,178 @@
+"""Between Hydra and the chain: errors in one line, every job checked before the first starts. Imports no torch."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kdx.config import read_settings
+from kdx.errors import KdxError, suggest
+
+log = logging.getLogger(__name__)
+
+USER_ERROR = 2
+HYDRA_FILES = ("config.yaml", "hydra.yaml", "overrides.yaml")
+
+
+class BelowError(logging.Filter):
+    """For the console's stdout handler: errors go to stderr."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR
+
+
+def run_job(config: DictConfig) -> float | None:
+    """One job: its settings, then the chain. A single run that is refused leaves no folder behind."""
+    hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
+    single = hydra_config.mode == RunMode.RUN
+    try:
+        settings = read_settings(config)
+        from kdx.chain import run_chain  # imports torch
+
+        result = run_chain(settings, run_dir, list(hydra_config.overrides.task))
+    except KdxError as error:
+        log.error("error: %s", error)
+        if _wants_traceback() or not single:
+            raise
+        _discard_unstarted(run_dir)
+        raise SystemExit(USER_ERROR) from None  # passes through Hydra, which would print a second text
+    if settings.plan and single:
+        _discard_unstarted(run_dir)
+    return result
+
+
+@contextmanager
+def one_line_errors(conf: Path) -> Iterator[None]:
+    """Tell what a user can put right in one line; HYDRA_FULL_ERROR=1 shows the traceback as ever."""
+    asked = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["KDX_TRACEBACK"] = "1" if asked == "1" else ""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors instead of printing them
+    try:
+        yield
+    except (KdxError, HydraException, OmegaConfBaseException) as error:
+        if asked == "1":
+            raise
+        print(f"error: {explain(error, conf)}", file=sys.stderr)
+        raise SystemExit(USER_ERROR) from None
+
+
+def check_jobs(conf: Path, arguments: Sequence[str] | None = None) -> None:
+    """Compose and check the config of every job of the command line, so that nothing starts if one is wrong."""
+    args, unknown = get_args_parser().parse_known_args(arguments)
+    if unknown:
+        raise KdxError(f"unknown option {unknown[0]}: {_as_override(unknown[0], conf)}")
+    if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
+        return
+    with _loader(conf, args.config_dir) as loader:
+        mode = RunMode.MULTIRUN if args.multirun else RunMode.RUN
+        config_name = args.config_name or "config"
+        config = loader.load_configuration(config_name, args.overrides, run_mode=RunMode.MULTIRUN)
+        if mode == RunMode.RUN and config.hydra.mode != RunMode.MULTIRUN:
+            config = loader.load_configuration(config_name, args.overrides, run_mode=RunMode.RUN)
+            if config.hydra.sweeper.get("params"):
+                print("warning: hydra.sweeper.params is ignored without --multirun", file=sys.stderr)
+            read_settings(config)
+            return
+        if "BasicSweeper" not in config.hydra.sweeper._target_:
+            return  # other sweepers choose their jobs as they go
+        params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *config.hydra.overrides.task])
+        for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
+            job = loader.load_sweep_config(config, list(overrides))
+            try:
+                read_settings(job)
+            except KdxError as error:
+                raise KdxError(f"{error} (in the job {' '.join(overrides)})") from error
+
+
+def explain(error: Exception, conf: Path) -> str:
+    """An error of ours or Hydra's as one line with the choices or the near miss."""
+    if isinstance(error, KdxError):
+        return str(error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        options = [o for o in error.options if not o.startswith("_")]
+        return f"{group}={option}: no such option{suggest(option, options)} choose {', '.join(options)}".replace(
+            "option choose", "option; choose"
+        )
+    if lines[0].startswith("Could not override '"):
+        key = lines[0].split("'")[1]
+        return f"{key}: no such key{suggest(key, all_keys(conf))}"
+    return " ".join(lines)
+
+
+def all_keys(conf: Path) -> list[str]:
+    """Every dotted key and every group of the default config."""
+    with _loader(conf, None) as loader:
+        config = loader.load_configuration("config", [], run_mode=RunMode.RUN)
+        plain = OmegaConf.to_container(config, resolve=False)
+        assert isinstance(plain, dict)
+        hydra_part = plain.pop("hydra")
+        return [*loader.list_groups(""), *_flatten(plain), *_flatten({"hydra": hydra_part})]
+
+
+def _flatten(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, dict):
+        return []
+    keys: list[str] = []
+    for key, value in node.items():
+        keys += [f"{prefix}{key}", *_flatten(value, f"{prefix}{key}.")]
+    return keys
+
+
+def _as_override(option: str, conf: Path) -> str:
+    word = option.lstrip("-").split("=")[0].replace("-", "_")
+    keys = all_keys(conf)
+    by_end = [key for key in keys if key.rsplit(".", 1)[-1] == word]
+    hint = suggest(word, keys) if not by_end else f"; did you mean {by_end[0]}=...?"
+    return f"keys are written key=value, without dashes{hint}"
+
+
+@contextmanager
+def _loader(conf: Path, extra: str | None) -> Iterator[Any]:
+    """Hydra's config loader as its own main would make it."""
+    search_path = create_config_search_path(str(conf))
+    assert isinstance(search_path, ConfigSearchPathImpl)
+    if extra is not None:
+        folder = Path(extra).resolve()
+        if not folder.is_dir():
+            raise KdxError(f"--config-dir {extra}: no such folder")
+        search_path.prepend("command-line", f"file://{folder}")
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2("run", search_path).config_loader
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _wants_traceback() -> bool:
+    return os.environ.get("KDX_TRACEBACK") == "1"
+
+
+def _discard_unstarted(run_dir: Path) -> None:
+    """Remove the folder of a run that trained nothing, if it holds only what Hydra put there."""
+    hydra_dir = run_dir / ".hydra"
+    if {path.name for path in run_dir.iterdir()} <= {".hydra", "run.log"}:
+        logging.shutdown()
+        for path in (*(hydra_dir / name for name in HYDRA_FILES), run_dir / "run.log"):
+            path.unlink(missing_ok=True)
+        for folder in (hydra_dir, run_dir):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()

@@ -1,0 +1,68 @@
+"""What a stage tells while it trains: the CSV, a line an epoch, a progress bar."""
+
+import csv
+import io
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from kdx.files import write_atomic
+
+log = logging.getLogger(__name__)
+
+SCORES = ("loss", "accuracy", "precision", "recall", "f1_score")
+COLUMNS = (
+    "epoch",
+    *(f"train_{name}" for name in SCORES),
+    *(f"val_{name}" for name in SCORES),
+    "learning_rate",
+    "epoch_time_sec",
+    "gpu_memory_mb",
+)
+
+Item = TypeVar("Item")
+
+
+class EpochLogger:
+    """Writes a stage's epochs to a CSV file and to the log.
+
+    The whole file is written anew from its rows each time: after a crash it has every epoch once.
+    """
+
+    def __init__(self, path: Path, name: str, epochs: int, progress: bool = True, log_interval: int = 10) -> None:
+        self.path = path
+        self.name = name
+        self.epochs = epochs
+        self.progress = progress
+        self.log_interval = log_interval
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write all rows so far; columns beyond COLUMNS follow in the order of their first appearance."""
+        extra = dict.fromkeys(key for row in rows for key in row if key not in COLUMNS)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [*COLUMNS, *extra], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(self.path, text.getvalue().encode())
+
+    def announce(self, row: dict[str, Any], is_best: bool) -> None:
+        """One line for the epoch that has just ended."""
+        log.info(
+            "%s epoch %d/%d  train loss %.4f acc %.2f  val loss %.4f acc %.2f f1 %.2f  lr %.2e  %.1f s%s",
+            *(self.name, row["epoch"], self.epochs, row["train_loss"], row["train_accuracy"]),
+            *(row["val_loss"], row["val_accuracy"], row["val_f1_score"], row["learning_rate"]),
+            row["epoch_time_sec"],
+            "  *best" if is_best else "",
+        )
+
+    def bar(self, steps: Iterable[Item], epoch: int, total: int) -> Iterator[Item]:
+        """`steps` behind a progress bar that is redrawn every `log_interval` steps; none where nobody watches."""
+        disable = None if self.progress else True  # None: off unless the output is a terminal
+        with tqdm(total=total, desc=f"{self.name} {epoch}/{self.epochs}", leave=False, disable=disable) as bar:
+            for done, step in enumerate(steps, start=1):
+                yield step
+                if done % self.log_interval == 0:
+                    bar.update(self.log_interval)

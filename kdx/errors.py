@@ -1,0 +1,14 @@
+"""The one error that a user is meant to read."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class KdxError(Exception):
+    """Something the user can put right; its text is one line that names the key or file, the value, the choices."""
+
+
+def suggest(word: str, choices: Iterable[str]) -> str:
+    """The near miss as `; did you mean 'x'?`, or nothing."""
+    near = get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""

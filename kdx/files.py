@@ -1,0 +1,71 @@
+"""Files that are whole or absent: whoever reads sees the old or the new content, never a part."""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from kdx.errors import KdxError
+
+TEMP_PREFIX = ".tmp-kdx-"
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`: temp file in the same folder, flush, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = None
+    try:
+        descriptor, temp = tempfile.mkstemp(prefix=TEMP_PREFIX, dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temp, 0o666 & ~_umask())  # mkstemp leaves 0600, which locks colleagues out
+        os.replace(temp, path)
+        temp = None
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise KdxError(f"cannot write {path}: {error.strerror or error}; free space or choose output_dir") from error
+    finally:
+        if temp is not None and os.path.exists(temp):
+            os.unlink(temp)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON; NaN is refused, since no reader agrees on it."""
+    write_atomic(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; `KdxError` names the file where it cannot be read."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise KdxError(f"cannot read {path}: {error}") from error
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def relative(path: Path, start: Path) -> str:
+    """`path` as seen from `start`: results hold no absolute path, so that a folder can be moved."""
+    return os.path.relpath(path, start)
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # the only way to read it is to set it
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

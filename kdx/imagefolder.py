@@ -1,0 +1,137 @@
+"""A user's own pictures: path/{train,val,test}/<class>/*."""
+
+import hashlib
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from kdx.data import Dataset, FileImages, Split, check_every_class
+from kdx.errors import KdxError
+from kdx.sources import carve
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+VAL_SHARE = 0.1
+
+
+class DecodedFiles:
+    """RGB images decoded one by one: uint8 (3, H, W), resized and centre-cropped where `size` differs."""
+
+    def __init__(self, paths: Sequence[Path], size: tuple[int, int], crop: bool) -> None:
+        self.paths = list(paths)
+        self.shape = (3, *size)
+        self.crop = crop
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = _open(self.paths[index])
+        height, width = self.shape[1:]
+        if image.size != (width, height):
+            if not self.crop:
+                raise KdxError(
+                    f"{self.paths[index]}: {image.size[0]}x{image.size[1]} pixels, the first image has "
+                    f"{width}x{height}: set dataset.size"
+                )
+            image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def load_imagefolder(path: str, size: int | None, in_memory_gb: float, num_workers: int) -> Dataset:
+    """A checked data set from a folder; the images are decoded into memory when they fit in `in_memory_gb`.
+
+    `size=None` takes the size of the first image and asks the others to have it.
+    Raises `KdxError` for a missing folder, an empty class or the first unreadable file.
+    """
+    root = Path(path)
+    for needed in ("train", "test"):
+        if not (root / needed).is_dir():
+            raise KdxError(
+                f"dataset=imagefolder: {root / needed} is missing; dataset.path={path} must hold train/<class>/*, "
+                "test/<class>/* and, if you have it, val/<class>/*"
+            )
+    class_names = sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
+    if len(class_names) < 2:
+        raise KdxError(f"dataset=imagefolder: {root / 'train'} holds {len(class_names)} class folders, at least 2 are needed")
+    files = {split: _list_split(root / split, class_names) for split in ("train", "test")}
+    if (root / "val").is_dir():
+        files["val"] = _list_split(root / "val", class_names)
+    else:
+        paths, labels = files["train"]
+        kept, carved = carve(labels, VAL_SHARE)
+        files["val"] = ([paths[i] for i in carved], labels[carved])
+        files["train"] = ([paths[i] for i in kept], labels[kept])
+    width, height = (size, size) if size else _open(files["train"][0][0]).size
+    total = sum(len(paths) for paths, _ in files.values())
+    in_memory = total * 3 * height * width <= in_memory_gb * 2**30
+    splits = {}
+    for split, (paths, labels) in files.items():
+        images: Tensor | FileImages = DecodedFiles(paths, (height, width), crop=size is not None)
+        splits[split] = Split(_decode_all(images, num_workers) if in_memory else images, torch.from_numpy(labels))
+    check_every_class("imagefolder", splits["train"].labels, "multi-class", class_names)
+    digest = _digest(root, files, class_names, size)
+    task = "binary-class" if len(class_names) == 2 else "multi-class"
+    return Dataset("imagefolder", task, tuple(class_names), **splits, digest=digest)
+
+
+def decoded_batches(images: FileImages, order: Sequence[Sequence[int]], num_workers: int) -> Iterator[Tensor]:
+    """uint8 batches (B, C, H, W) of the given indices in the given order, whatever the number of workers."""
+    loader = DataLoader(
+        images,  # type: ignore[arg-type]
+        batch_sampler=order,
+        num_workers=num_workers,
+        # fork: a worker of a worker cannot be spawned, and jobs of a parallel sweep are workers themselves
+        multiprocessing_context="fork" if num_workers and "fork" in multiprocessing.get_all_start_methods() else None,
+        generator=torch.Generator().manual_seed(0),  # else every pass draws from the global generator
+    )
+    yield from loader
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise KdxError(f"{path}: not a readable image ({error})") from error
+
+
+def _list_split(folder: Path, class_names: list[str]) -> tuple[list[Path], np.ndarray]:
+    unknown = sorted(f.name for f in folder.iterdir() if f.is_dir() and f.name not in class_names)
+    if unknown:
+        raise KdxError(f"{folder / unknown[0]}: this class has no folder in train")
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(class_names):
+        found = sorted((folder / name).iterdir()) if (folder / name).is_dir() else []
+        found = [file for file in found if file.suffix.lower() in SUFFIXES]
+        paths += found
+        labels += [label] * len(found)
+    if not paths:
+        raise KdxError(f"{folder}: no image in any class folder")
+    return paths, np.asarray(labels, dtype=np.int64)
+
+
+def _decode_all(images: FileImages, num_workers: int) -> Tensor:
+    """All images in one uint8 tensor (N, C, H, W), decoded once by the workers."""
+    result = torch.empty((len(images), *images.shape), dtype=torch.uint8)
+    order = [range(start, min(start + 256, len(images))) for start in range(0, len(images), 256)]
+    for indices, batch in zip(order, decoded_batches(images, order, num_workers), strict=True):
+        result[indices.start : indices.stop] = batch
+    return result
+
+
+def _digest(root: Path, files: dict[str, tuple[list[Path], np.ndarray]], class_names: list[str], size: int | None) -> str:
+    """Hash of every file's bytes, in order: one read of the data, which training needs anyway."""
+    digest = hashlib.sha256(repr((class_names, size)).encode())
+    for split in ("train", "val", "test"):
+        for path, label in zip(*files[split], strict=True):
+            content = path.read_bytes()
+            digest.update(f"{split}/{label}/{len(content)}:".encode())
+            digest.update(content)
+    return digest.hexdigest()

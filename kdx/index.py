@@ -1,0 +1,77 @@
+"""outputs/index: fingerprint -> finished stage, so that later runs find it."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdx.errors import KdxError
+from kdx.files import read_json, relative, write_json
+
+FINGERPRINT_FORMAT = 1  # raise it when the same settings come to mean other weights
+
+
+def fingerprint(facts: dict[str, Any]) -> str:
+    """16 hex digits that stand for exactly these facts (plain values; the order of keys is irrelevant)."""
+    text = json.dumps([FINGERPRINT_FORMAT, facts], sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class FinishedStage:
+    """A stage that was trained, tested and filed. `checkpoint` is relative to the output folder."""
+
+    fingerprint: str
+    role: str
+    network: str
+    dataset: str
+    data_digest: str
+    num_classes: int
+    checkpoint: str
+    sha256: str
+    epoch: int
+    validation: dict[str, float]
+    test: dict[str, Any]
+    seconds: float
+    finished: str
+    surroundings: dict[str, Any] = field(default_factory=dict)
+
+
+class StageIndex:
+    """One JSON file a finished stage under `<output folder>/index`."""
+
+    def __init__(self, outputs: Path) -> None:
+        self.outputs = outputs
+        self.folder = outputs / "index"
+
+    def add(self, stage: FinishedStage) -> None:
+        """File a stage; the atomic appearance of its entry is what makes it finished."""
+        write_json(self.folder / f"{stage.fingerprint}.json", asdict(stage))
+
+    def find(self, wanted: str) -> FinishedStage | None:
+        """The stage with this fingerprint, if it is finished and its checkpoint still there."""
+        path = self.folder / f"{wanted}.json"
+        return self._read(path) if path.exists() else None
+
+    def find_latest(self, *, role: str, network: str, data_digest: str, num_classes: int) -> FinishedStage | None:
+        """The stage that was finished last among those of this role, network, data and classes."""
+        wanted = (role, network, data_digest, num_classes)
+        stages = [self._read(path) for path in self.folder.glob("*.json")]
+        fitting = [s for s in stages if s and (s.role, s.network, s.data_digest, s.num_classes) == wanted]
+        return max(fitting, key=lambda stage: (stage.finished, stage.fingerprint), default=None)
+
+    def path_of(self, stage: FinishedStage) -> Path:
+        """Where the stage's checkpoint lies."""
+        return self.outputs / stage.checkpoint
+
+    def entry_path(self, checkpoint: Path) -> str:
+        """A checkpoint's path as an index entry keeps it."""
+        return relative(checkpoint, self.outputs)
+
+    def _read(self, path: Path) -> FinishedStage | None:
+        try:
+            stage = FinishedStage(**read_json(path))
+        except TypeError as error:
+            raise KdxError(f"{path}: not an index entry of this kdx ({error}); delete it") from error
+        return stage if self.path_of(stage).is_file() else None

@@ -1,0 +1,96 @@
+"""Scores of an epoch, counted once at its end from the collected predictions (torchmetrics does the counting)."""
+
+import warnings
+from typing import Any
+
+import torch
+import torchmetrics.functional.classification as tmf
+from torch import Tensor
+from torchmetrics import MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+    MultilabelAccuracy,
+    MultilabelF1Score,
+    MultilabelPrecision,
+    MultilabelRecall,
+)
+
+MULTI_LABEL = "multi-label"
+BINARY = "binary-class"
+
+
+def predict(logits: Tensor, task: str) -> Tensor:
+    """Class numbers (N,) from logits (N, C), or 0/1 (N, L) from the logits of a multi-label set; on their device."""
+    return (logits > 0).to(torch.uint8) if task == MULTI_LABEL else logits.argmax(dim=1)
+
+
+def probabilities(logits: Tensor, task: str) -> Tensor:
+    """Sigmoid for a multi-label set, else softmax; float64, so that rounding makes no ties."""
+    return logits.double().sigmoid() if task == MULTI_LABEL else logits.double().softmax(dim=1)
+
+
+def epoch_scores(predictions: Tensor, labels: Tensor, task: str, num_classes: int) -> dict[str, float]:
+    """Accuracy, macro precision, recall and F1 in percent.
+
+    A class that occurs neither among labels nor predictions does not enter the macro averages; one that is
+    never predicted has precision 0, one without a label recall 0. Multi-label accuracy is the mean over labels.
+    """
+    if task == MULTI_LABEL:
+        kind: dict[str, Any] = {"num_labels": num_classes, "average": "macro", "validate_args": False}
+        parts = (MultilabelAccuracy(**kind), MultilabelPrecision(**kind), MultilabelRecall(**kind), MultilabelF1Score(**kind))
+    else:
+        kind = {"num_classes": num_classes, "average": "macro", "validate_args": False}
+        accuracy = MulticlassAccuracy(**{**kind, "average": "micro"})
+        parts = (accuracy, MulticlassPrecision(**kind), MulticlassRecall(**kind), MulticlassF1Score(**kind))
+    names = ("accuracy", "precision", "recall", "f1_score")
+    collection = MetricCollection(dict(zip(names, parts, strict=True)))
+    return {name: 100 * float(value) for name, value in collection(predictions.cpu(), labels.cpu()).items()}
+
+
+def full_scores(logits: Tensor, labels: Tensor, task: str, num_classes: int) -> dict[str, Any]:
+    """`epoch_scores` with AUC (0-1), confusion matrix and per-class scores of logits (N, C).
+
+    AUC as in MedMNIST v2: of the positive class for a binary set, else the unweighted mean one-vs-rest (or
+    over labels). Classes without both a positive and a negative image have no AUC and are left out of the mean.
+    """
+    logits, labels = logits.cpu(), labels.cpu()
+    predictions = predict(logits, task)
+    scores: dict[str, Any] = epoch_scores(predictions, labels, task, num_classes)
+    scores["auc"] = area_under_curve(probabilities(logits, task), labels, task)
+    if task == MULTI_LABEL:
+        matrix = tmf.multilabel_confusion_matrix(predictions, labels.long(), num_classes)
+    else:
+        matrix = tmf.multiclass_confusion_matrix(predictions, labels, num_classes)
+    scores["confusion_matrix"] = matrix.tolist()
+    scores["per_class"] = _per_class(predictions, labels, task, num_classes)
+    return scores
+
+
+def area_under_curve(scores: Tensor, labels: Tensor, task: str) -> float | None:
+    """AUC of probabilities (N, C); None where no class has both positive and negative images."""
+    truth = labels if task == MULTI_LABEL else torch.nn.functional.one_hot(labels, scores.shape[1])
+    columns = [1] if task == BINARY else range(scores.shape[1])
+    areas = [
+        float(tmf.binary_auroc(scores[:, column], truth[:, column].long()))
+        for column in columns
+        if 0 < int(truth[:, column].sum()) < len(truth)
+    ]
+    return sum(areas) / len(areas) if areas else None
+
+
+def _per_class(predictions: Tensor, labels: Tensor, task: str, num_classes: int) -> dict[str, list[float]]:
+    """Precision, recall, F1 in percent and the number of images, each by class number."""
+    prefix = "multilabel" if task == MULTI_LABEL else "multiclass"
+    result = {}
+    for name in ("precision", "recall", "f1_score"):
+        score = getattr(tmf, f"{prefix}_{name}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # an absent class scores 0 here, as documented above
+            values = score(predictions, labels.long(), num_classes, average=None)
+        result[name] = [100 * value for value in values.tolist()]
+    support = labels.sum(0) if task == MULTI_LABEL else torch.bincount(labels, minlength=num_classes)
+    result["support"] = support.tolist()
+    return result

@@ -1,0 +1,220 @@
+"""Networks by name: stem, classifier, ImageNet weights, frozen backbone, feature hooks."""
+
+import importlib
+import urllib.error
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from kdx.errors import KdxError, suggest
+from kdx.files import hash_file
+
+SMALL_STEM_UP_TO = 64  # px; an ImageNet stem would leave a 32 px image 8 px before the first block
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What determines a network before training."""
+
+    name: str
+    num_classes: int
+    in_channels: int = 3
+    pretrained: bool = False
+    freeze_backbone: bool = False
+    stem: str = "imagenet"
+
+
+def get_resnet_model(model_name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
+    """A torchvision network for RGB images with its ImageNet stem and a classifier of `num_classes`."""
+    return build_network(NetworkSpec(model_name, num_classes, pretrained=pretrained))
+
+
+def resolve_stem(stem: str, name: str, pretrained: bool, image_size: int) -> str:
+    """`auto` as `small` for a ResNet from scratch on images up to 64 px, else as `imagenet`."""
+    if stem != "auto":
+        return stem
+    return "small" if _has_resnet_stem(name) and not pretrained and image_size <= SMALL_STEM_UP_TO else "imagenet"
+
+
+def build_network(spec: NetworkSpec, download: bool = True) -> nn.Module:
+    """The network of `spec`, its weights drawn from torch's global generator or loaded from ImageNet's.
+
+    Raises `KdxError` for an unknown name, a stem that the network does not have, or weights that are missing.
+    """
+    if ":" in spec.name:
+        network = _call_user_network(spec)
+    else:
+        network = _torchvision_network(spec, download)
+    if spec.stem == "small":
+        _use_small_stem(network, spec)
+    if spec.in_channels != 3 and ":" not in spec.name:
+        _use_channels(network, spec.in_channels)
+    if spec.freeze_backbone:
+        freeze_all_but_classifier(network)
+    return network
+
+
+def check_network(network: nn.Module, spec: NetworkSpec, size: tuple[int, int]) -> None:
+    """Pass two blank images through the network; `KdxError` where it fails or returns another shape than (2, C)."""
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            logits = network(torch.zeros(2, spec.in_channels, *size))
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise KdxError(f"network '{spec.name}' fails on {size[0]}x{size[1]} images ({reason}); set dataset.resize") from error
+    finally:
+        network.train(was_training)
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != (2, spec.num_classes):
+        raise KdxError(f"network '{spec.name}' returns {shape} for two images, not (2, {spec.num_classes})")
+
+
+def count_parameters(network: nn.Module) -> int:
+    """The number of weights, trained or frozen."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def set_training_mode(network: nn.Module) -> None:
+    """`train()`, but layers whose weights are all frozen stay in eval mode, so that batch-norm keeps its statistics."""
+    network.train()
+    for module in network.modules():
+        own = list(module.parameters())
+        if own and not any(parameter.requires_grad for parameter in own):
+            module.eval()
+
+
+def freeze_all_but_classifier(network: nn.Module) -> None:
+    """Leave gradients to the last linear (or convolutional) classifier only."""
+    network.requires_grad_(False)
+    _classifier(network)[1].requires_grad_(True)
+
+
+@contextmanager
+def capture_features(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
+    """Collect what `layer` (a dotted name) returns at every forward pass; the hook is always removed."""
+    layers = {name: module for name, module in network.named_modules() if name}
+    if layer not in layers:
+        raise KdxError(f"layer={layer}: the network has no such layer{suggest(layer, layers)}")
+    features: list[Tensor] = []
+    handle = layers[layer].register_forward_hook(lambda module, inputs, output: features.append(output.detach()))
+    try:
+        yield features
+    finally:
+        handle.remove()
+
+
+def _has_resnet_stem(name: str) -> bool:
+    return ":" not in name and name.startswith(("resnet", "resnext", "wide_resnet"))
+
+
+def _call_user_network(spec: NetworkSpec) -> nn.Module:
+    if spec.pretrained:
+        raise KdxError(f"model '{spec.name}' with pretrained=true: ImageNet weights exist for torchvision networks only")
+    module_name, _, attribute = spec.name.partition(":")
+    try:
+        build = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise KdxError(f"model '{spec.name}': {error}; package.module:callable must be importable") from error
+    try:
+        network = build(num_classes=spec.num_classes, in_channels=spec.in_channels)
+    except TypeError as error:
+        raise KdxError(f"model '{spec.name}': {error}; it must take num_classes and in_channels") from error
+    if not isinstance(network, nn.Module):
+        raise KdxError(f"model '{spec.name}' returned {type(network).__name__}, not a torch.nn.Module")
+    return network
+
+
+def _torchvision_network(spec: NetworkSpec, download: bool) -> nn.Module:
+    names = torchvision.models.list_models(module=torchvision.models)
+    if spec.name not in names:
+        raise KdxError(
+            f"model '{spec.name}': not a torchvision classifier such as resnet18, resnet34, resnet50, "
+            f"nor package.module:callable{suggest(spec.name, names)}"
+        )
+    extra = {"aux_logits": False, "init_weights": True} if spec.name in ("googlenet", "inception_v3") else {}
+    if not spec.pretrained:
+        return torchvision.models.get_model(spec.name, weights=None, num_classes=spec.num_classes, **extra)
+    if extra:
+        raise KdxError(f"model '{spec.name}' with pretrained=true: its ImageNet weights need auxiliary classifiers")
+    state = _imagenet_weights(spec.name, download)
+    network = torchvision.models.get_model(spec.name, weights=None)
+    network.load_state_dict(state)
+    _replace_classifier(network, spec.num_classes)
+    return network
+
+
+def _imagenet_weights(name: str, download: bool) -> dict[str, Tensor]:
+    """torchvision's default weights from torch's hub folder, their hash checked, without running pickled code."""
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    file_name = url.rsplit("/", 1)[1]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file_name
+    by_hand = f"download {url} by hand and put it into the folder checkpoints of torch's hub ($TORCH_HOME/hub)"
+    if not path.exists():
+        if not download:
+            raise KdxError(f"model '{name}': pretrained=true needs {file_name} and download=false: {by_hand}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=_hash_in(file_name))
+        except (urllib.error.URLError, OSError, RuntimeError) as error:
+            raise KdxError(f"model '{name}': its ImageNet weights cannot be fetched ({error}): {by_hand}") from error
+    if not hash_file(path).startswith(_hash_in(file_name)):
+        raise KdxError(f"model '{name}': {file_name} in torch's hub folder is damaged (sha256 differs): delete it")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _hash_in(file_name: str) -> str:
+    return Path(file_name).stem.rsplit("-", 1)[1]
+
+
+def _classifier(network: nn.Module) -> tuple[str, nn.Module]:
+    heads = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    linear = [(n, m) for n, m in heads if isinstance(m, nn.Linear)]
+    if not heads:
+        raise KdxError(f"{type(network).__name__} has no linear classifier to train or replace")
+    return (linear or heads)[-1]
+
+
+def _replace_classifier(network: nn.Module, num_classes: int) -> None:
+    name, old = _classifier(network)
+    if isinstance(old, nn.Linear):
+        network.set_submodule(name, nn.Linear(old.in_features, num_classes))
+    else:
+        assert isinstance(old, nn.Conv2d)
+        network.set_submodule(name, nn.Conv2d(old.in_channels, num_classes, kernel_size=1))
+
+
+def _use_small_stem(network: nn.Module, spec: NetworkSpec) -> None:
+    """3x3 convolution with stride 1 and no max-pool, the CIFAR form of a ResNet (1512.03385, 4.2)."""
+    if not _has_resnet_stem(spec.name):
+        raise KdxError(f"model.stem=small: '{spec.name}' is no torchvision ResNet; choose auto or imagenet")
+    if spec.pretrained:
+        raise KdxError("model.stem=small: ImageNet weights need the ImageNet stem; choose auto or imagenet")
+    network.set_submodule("conv1", nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False))
+    nn.init.kaiming_normal_(network.get_submodule("conv1").weight, mode="fan_out", nonlinearity="relu")
+    network.set_submodule("maxpool", nn.Identity())
+
+
+def _use_channels(network: nn.Module, channels: int) -> None:
+    """Let the first convolution take `channels` instead of RGB."""
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            fresh = nn.Conv2d(
+                channels,
+                layer.out_channels,
+                layer.kernel_size,  # type: ignore[arg-type]
+                stride=layer.stride,  # type: ignore[arg-type]
+                padding=layer.padding,  # type: ignore[arg-type]
+                bias=layer.bias is not None,
+            )
+            nn.init.kaiming_normal_(fresh.weight, mode="fan_out", nonlinearity="relu")
+            network.set_submodule(name, fresh)
+            return
+    warnings.warn(f"{type(network).__name__} has no convolution to adapt to {channels} channels", stacklevel=2)

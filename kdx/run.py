@@ -1,0 +1,26 @@
+"""`kdx` and `python -m kdx.run`: compose the config, check every job, run the chain."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from kdx import cli
+
+PACKAGE = Path(__file__).resolve().parent
+CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())  # wheel, checkout
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def _job(config: DictConfig) -> float | None:
+    return cli.run_job(config)
+
+
+def main() -> None:
+    with cli.one_line_errors(CONF):
+        cli.check_jobs(CONF)
+        _job()
+
+
+if __name__ == "__main__":
+    main()

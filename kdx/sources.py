@@ -1,0 +1,111 @@
+"""Data sets by name: CIFAR, MedMNIST and scikit-learn's digits."""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from kdx.data import Dataset, from_arrays
+from kdx.errors import KdxError
+
+SPLIT_SEED = 0  # one split for every run: the run's seed must not move images between train and validation
+CIFAR_VAL = 5000
+MIRRORED = ("organamnist", "organcmnist", "organsmnist")  # have a left and a right kidney, lung and femoral head
+
+
+def carve(labels: np.ndarray, size: int | float) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (kept, carved) of a stratified split that never changes; `size` is a count or a share."""
+    from sklearn.model_selection import train_test_split
+
+    try:
+        kept, carved = train_test_split(
+            np.arange(len(labels)), test_size=size, random_state=SPLIT_SEED, stratify=labels
+        )
+    except ValueError as error:
+        raise KdxError(f"cannot carve {size} of {len(labels)} images off for validation: {error}") from error
+    return np.sort(kept), np.sort(carved)
+
+
+def load_digits() -> Dataset:
+    """scikit-learn's 1,797 digits of 8x8 pixels in 17 grey levels: 1,257 train, 180 val, 360 test."""
+    import sklearn.datasets
+
+    bunch = sklearn.datasets.load_digits()
+    images = (bunch.images * 255 / 16).round().astype(np.uint8)
+    rest, test = carve(bunch.target, 360)
+    train, val = carve(bunch.target[rest], 180)
+    arrays = {
+        split: (images[index], bunch.target[index])
+        for split, index in (("train", rest[train]), ("val", rest[val]), ("test", test))
+    }
+    names = [str(name) for name in bunch.target_names]
+    return from_arrays("digits", arrays, task="multi-class", class_names=names, mirrored=True)
+
+
+def load_cifar(name: str, root: str, download: bool) -> Dataset:
+    """CIFAR-10 or CIFAR-100 by torchvision (its checksums), 45,000 train, 5,000 val, 10,000 test."""
+    import torchvision.datasets as tvd
+
+    reader = {"cifar10": tvd.CIFAR10, "cifar100": tvd.CIFAR100}[name]
+    parts = []
+    for is_train in (True, False):
+        try:
+            parts.append(reader(root, train=is_train))
+            continue
+        except RuntimeError:
+            by_hand = f"put the unpacked folder {reader.base_folder} (from {reader.url}) into data_dir={root}"
+            if not download:
+                raise KdxError(f"dataset={name}: not found or damaged in {root} and download=false: {by_hand}") from None
+        try:
+            parts.append(reader(root, train=is_train, download=True))
+        except (OSError, RuntimeError) as error:
+            raise KdxError(f"dataset={name}: the download failed ({error}): {by_hand}") from error
+    train, test = parts
+    labels = np.asarray(train.targets)
+    kept, carved = carve(labels, CIFAR_VAL)
+    arrays = {
+        "train": (train.data[kept], labels[kept]),
+        "val": (train.data[carved], labels[carved]),
+        "test": (test.data, np.asarray(test.targets)),
+    }
+    return from_arrays(name, arrays, task="multi-class", class_names=train.classes)
+
+
+def load_medmnist(name: str, size: int, root: str, download: bool) -> Dataset:
+    """A 2-D set of MedMNIST v2 (28 px) or MedMNIST+ (64, 128, 224 px) with its official splits."""
+    from medmnist import INFO
+
+    info = INFO[name]
+    suffix = "" if size == 28 else f"_{size}"
+    path = Path(root) / f"{name}{suffix}.npz"
+    if not path.exists():
+        _download_medmnist(path, info[f"url{suffix}"], info[f"MD5{suffix}"], name, download)
+    arrays = _read_npz(path)
+    names = [info["label"][str(number)] for number in range(len(info["label"]))]
+    task = "multi-label" if info["task"].startswith("multi-label") else info["task"]
+    return from_arrays(name, arrays, task=task, class_names=names, mirrored=name in MIRRORED)
+
+
+def _download_medmnist(path: Path, url: str, md5: str, name: str, download: bool) -> None:
+    by_hand = f"put {path.name} from {url} into data_dir={path.parent}"
+    if not download:
+        raise KdxError(f"dataset={name}: {path} is not there and download=false: {by_hand}")
+    from torchvision.datasets.utils import download_url
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")  # a half download never bears the final name
+    try:
+        download_url(url, str(path.parent), filename=part.name, md5=md5)
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        raise KdxError(f"dataset={name}: the download failed ({error}): {by_hand}") from error
+    part.replace(path)
+
+
+def _read_npz(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {split: (file[f"{split}_images"], file[f"{split}_labels"]) for split in ("train", "val", "test")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise KdxError(f"{path} is not a readable MedMNIST file ({error}): delete it or fetch it again") from error
