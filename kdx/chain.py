@@ -124,7 +124,11 @@ def check_plan(place: Workplace, plan: Sequence[Step]) -> None:
             here, there = place.surroundings(), step.finished.surroundings
             differ = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
             if differ:
-                log.warning("the reused %s was made elsewhere (%s): its last bits may differ", step.role, "; ".join(differ))
+                log.warning(
+                    "the reused %s was made elsewhere (%s): its last bits may differ",
+                    step.role,
+                    "; ".join(differ),
+                )
 
 
 def _find(place: Workplace, stage: StageSettings, own: str, index: StageIndex) -> Step:
@@ -136,8 +140,7 @@ def _find(place: Workplace, stage: StageSettings, own: str, index: StageIndex) -
             raise KdxError(f"stage.{stage.role}.checkpoint={stage.checkpoint}: no such file")
         return Step(stage, "load", f"file:{hash_file(path)[:16]}", path)
     finished = None if settings.reuse == "never" else index.find(own)
-    teaches = any(other.guide == stage.role for other in settings.stages)
-    if finished is None and settings.reuse == "latest" and teaches:
+    if finished is None and settings.reuse == "latest" and stage.role in settings.teachers():
         finished = index.find_latest(
             role=stage.role,
             network=stage.network,
@@ -155,7 +158,12 @@ def _find(place: Workplace, stage: StageSettings, own: str, index: StageIndex) -
 
 
 def _deliver(
-    place: Workplace, step: Step, outcomes: dict[str, Outcome], plan: Sequence[Step], run_dir: Path, index: StageIndex
+    place: Workplace,
+    step: Step,
+    outcomes: dict[str, Outcome],
+    plan: Sequence[Step],
+    run_dir: Path,
+    index: StageIndex,
 ) -> Outcome:
     """Carry one step out."""
     stage = step.stage
@@ -172,7 +180,12 @@ def _deliver(
 
 
 def _train(
-    place: Workplace, step: Step, outcomes: dict[str, Outcome], plan: Sequence[Step], run_dir: Path, index: StageIndex
+    place: Workplace,
+    step: Step,
+    outcomes: dict[str, Outcome],
+    plan: Sequence[Step],
+    run_dir: Path,
+    index: StageIndex,
 ) -> Outcome:
     """Train a stage under its guide and file it in the index."""
     stage = step.stage
@@ -210,7 +223,9 @@ class _Summary:
         self.path = run_dir / "summary.json"
         self.place = place
         self.stages: dict[str, dict[str, Any]] = {}
-        self.lineage: list[dict[str, str]] = [{"what": "data", "name": place.dataset.name, "hash": place.dataset.digest}]
+        self.lineage: list[dict[str, str]] = [
+            {"what": "data", "name": place.dataset.name, "hash": place.dataset.digest}
+        ]
         self.head = {
             "overrides": list(overrides),
             "plan": [{"role": s.role, "action": s.action, "fingerprint": s.fingerprint} for s in plan],

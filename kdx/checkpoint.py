@@ -51,7 +51,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU; `KdxError` if it is missing, damaged, of another format or no checkpoint."""
+    """The content of a checkpoint, on the CPU; `KdxError` for a missing, damaged or foreign file."""
     if not path.is_file():
         raise KdxError(f"{path}: no such checkpoint")
     verify(path)

@@ -25,7 +25,9 @@ RESERVED_ROLES = ("plan", "status", "error", "lineage", "versions", "git_commit"
 
 # ${kdx.start:...} names the output folder's first level: how the networks start.
 OmegaConf.register_new_resolver(
-    "kdx.start", lambda pretrained: "imagenet_pretrained" if pretrained is True else "from_scratch", replace=True
+    "kdx.start",
+    lambda pretrained: "imagenet_pretrained" if pretrained is True else "from_scratch",
+    replace=True,
 )
 
 # The types of what is not a swap point. Swap points (kd, optimizer, scheduler, dataset.source) are dict: a user's
@@ -55,6 +57,12 @@ class DatasetSchema:
 
 
 @dataclass
+class VisualizeSchema:
+    samples: int = 2
+    layer: str | None = None
+
+
+@dataclass
 class Schema:
     dataset: DatasetSchema = field(default_factory=DatasetSchema)
     model: dict[str, Any] = MISSING
@@ -74,6 +82,7 @@ class Schema:
     deterministic: bool = MISSING
     threads: int | None = MISSING
     plan: bool = MISSING
+    visualize: VisualizeSchema = field(default_factory=VisualizeSchema)
     data_dir: str = MISSING
     download: bool = MISSING
     output_dir: str = MISSING
@@ -125,11 +134,20 @@ class Settings:
     deterministic: bool
     threads: int | None
     plan: bool
+    visualize: VisualizeSchema
     download: bool
     output_dir: str
 
     def stage(self, role: str) -> StageSettings:
         return next(stage for stage in self.stages if stage.role == role)
+
+    def teachers(self) -> set[str]:
+        """The roles that teach somebody on the way to what this run delivers."""
+        ways = set(self.deliver)
+        for stage in reversed(self.stages):
+            if stage.role in ways and stage.guide:
+                ways.add(stage.guide)
+        return {stage.guide for stage in self.stages if stage.role in ways and stage.guide}
 
 
 def read_settings(config: DictConfig) -> Settings:
@@ -160,17 +178,24 @@ def read_settings(config: DictConfig) -> Settings:
         freeze_backbone=config.model.freeze_backbone,
         stem=config.model.stem,
         **{key: getattr(typed, key) for key in ("amp", "device", "num_workers", "log_interval", "save_interval")},
-        **{key: getattr(typed, key) for key in ("seed", "deterministic", "threads", "plan", "download", "output_dir")},
+        **{
+            key: getattr(typed, key)
+            for key in ("seed", "deterministic", "threads", "plan", "visualize", "download", "output_dir")
+        },
     )
 
 
-def build(node: dict[str, Any], key: str, **extra: Any) -> Any:
-    """The object that a swap point's `_target_` names, or None without one. The only place that instantiates."""
+def build(node: dict[str, Any], key: str, *arguments: Any) -> Any:
+    """The object that a swap point's `_target_` names, or None without one. The only place that instantiates.
+
+    A `_partial_` target is called with `arguments`, which so stay what they are (parameters, an optimizer).
+    """
     if node.get("_target_") is None:
         return None
     try:
-        return instantiate({**node, "_convert_": "all"}, **extra)
-    except InstantiationException as error:
+        built = instantiate({**node, "_convert_": "all"})
+        return built(*arguments) if arguments else built
+    except (InstantiationException, TypeError, ValueError) as error:
         cause = error.__cause__
         if isinstance(cause, KdxError):
             raise cause from None
@@ -243,9 +268,16 @@ def _check_run(run: Schema, problems: _Problems) -> None:
     problems.choice("amp", run.amp, AMP)
     if run.device.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
         problems.add("device", run.device, "choose auto, cpu, cuda, cuda:<number> or mps")
-    for key, least in (("epochs", 1), ("batch_size", 1), ("num_workers", 0), ("log_interval", 1), ("save_interval", 0)):
+    for key, least in (
+        ("epochs", 1),
+        ("batch_size", 1),
+        ("num_workers", 0),
+        ("log_interval", 1),
+        ("save_interval", 0),
+    ):
         problems.at_least(key, getattr(run, key), least)
     problems.at_least("seed", run.seed, 0)
+    problems.at_least("visualize.samples", run.visualize.samples, 0)
     if run.threads is not None:
         problems.at_least("threads", run.threads, 1)
 
@@ -308,7 +340,9 @@ def _check_roles(config: DictConfig, roles: list[str], problems: _Problems) -> N
             OmegaConf.merge(OmegaConf.structured(RoleSchema), node)
         except OmegaConfBaseException as error:
             key = getattr(error, "full_key", "")
-            hint = suggest(str(key), RoleSchema.__dataclass_fields__) if key not in RoleSchema.__dataclass_fields__ else ""
+            hint = (
+                suggest(str(key), RoleSchema.__dataclass_fields__) if key not in RoleSchema.__dataclass_fields__ else ""
+            )
             problems.lines.append(f"stage.{role}.{key}: {str(error).splitlines()[0]}{hint}")
             continue
         for key in ("epochs", "batch_size"):
@@ -324,7 +358,11 @@ def _check_roles(config: DictConfig, roles: list[str], problems: _Problems) -> N
             problems.add(f"model.{key}", config.model[key], "choose true, false")
     for key in config.model:
         if key not in (*roles, "pretrained", "freeze_backbone", "stem"):
-            problems.add(f"model.{key}", config.model[key], f"no role of this name under stage{suggest(str(key), roles)}")
+            problems.add(
+                f"model.{key}",
+                config.model[key],
+                f"no role of this name under stage{suggest(str(key), roles)}",
+            )
 
 
 def _guides_first(config: DictConfig, roles: list[str], problems: _Problems) -> list[str]:
@@ -357,22 +395,19 @@ def _stage(config: DictConfig, role: str) -> StageSettings:
             OmegaConf.update(staged, target, own[key], force_add=True)
     if own.get("pretrained") is not None:
         staged.model.pretrained = own.pretrained
-    resolved = OmegaConf.to_container(staged, resolve=True)
-    assert isinstance(resolved, dict)
-    distils = resolved["kd"].get("_target_") is not None
+    resolved: Any = OmegaConf.to_container(staged, resolve=True)
+    guide = own.get("guide") if resolved["kd"].get("_target_") is not None else None
     return StageSettings(
         role=role,
         network=config.model[role],
-        guide=own.get("guide") if distils else None,
+        guide=guide,
         epochs=resolved["epochs"],
         batch_size=resolved["batch_size"],
         lr=resolved["optimizer"].get("lr", 0.0),
         pretrained=resolved["model"]["pretrained"],
         checkpoint=own.get("checkpoint"),
-        kd=resolved["kd"] if distils else {},
+        kd=resolved["kd"] if guide else {},
         optimizer=resolved["optimizer"],
         scheduler=resolved["scheduler"],
         config=resolved,
     )
-
-

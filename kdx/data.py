@@ -127,9 +127,7 @@ def check_labels(labels: np.ndarray, count: int, task: str, num_classes: int, wh
 
 def check_same_shape(name: str, splits: dict[str, Split]) -> None:
     """All splits must have images of one shape."""
-    shapes = {
-        split: tuple(data.images.shape[-3:]) for split, data in splits.items()
-    }
+    shapes = {split: tuple(data.images.shape[-3:]) for split, data in splits.items()}
     if len(set(shapes.values())) > 1:
         raise KdxError(f"{name}: the splits' images differ in shape (C, H, W): {shapes}")
 

@@ -1,8 +1,9 @@
 """A user's own pictures: path/{train,val,test}/<class>/*."""
 
 import hashlib
-import multiprocessing
+import os
 from collections.abc import Iterator, Sequence
+from multiprocessing import get_all_start_methods
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,9 @@ def load_imagefolder(path: str, size: int | None, in_memory_gb: float, num_worke
             )
     class_names = sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
     if len(class_names) < 2:
-        raise KdxError(f"dataset=imagefolder: {root / 'train'} holds {len(class_names)} class folders, at least 2 are needed")
+        raise KdxError(
+            f"dataset=imagefolder: {root / 'train'} holds {len(class_names)} class folders, at least 2 are needed"
+        )
     files = {split: _list_split(root / split, class_names) for split in ("train", "test")}
     if (root / "val").is_dir():
         files["val"] = _list_split(root / "val", class_names)
@@ -72,25 +75,33 @@ def load_imagefolder(path: str, size: int | None, in_memory_gb: float, num_worke
     in_memory = total * 3 * height * width <= in_memory_gb * 2**30
     splits = {}
     for split, (paths, labels) in files.items():
-        images: Tensor | FileImages = DecodedFiles(paths, (height, width), crop=size is not None)
+        images = DecodedFiles(paths, (height, width), crop=size is not None)
         splits[split] = Split(_decode_all(images, num_workers) if in_memory else images, torch.from_numpy(labels))
     check_every_class("imagefolder", splits["train"].labels, "multi-class", class_names)
-    digest = _digest(root, files, class_names, size)
+    digest = _digest(files, class_names, size)
     task = "binary-class" if len(class_names) == 2 else "multi-class"
-    return Dataset("imagefolder", task, tuple(class_names), **splits, digest=digest)
+    train, val, test = (splits[split] for split in ("train", "val", "test"))
+    return Dataset("imagefolder", task, tuple(class_names), train, val, test, digest)
 
 
 def decoded_batches(images: FileImages, order: Sequence[Sequence[int]], num_workers: int) -> Iterator[Tensor]:
-    """uint8 batches (B, C, H, W) of the given indices in the given order, whatever the number of workers."""
-    loader = DataLoader(
+    """uint8 batches (B, C, H, W) of the given indices in the given order, whatever the number of workers.
+
+    More workers than processors only get in each other's way: the number is capped.
+    """
+    workers = min(num_workers, os.cpu_count() or 1)
+    loader: DataLoader[Tensor] = DataLoader(
         images,  # type: ignore[arg-type]
-        batch_sampler=order,
-        num_workers=num_workers,
+        batch_sampler=order,  # type: ignore[arg-type]
+        num_workers=workers,
         # fork: a worker of a worker cannot be spawned, and jobs of a parallel sweep are workers themselves
-        multiprocessing_context="fork" if num_workers and "fork" in multiprocessing.get_all_start_methods() else None,
+        multiprocessing_context="fork" if workers and "fork" in get_all_start_methods() else None,
         generator=torch.Generator().manual_seed(0),  # else every pass draws from the global generator
     )
-    yield from loader
+    try:
+        yield from loader
+    except KdxError as error:  # a worker's error arrives with its traceback as text
+        raise KdxError(str(error).strip().splitlines()[-1].removeprefix("kdx.errors.KdxError: ")) from None
 
 
 def _open(path: Path) -> Image.Image:
@@ -126,7 +137,7 @@ def _decode_all(images: FileImages, num_workers: int) -> Tensor:
     return result
 
 
-def _digest(root: Path, files: dict[str, tuple[list[Path], np.ndarray]], class_names: list[str], size: int | None) -> str:
+def _digest(files: dict[str, tuple[list[Path], np.ndarray]], class_names: list[str], size: int | None) -> str:
     """Hash of every file's bytes, in order: one read of the data, which training needs anyway."""
     digest = hashlib.sha256(repr((class_names, size)).encode())
     for split in ("train", "val", "test"):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torchmetrics.functional.classification as tmf
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassF1Score,
@@ -38,9 +38,16 @@ def epoch_scores(predictions: Tensor, labels: Tensor, task: str, num_classes: in
     A class that occurs neither among labels nor predictions does not enter the macro averages; one that is
     never predicted has precision 0, one without a label recall 0. Multi-label accuracy is the mean over labels.
     """
+    kind: dict[str, Any]
+    parts: tuple[Metric, ...]
     if task == MULTI_LABEL:
-        kind: dict[str, Any] = {"num_labels": num_classes, "average": "macro", "validate_args": False}
-        parts = (MultilabelAccuracy(**kind), MultilabelPrecision(**kind), MultilabelRecall(**kind), MultilabelF1Score(**kind))
+        kind = {"num_labels": num_classes, "average": "macro", "validate_args": False}
+        parts = (
+            MultilabelAccuracy(**kind),
+            MultilabelPrecision(**kind),
+            MultilabelRecall(**kind),
+            MultilabelF1Score(**kind),
+        )
     else:
         kind = {"num_classes": num_classes, "average": "macro", "validate_args": False}
         accuracy = MulticlassAccuracy(**{**kind, "average": "micro"})

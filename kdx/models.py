@@ -69,7 +69,9 @@ def check_network(network: nn.Module, spec: NetworkSpec, size: tuple[int, int]) 
             logits = network(torch.zeros(2, spec.in_channels, *size))
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise KdxError(f"network '{spec.name}' fails on {size[0]}x{size[1]} images ({reason}); set dataset.resize") from error
+        raise KdxError(
+            f"network '{spec.name}' fails on {size[0]}x{size[1]} images ({reason}); set dataset.resize"
+        ) from error
     finally:
         network.train(was_training)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -117,7 +119,9 @@ def _has_resnet_stem(name: str) -> bool:
 
 def _call_user_network(spec: NetworkSpec) -> nn.Module:
     if spec.pretrained:
-        raise KdxError(f"model '{spec.name}' with pretrained=true: ImageNet weights exist for torchvision networks only")
+        raise KdxError(
+            f"model '{spec.name}' with pretrained=true: ImageNet weights exist for torchvision networks only"
+        )
     module_name, _, attribute = spec.name.partition(":")
     try:
         build = getattr(importlib.import_module(module_name), attribute)
@@ -197,8 +201,9 @@ def _use_small_stem(network: nn.Module, spec: NetworkSpec) -> None:
         raise KdxError(f"model.stem=small: '{spec.name}' is no torchvision ResNet; choose auto or imagenet")
     if spec.pretrained:
         raise KdxError("model.stem=small: ImageNet weights need the ImageNet stem; choose auto or imagenet")
-    network.set_submodule("conv1", nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False))
-    nn.init.kaiming_normal_(network.get_submodule("conv1").weight, mode="fan_out", nonlinearity="relu")
+    conv = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    network.set_submodule("conv1", conv)
     network.set_submodule("maxpool", nn.Identity())
 
 

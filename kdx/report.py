@@ -2,7 +2,18 @@
 
 from typing import Any
 
-HEADER = ("stage", "network", "parameters", "status", "epoch", "val acc", "test acc", "test F1", "test AUC", "time")
+HEADER = (
+    "stage",
+    "network",
+    "parameters",
+    "status",
+    "epoch",
+    "val acc",
+    "test acc",
+    "test F1",
+    "test AUC",
+    "time",
+)
 
 
 def stage_table(stages: dict[str, dict[str, Any]]) -> str:

@@ -11,7 +11,11 @@ from kdx.errors import KdxError
 
 SPLIT_SEED = 0  # one split for every run: the run's seed must not move images between train and validation
 CIFAR_VAL = 5000
-MIRRORED = ("organamnist", "organcmnist", "organsmnist")  # have a left and a right kidney, lung and femoral head
+MIRRORED = (
+    "organamnist",
+    "organcmnist",
+    "organsmnist",
+)  # have a left and a right kidney, lung and femoral head
 
 
 def carve(labels: np.ndarray, size: int | float) -> tuple[np.ndarray, np.ndarray]:
@@ -56,7 +60,9 @@ def load_cifar(name: str, root: str, download: bool) -> Dataset:
         except RuntimeError:
             by_hand = f"put the unpacked folder {reader.base_folder} (from {reader.url}) into data_dir={root}"
             if not download:
-                raise KdxError(f"dataset={name}: not found or damaged in {root} and download=false: {by_hand}") from None
+                raise KdxError(
+                    f"dataset={name}: not found or damaged in {root} and download=false: {by_hand}"
+                ) from None
         try:
             parts.append(reader(root, train=is_train, download=True))
         except (OSError, RuntimeError) as error:
@@ -105,7 +111,7 @@ def _download_medmnist(path: Path, url: str, md5: str, name: str, download: bool
 
 def _read_npz(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {split: (file[f"{split}_images"], file[f"{split}_labels"]) for split in ("train", "val", "test")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, TypeError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise KdxError(f"{path} is not a readable MedMNIST file ({error}): delete it or fetch it again") from error

@@ -2,7 +2,6 @@
 
 import logging
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -142,13 +141,9 @@ def build_parts(place: Workplace, stage: StageSettings) -> Parts:
     setup_reproducibility(derive_seed(settings.seed, stage.role, "init"), settings.deterministic, settings.threads)
     network = build_network(network_spec(place, stage), settings.download)
     trainable = [p for p in network.parameters() if p.requires_grad]
-    optimizer = build(stage.optimizer, "optimizer")(trainable)
-    make_scheduler: Callable | None = build(stage.scheduler, "scheduler")
-    try:
-        scheduler = None if make_scheduler is None else make_scheduler(optimizer)
-    except (TypeError, ValueError) as error:
-        raise KdxError(f"scheduler: {stage.scheduler['_target_']} cannot be built: {error}") from error
-    return Parts(network, optimizer, scheduler, build(stage.kd, "kd") if stage.distilled else None)
+    optimizer = build(stage.optimizer, "optimizer", trainable)
+    scheduler = build(stage.scheduler, "scheduler", optimizer)
+    return Parts(network, optimizer, scheduler, build(stage.kd, "kd"))
 
 
 def check_stage(place: Workplace, stage: StageSettings) -> None:
@@ -171,7 +166,12 @@ def load_network(place: Workplace, stage: StageSettings, checkpoint: Path) -> tu
 
 
 def train_stage(
-    place: Workplace, stage: StageSettings, folder: Path, own: str, guide: nn.Module | None, guide_own: str | None
+    place: Workplace,
+    stage: StageSettings,
+    folder: Path,
+    own: str,
+    guide: nn.Module | None,
+    guide_own: str | None,
 ) -> Outcome:
     """Train a stage in `folder`, test its best checkpoint once. `own` and `guide_own` are fingerprints."""
     settings = place.settings
@@ -191,7 +191,9 @@ def train_stage(
         optimizer=parts.optimizer,
         scheduler=parts.scheduler,
         precision=place.precision,
-        logger=EpochLogger(folder / "logs" / f"{stem}_log.csv", stage.role, stage.epochs, log_interval=settings.log_interval),
+        logger=EpochLogger(
+            folder / "logs" / f"{stem}_log.csv", stage.role, stage.epochs, log_interval=settings.log_interval
+        ),
         folder=folder / "checkpoints",
         identity=identity(place, stage)
         | {"role": stage.role, "fingerprint": own, "guide_fingerprint": guide_own, "versions": versions()}
@@ -206,8 +208,22 @@ def train_stage(
     network, content = load_network(place, stage, checkpoint)
     test = scores_on_test(place, stage, network) | {"epoch": best.epoch}
     write_json(folder / "test_metrics.json", test)
+    _draw_feature_maps(place, stage, network, folder)
     seconds = sum(row["epoch_time_sec"] for row in trainer.history)
     return Outcome(checkpoint, best.epoch, content["validation"], test, count_parameters(network), seconds)
+
+
+def _draw_feature_maps(place: Workplace, stage: StageSettings, network: nn.Module, folder: Path) -> None:
+    """`visualizations/feature_maps_*.png` of the first test images, where the network has maps to draw."""
+    wish = place.settings.visualize
+    if not wish.samples:
+        return
+    from kdx.visualize import last_map_layer, save_feature_maps  # imports matplotlib
+
+    batches = _batches(place, stage, "test")
+    layer = wish.layer or last_map_layer(network, next(batches.epoch(0))[0])
+    if layer is not None:
+        save_feature_maps(network, batches.epoch(0), layer, folder / "visualizations", wish.samples)
 
 
 def scores_on_test(place: Workplace, stage: StageSettings, network: nn.Module) -> dict[str, Any]:

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from kdx.batches import Batches
-from kdx.checkpoint import BEST_PATTERN, LATEST, best_name, load_checkpoint, remove_checkpoint, save_checkpoint
+from kdx.checkpoint import (
+    BEST_PATTERN,
+    LATEST,
+    best_name,
+    load_checkpoint,
+    remove_checkpoint,
+    save_checkpoint,
+)
 from kdx.epoch_log import EpochLogger
 from kdx.errors import KdxError
 from kdx.losses import Objective, loss_terms
@@ -93,7 +100,7 @@ class Trainer:
             validated = self._validate(epoch)
             if self.scheduler is not None:
                 self.scheduler.step()
-            row = {"epoch": epoch}
+            row: dict[str, Any] = {"epoch": epoch}
             row |= {f"train_{key}": value for key, value in trained.items()}
             row |= {f"val_{key}": value for key, value in validated.items()}
             row |= {"learning_rate": learning_rate, "gpu_memory_mb": round(peak_mb(self.device), 1)}
@@ -240,7 +247,11 @@ def evaluate(network: nn.Module, batches: Batches, precision: Precision, task: s
     """Loss by the labels alone, and all scores, of a network on a split."""
     logits = logits_of(network, batches, precision)
     loss = float(loss_terms(None, logits, None, batches.labels)["loss"])
-    return {"loss": loss, **full_scores(logits, batches.labels, task, num_classes), "num_samples": len(batches.labels)}
+    return {
+        "loss": loss,
+        **full_scores(logits, batches.labels, task, num_classes),
+        "num_samples": len(batches.labels),
+    }
 
 
 def step_schedule(

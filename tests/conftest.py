@@ -1,0 +1,99 @@
+"""What many tests share: composing a config, running a tiny chain in a folder of its own."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from kdx.chain import run_chain
+from kdx.config import Settings, read_settings
+
+REPO = Path(__file__).resolve().parent.parent
+CONF = REPO / "conf"
+TINY = [
+    "dataset=digits",
+    "dataset.name=tiny",
+    "dataset.augment=[crop]",
+    "dataset.source._target_=tests.tiny.dataset",
+    "model.teacher=tests.tiny:wide",
+    "model.assistant=tests.tiny:network",
+    "model.student=tests.tiny:network",
+    "epochs=2",
+    "batch_size=8",
+    "amp=off",
+    "device=cpu",
+    "threads=1",
+    "optimizer.lr=0.01",
+    "visualize.samples=0",
+]
+
+
+def compose_config(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def settings_of(*overrides: str) -> Settings:
+    return read_settings(compose_config(*TINY, *overrides))
+
+
+def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, weights_only=True)["model"]
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    one, two = weights_of(first), weights_of(second)
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+class TinyRun:
+    """A finished tiny run: its folder and its summary."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.summary = json.loads((folder / "summary.json").read_text())
+
+    def statuses(self) -> dict[str, str]:
+        return {role: self.summary[role]["status"] for role in self.roles()}
+
+    def roles(self) -> list[str]:
+        return [step["role"] for step in self.summary["plan"]]
+
+    def checkpoint(self, role: str) -> Path:
+        return self.folder / self.summary[role]["checkpoint"]
+
+
+@pytest.fixture
+def tiny_run(tmp_path: Path) -> Callable[..., TinyRun]:
+    """Run a tiny chain with overrides; runs of one test share an output folder."""
+    count = 0
+
+    def run(*overrides: str) -> TinyRun:
+        nonlocal count
+        count += 1
+        folder = tmp_path / "outputs" / f"run{count}"
+        folder.mkdir(parents=True)
+        run_chain(settings_of(f"output_dir={tmp_path / 'outputs'}", *overrides), folder, overrides)
+        return TinyRun(folder)
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _same_surroundings() -> Iterator[None]:
+    """Chains set threads and determinism for the process: give the next test what this one found."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture
+def kdx_environment() -> dict[str, str]:
+    """The environment for a kdx process that must find the tests' tiny networks."""
+    return {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": ""}

@@ -1,0 +1,295 @@
+"""The three stages together, on tiny networks."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdx.chain import make_plan
+from kdx.config import Settings
+from kdx.errors import KdxError
+from kdx.index import StageIndex
+from kdx.stage import open_workplace
+from tests.conftest import TinyRun, same_weights, settings_of
+
+
+def fingerprints(*overrides: str) -> dict[str, str]:
+    return {step.role: step.fingerprint for step in plan_of(settings_of(*overrides))}
+
+
+def plan_of(settings: Settings, outputs: Path = Path("nowhere")) -> list:
+    return make_plan(open_workplace(settings), StageIndex(outputs))
+
+
+def test_a_run_leaves_the_files_of_the_contract(tiny_run) -> None:
+    """pitfall(7): test is evaluated, once, on the chosen checkpoint."""
+    run: TinyRun = tiny_run("visualize.samples=2")
+    for role in ("teacher", "assistant", "student"):
+        folder = run.folder / role
+        name = run.summary[role]["network"].replace(":", "-")
+        assert (folder / "logs" / f"{name}_{role}_log.csv").exists()
+        config = json.loads((folder / "logs" / f"{name}_{role}_config.json").read_text())
+        assert config["config"]["epochs"] == 2 and config["fingerprint"] == run.summary[role]["fingerprint"]
+        (best,) = (folder / "checkpoints").glob("best_acc_*.pth")
+        content = torch.load(best, weights_only=True)
+        assert {"model", "epoch", "validation", "meta"} <= set(content)
+        assert content["meta"]["role"] == role and content["meta"]["versions"]["torch"] == torch.__version__
+        test = json.loads((folder / "test_metrics.json").read_text())
+        needed = {
+            "loss",
+            "accuracy",
+            "precision",
+            "recall",
+            "f1_score",
+            "auc",
+            "confusion_matrix",
+            "epoch",
+            "num_samples",
+        }
+        assert needed <= set(test) and test["num_samples"] == 30 and test["epoch"] == content["epoch"]
+        assert run.checkpoint(role) == best and run.summary[role]["test"] == test
+        assert (folder / "checkpoints" / "latest.pth").exists()
+        assert len(list((folder / "visualizations").glob("feature_maps_*.png"))) == 2
+    assert run.summary["status"] == "finished"
+    assert [entry["what"] for entry in run.summary["lineage"]] == ["data", "teacher", "assistant", "student"]
+    assert run.summary["student"]["guide_fingerprint"] == run.summary["assistant"]["fingerprint"]
+
+
+def test_nothing_written_holds_an_absolute_path(tiny_run, tmp_path: Path) -> None:
+    run = tiny_run()
+    texts = [p for p in (tmp_path / "outputs").rglob("*") if p.suffix in (".json", ".csv", ".sha256")]
+    assert len(texts) > 10
+    for path in texts:
+        if not path.name.endswith("_config.json"):  # that one tells the overrides as given
+            assert str(tmp_path) not in path.read_text(), path
+    for role in run.roles():
+        assert str(tmp_path).encode() not in run.checkpoint(role).read_bytes()
+
+
+def test_second_run_reuses_everything_also_after_a_move(tiny_run, tmp_path: Path) -> None:
+    tiny_run()
+    assert set(tiny_run().statuses().values()) == {"reused"}
+    (tmp_path / "outputs").rename(tmp_path / "moved")
+    plan = plan_of(settings_of(), tmp_path / "moved")
+    assert [step.action for step in plan] == ["reuse"] * 3
+
+
+def test_sweep_over_temperature_trains_one_teacher(tiny_run) -> None:
+    """pitfall(2): every value that changes weights makes another stage; nothing is overwritten or taken for another."""
+    first = tiny_run("kd.temperature=2")
+    second = tiny_run("kd.temperature=4")
+    assert second.statuses() == {"teacher": "reused", "assistant": "trained", "student": "trained"}
+    assert first.checkpoint("teacher").resolve() == second.checkpoint("teacher").resolve()
+    assert first.checkpoint("student").exists() and not same_weights(
+        first.checkpoint("student"), second.checkpoint("student")
+    )
+
+
+CHANGES = {  # override -> roles whose weights it changes
+    "seed=1": "tas",
+    "batch_size=16": "tas",
+    "epochs=3": "tas",
+    "optimizer.lr=0.02": "tas",
+    "optimizer=sgd": "tas",
+    "optimizer.weight_decay=0": "tas",
+    "scheduler=none": "tas",
+    "amp=bf16": "tas",
+    "dataset.augment=[none]": "tas",
+    "dataset.resize=12": "tas",
+    "dataset.normalize={mean:[0.5],std:[0.5]}": "tas",
+    "+dataset.source.seed=5": "tas",
+    "model.freeze_backbone=true": "tas",
+    "kd.temperature=2": "as",
+    "kd.alpha=0.1": "as",
+    "kd=none": "as",
+    "model.teacher=tests.tiny:network": "tas",
+    "model.assistant=tests.tiny:wide": "as",
+    "model.student=tests.tiny:wide": "s",
+    "stage.student.epochs=5": "s",
+    "stage.student.lr=0.5": "s",
+    "stage.assistant.batch_size=4": "as",
+    "stage.student.guide=teacher": "s",
+    "log_interval=1": "",
+    "save_interval=1": "",
+    "num_workers=2": "",
+    "visualize.samples=0": "",
+    "threads=2": "",
+    "deterministic=false": "",
+    "plan=true": "",
+    "download=false": "",
+    "data_dir=elsewhere": "",
+    "output_dir=elsewhere": "",
+    "stage.reuse=never": "",
+    "stage.missing=error stage.deliver=all": "",
+    "device=cpu": "",
+}
+
+
+@pytest.mark.parametrize("override", CHANGES)
+def test_fingerprints_change_with_what_changes_weights_only(override: str) -> None:
+    before, after = fingerprints(), fingerprints(*override.split(" "))
+    changed = "".join(role[0] for role in ("teacher", "assistant", "student") if before[role] != after[role])
+    assert changed == CHANGES[override]
+
+
+def test_every_key_is_classified_above() -> None:
+    """A new setting must say whether it changes weights."""
+    words = " ".join(CHANGES)
+    known = {"stages", "deliver", "reuse", "missing", "dataset_name", "source", "stem"}
+    for name in Settings.__dataclass_fields__:
+        assert name in known or name.rstrip("s") in words, name
+
+
+def test_seeds_give_other_weights_and_the_same_seed_the_same(tiny_run) -> None:
+    """pitfall(13): the seed that the user sets is the one that counts."""
+    one, again = tiny_run("stage.reuse=never"), tiny_run("stage.reuse=never")
+    other = tiny_run("seed=1")
+    for role in one.roles():
+        assert same_weights(one.checkpoint(role), again.checkpoint(role))
+        assert not same_weights(one.checkpoint(role), other.checkpoint(role))
+
+
+def test_a_stage_alone_is_the_stage_in_a_chain(tiny_run) -> None:
+    whole = tiny_run()
+    alone = tiny_run("stage.deliver=teacher", "stage.reuse=never")
+    assert alone.roles() == ["teacher"]
+    assert same_weights(whole.checkpoint("teacher"), alone.checkpoint("teacher"))
+
+
+def test_missing_upstream_is_trained_or_refused(tiny_run, tmp_path: Path) -> None:
+    with pytest.raises(KdxError, match="no finished (assistant|teacher) .*run stage=(assistant|teacher)"):
+        tiny_run("stage.deliver=student", "stage.missing=error")
+    assert not list(tmp_path.rglob("*.pth"))
+    run = tiny_run("stage.deliver=student")
+    assert run.statuses() == {"teacher": "trained", "assistant": "trained", "student": "trained"}
+    again = tiny_run("stage.deliver=student", "stage.missing=error", "kd.temperature=4.0", "stage.student.lr=0.02")
+    assert again.statuses() == {"assistant": "reused", "student": "trained"}
+
+
+def test_latest_takes_the_newest_whatever_its_settings(tiny_run) -> None:
+    tiny_run("stage.deliver=teacher", "seed=5")
+    newest = tiny_run("stage.deliver=teacher", "epochs=1")
+    run = tiny_run("stage.deliver=assistant", "stage.reuse=latest", "epochs=3")
+    assert run.statuses() == {"teacher": "reused", "assistant": "trained"}
+    assert run.checkpoint("teacher").resolve() == newest.checkpoint("teacher").resolve()
+    other_net = tiny_run(
+        "stage.deliver=assistant", "stage.reuse=latest", "epochs=3", "model.teacher=tests.tiny:network"
+    )
+    assert other_net.statuses()["teacher"] == "trained"
+
+
+def test_direct_distillation_skips_the_assistant(tiny_run) -> None:
+    run = tiny_run("stage.deliver=student", "stage.student.guide=teacher")
+    assert run.roles() == ["teacher", "student"]
+    assert run.summary["student"]["guide_fingerprint"] == run.summary["teacher"]["fingerprint"]
+
+
+def test_without_distillation_a_student_needs_nobody(tiny_run) -> None:
+    run = tiny_run("stage.deliver=student", "kd=none")
+    assert run.roles() == ["student"] and run.summary["student"]["guide"] is None
+    with open(next(run.folder.rglob("*_log.csv"))) as file:
+        assert "train_soft_loss" not in next(csv.reader(file))
+
+
+def test_longer_chain_by_adding_a_role(tiny_run) -> None:
+    extra = ["+stage.professor={guide: null}", "+model.professor=tests.tiny:wide", "stage.teacher.guide=professor"]
+    run = tiny_run(*extra)
+    assert run.roles() == ["professor", "teacher", "assistant", "student"]
+    assert run.summary["teacher"]["guide_fingerprint"] == run.summary["professor"]["fingerprint"]
+
+
+def test_named_checkpoint_stands_in_for_training(tiny_run) -> None:
+    first = tiny_run("stage.deliver=teacher")
+    run = tiny_run(
+        "stage.deliver=assistant", f"stage.teacher.checkpoint='{first.checkpoint('teacher')}'", "stage.reuse=never"
+    )
+    assert run.statuses() == {"teacher": "loaded", "assistant": "trained"}
+    assert run.summary["teacher"]["test"]["accuracy"] == first.summary["teacher"]["test"]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+dataset.source.seed=9", "data_digest is"),
+        ("dataset.normalize={mean:[0.5],std:[0.5]}", "preprocessing is"),
+        ("dataset.resize=16", "preprocessing is"),
+        ("model.teacher=tests.tiny:network", "network is 'tests.tiny:wide', needed 'tests.tiny:network'"),
+        ("+dataset.source.classes=4", "num_classes is 3, needed 4"),
+    ],
+)
+def test_guide_that_does_not_fit_is_refused_before_training(
+    tiny_run, tmp_path: Path, override: str, message: str
+) -> None:
+    """pitfall(3): also where all shapes match."""
+    first = tiny_run("stage.deliver=teacher")
+    before = sorted(tmp_path.rglob("*.pth"))
+    with pytest.raises(KdxError, match="does not fit: .*" + message):
+        tiny_run("stage.deliver=assistant", f"stage.teacher.checkpoint='{first.checkpoint('teacher')}'", override)
+    assert sorted(tmp_path.rglob("*.pth")) == before
+
+
+def test_damaged_named_guide_is_an_error_and_a_damaged_found_one_is_trained_again(tiny_run, caplog) -> None:
+    first = tiny_run("stage.deliver=teacher")
+    path = first.checkpoint("teacher")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(KdxError, match="damaged"):
+        tiny_run("stage.deliver=assistant", f"stage.teacher.checkpoint='{path}'")
+    assert tiny_run("stage.deliver=teacher").statuses() == {"teacher": "trained"}
+    assert "damaged" in caplog.text
+
+
+def test_deleted_checkpoint_is_not_reused(tiny_run) -> None:
+    first = tiny_run("stage.deliver=teacher")
+    shutil.rmtree(first.folder)
+    assert tiny_run("stage.deliver=teacher").statuses() == {"teacher": "trained"}
+
+
+def test_error_in_the_last_stage_comes_before_the_first_trains(tiny_run, tmp_path: Path) -> None:
+    """A student's typo must not cost a teacher's training."""
+    for override, message in (
+        ("model.student=resnet19", "model 'resnet19'"),
+        ("model.student=tests.tiny:nothing", "tests.tiny:nothing"),
+        ("stage.student.checkpoint=nowhere.pth", "stage.student.checkpoint=nowhere.pth"),
+        ("+optimizer.speed=3", "optimizer: torch.optim.AdamW cannot be built"),
+        ("scheduler._target_=torch.optim.lr_scheduler.NoSuch", "scheduler: .*NoSuch"),
+        ("kd._target_=kdx.losses.NoSuch", "kd: .*NoSuch"),
+    ):
+        with pytest.raises(KdxError, match=message) as error:
+            tiny_run(override)
+        assert "\n" not in str(error.value)
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_flip_is_refused_where_it_changes_the_class() -> None:
+    with pytest.raises(KdxError, match=r"dataset.augment=\['flip'\]: a flip changes the class of digits"):
+        settings = settings_of(
+            "dataset.name=digits", "dataset.source._target_=kdx.sources.load_digits", "dataset.augment=[flip]"
+        )
+        open_workplace(settings)
+
+
+def test_pretrained_reaches_the_stages_it_is_set_for() -> None:
+    """pitfall(12): globally all stages, or one; never the teacher alone under a global name."""
+    settings = settings_of("model.pretrained=true")
+    assert [stage.pretrained for stage in settings.stages] == [True] * 3
+    settings = settings_of("stage.student.pretrained=true")
+    assert [(stage.role, stage.pretrained) for stage in settings.stages if stage.pretrained] == [("student", True)]
+
+
+def test_failed_run_says_so_in_its_summary(tiny_run, tmp_path: Path) -> None:
+    with pytest.raises(KdxError, match="teacher: .* in epoch 1"):
+        tiny_run("optimizer=sgd", "optimizer.lr=1e30", "deterministic=false")
+    summary = json.loads((tmp_path / "outputs" / "run1" / "summary.json").read_text())
+    assert summary["status"] == "failed" and "in epoch 1" in summary["error"]
+    assert not list((tmp_path / "outputs").glob("index/*"))
+
+
+def test_multi_label_chain(tiny_run) -> None:
+    run = tiny_run("+dataset.source.task=multi-label", "+dataset.source.count=60")
+    assert run.summary["student"]["test"]["auc"] > 0.5
+    assert len(run.summary["student"]["test"]["confusion_matrix"]) == 3

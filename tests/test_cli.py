@@ -1,0 +1,145 @@
+"""kdx as a process: start-up without torch, one-line errors, from a checkout and from a wheel."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO, TINY
+
+WITHOUT_TORCH = """
+import runpy, sys
+sys.argv = ["kdx", *{arguments!r}]
+try:
+    runpy.run_module("kdx.run", run_name="__main__")
+except SystemExit as stop:
+    assert not stop.code, stop.code
+heavy = {{"torch", "torchvision", "torchmetrics", "matplotlib", "pandas", "sklearn"}}
+assert not heavy & set(sys.modules)
+"""
+
+
+def kdx(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kdx.run", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def run_folders(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.rglob("summary.json"))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["--cfg", "job", "experiment=quickstart"]])
+def test_help_and_config_answer_without_torch(arguments: list[str], tmp_path: Path, kdx_environment) -> None:
+    script = WITHOUT_TORCH.format(arguments=arguments)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=kdx_environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "temperature" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_prints_its_plan_and_table_and_a_second_one_reuses(tmp_path: Path, kdx_environment) -> None:
+    """pitfall(21): outputs land under the folder where kdx was called, and relative paths hold."""
+    first = kdx(tmp_path, kdx_environment, *TINY)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("plan:\n  teacher") and "test acc" in first.stdout and first.stderr == ""
+    (folder,) = run_folders(tmp_path)
+    assert folder.relative_to(tmp_path).parts[:3] == ("outputs", "from_scratch", "tiny")
+    assert {".hydra", "run.log", "summary.json", "teacher", "assistant", "student"} <= {
+        p.name for p in folder.iterdir()
+    }
+    assert "test acc" in (folder / "run.log").read_text()
+    planned = kdx(tmp_path, kdx_environment, *TINY, "plan=true")
+    assert planned.returncode == 0 and planned.stdout.count(" reuse outputs/") == 3
+    assert run_folders(tmp_path) == [folder] and len(list(folder.parent.iterdir())) == 1
+    refused = kdx(tmp_path, kdx_environment, *TINY, "model.student=tests.tiny:nothing")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "tests.tiny:nothing" in refused.stderr
+    assert len(list(folder.parent.iterdir())) == 1
+
+
+def test_wrong_value_ends_fast_with_one_line(tmp_path: Path, kdx_environment) -> None:
+    done = kdx(tmp_path, kdx_environment, *TINY, "kd.temperature=0")
+    assert done.returncode == 2
+    assert done.stderr == "error: kd.temperature=0: a finite number above 0 is needed\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pretrained_runs_are_filed_as_such(tmp_path: Path, kdx_environment) -> None:
+    done = kdx(tmp_path, kdx_environment, "--cfg", "all", "--resolve", "-p", "hydra.run", "model.pretrained=true")
+    assert "imagenet_pretrained/cifar10" in done.stdout
+
+
+def test_users_own_folder_of_configs(tmp_path: Path, kdx_environment) -> None:
+    """--config-dir: an experiment, a loss, a data set, a network and a longer chain of the user's own."""
+    (tmp_path / "my_conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "my_conf" / "stage").mkdir()
+    (tmp_path / "my_conf" / "kd").mkdir()
+    (tmp_path / "mine.py").write_text(
+        "import torch.nn.functional as F\n"
+        "class Matching:\n"
+        "    def __init__(self, weight):\n"
+        "        self.weight = weight\n"
+        "    def __call__(self, student, guide, labels):\n"
+        "        return F.cross_entropy(student, labels) + self.weight * F.mse_loss(student, guide)\n"
+    )
+    (tmp_path / "my_conf" / "kd" / "matching.yaml").write_text("_target_: mine.Matching\nweight: 0.5\n")
+    (tmp_path / "my_conf" / "stage" / "four.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [all@stage]\n"
+        "stage: {professor: {guide: null}, teacher: {guide: professor}}\n"
+        "model: {professor: tests.tiny:wide}\n"
+    )
+    (tmp_path / "my_conf" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [{override /dataset: digits}, {override /kd: matching}, {override /stage: four}]\n"
+        "dataset: {name: tiny, augment: [crop], source: {_target_: tests.tiny.dataset}}\n"
+        "model: {teacher: tests.tiny:wide, assistant: tests.tiny:network, student: tests.tiny:network}\n"
+        "epochs: 1\nbatch_size: 8\nthreads: 1\namp: 'off'\n"
+    )
+    environment = {**kdx_environment, "PYTHONPATH": f"{REPO}{os.pathsep}{tmp_path}"}
+    done = kdx(tmp_path, environment, "--config-dir", "my_conf", "experiment=mine")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:5]] == [
+        "professor",
+        "teacher",
+        "assistant",
+        "student",
+    ]
+
+
+def test_basic_multirun_trains_one_teacher(tmp_path: Path, kdx_environment) -> None:
+    """pitfall(26): jobs have folders of their own, numbered."""
+    done = kdx(tmp_path, kdx_environment, "--multirun", *TINY, "kd.temperature=2,4")
+    assert done.returncode == 0, done.stderr
+    folders = run_folders(tmp_path)
+    assert [folder.name for folder in folders] == ["0", "1"]
+    assert folders[0].relative_to(tmp_path).parts[:3] == ("outputs", "sweeps", "tiny")
+    assert len(list(tmp_path.rglob("*_teacher_log.csv"))) == 1
+    assert len(list(tmp_path.rglob("*_student_log.csv"))) == 2
+
+
+def test_wheel_in_an_empty_folder(tmp_path: Path) -> None:
+    """The wheel carries its configs, and console script and module both work away from the checkout."""
+    wheel_dir, site, empty = tmp_path / "wheel", tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheel_dir)]
+    subprocess.run(build, cwd=REPO, check=True, capture_output=True)
+    (wheel,) = wheel_dir.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(site)], check=True)
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    where = [sys.executable, "-c", "import kdx; print(kdx.__file__)"]
+    found = subprocess.run(where, cwd=empty, env=environment, capture_output=True, text=True, check=True).stdout
+    assert found.startswith(str(site))
+    done = kdx(
+        empty, environment, "experiment=quickstart", "plan=true", "model.teacher=resnet18", "model.assistant=resnet18"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" train 4 epochs") == 3 and not (empty / "data").exists()
+    script = (
+        "import sys; sys.argv=['kdx', '--cfg', 'job']; from kdx.run import main; main()"  # as the console script does
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=empty, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "temperature: 4.0" in done.stdout

@@ -1,0 +1,238 @@
+"""The keys, groups and defaults of the contract; what is wrong is told with the key, the value and the choices."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from kdx import cli
+from kdx.config import build, keep_environment, read_settings
+from kdx.errors import KdxError
+from kdx.losses import KnowledgeDistillationLoss
+from tests.conftest import CONF, TINY, compose_config, settings_of
+
+GROUPS = ("dataset", "model", "stage", "kd", "optimizer", "scheduler")
+OPTIONS = [
+    f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml")) if path.stem[0] != "_"
+]
+
+DEFAULTS = {
+    "dataset.name": "cifar10",
+    "dataset.resize": None,
+    "dataset.normalize": "auto",
+    "model.teacher": "resnet50",
+    "model.assistant": "resnet34",
+    "model.student": "resnet18",
+    "model.pretrained": False,
+    "model.freeze_backbone": False,
+    "model.stem": "auto",
+    "stage.teacher.guide": None,
+    "stage.assistant.guide": "teacher",
+    "stage.student.guide": "assistant",
+    "stage.student.epochs": None,
+    "stage.student.batch_size": None,
+    "stage.student.lr": None,
+    "stage.student.pretrained": None,
+    "stage.student.checkpoint": None,
+    "stage.reuse": "exact",
+    "stage.missing": "train",
+    "kd.temperature": 4.0,
+    "kd.alpha": 0.7,
+    "optimizer.lr": 0.001,
+    "optimizer.weight_decay": 1e-4,
+    "epochs": 300,
+    "batch_size": 32,
+    "amp": "auto",
+    "device": "auto",
+    "num_workers": 4,
+    "log_interval": 10,
+    "save_interval": 50,
+    "seed": 42,
+    "deterministic": True,
+    "threads": None,
+    "plan": False,
+}
+
+
+def test_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose_config()
+    for key, value in DEFAULTS.items():
+        assert OmegaConf.select(config, key, throw_on_missing=True) == value, key
+    assert config.optimizer._target_ == "torch.optim.AdamW"
+    assert config.scheduler._target_ == "torch.optim.lr_scheduler.CosineAnnealingLR"
+    assert compose_config("optimizer=sgd").optimizer.momentum == 0.9
+    monkeypatch.delenv("KDX_DATA", raising=False)
+    assert compose_config().data_dir == "data"
+    monkeypatch.setenv("KDX_DATA", "elsewhere")
+    assert compose_config().data_dir == "elsewhere"
+
+
+def test_the_contracts_options_are_all_there() -> None:
+    wanted = "cifar10 cifar100 digits imagefolder pathmnist chestmnist dermamnist octmnist pneumoniamnist retinamnist"
+    wanted += " breastmnist bloodmnist tissuemnist organamnist organcmnist organsmnist"
+    assert {f"dataset={name}" for name in wanted.split()} <= set(OPTIONS)
+    assert {"stage=teacher", "stage=assistant", "stage=student", "stage=all", "kd=hinton", "kd=none"} <= set(OPTIONS)
+    assert {"scheduler=cosine", "scheduler=step", "scheduler=none", "optimizer=adam"} <= set(OPTIONS)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_builds(option: str) -> None:
+    settings = read_settings(compose_config(option))
+    for stage in settings.stages:
+        optimizer = build(stage.optimizer, "optimizer", [torch.zeros(1, requires_grad=True)])
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        scheduler = build(stage.scheduler, "scheduler", optimizer)
+        assert scheduler is None or isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
+        loss = build(stage.kd, "kd")
+        assert isinstance(loss, KnowledgeDistillationLoss) if stage.distilled else loss is None
+    if option.startswith("dataset="):
+        target = settings.source["_target_"]
+        module, _, name = target.rpartition(".")
+        assert callable(getattr(__import__(module, fromlist=[name]), name))
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_composes(path: Path) -> None:
+    read_settings(compose_config(f"experiment={path.stem}"))
+
+
+def test_experiment_wins_over_the_main_file() -> None:
+    config = compose_config("experiment=quickstart")
+    assert config.dataset.name == "digits" and config.epochs < 300
+    assert compose_config("experiment=quickstart", "epochs=7").epochs == 7
+
+
+def test_stage_values_replace_the_global_ones() -> None:
+    settings = settings_of("epochs=9", "stage.student.epochs=3", "stage.student.lr=0.5", "stage.student.batch_size=4")
+    teacher, student = settings.stage("teacher"), settings.stage("student")
+    assert (teacher.epochs, student.epochs, student.batch_size) == (9, 3, 4)
+    assert student.optimizer["lr"] == 0.5 and student.scheduler["T_max"] == 3
+    assert teacher.scheduler["T_max"] == 9 and student.config["epochs"] == 3
+
+
+BAD = [  # overrides, and what the one line must hold
+    ("kd.temperature=0", "kd.temperature=0: a finite number above 0"),
+    ("kd.temperature=-1", "kd.temperature=-1"),
+    ("kd.temperature=nan", "kd.temperature=nan"),
+    ("kd.temperature=inf", "kd.temperature=inf"),
+    ("kd.temperature=abc", "kd.temperature=abc"),
+    ("kd.temperature=true", "kd.temperature=True"),
+    ("kd.alpha=1.5", "kd.alpha=1.5: a number from 0 to 1"),
+    ("kd.alpha=-0.1", "kd.alpha=-0.1"),
+    ("kd.alpha=nan", "kd.alpha=nan"),
+    ("epochs=0", "epochs=0: a whole number of at least 1"),
+    ("epochs=1.5", "epochs"),
+    ("epochs=many", "epochs"),
+    ("batch_size=0", "batch_size=0"),
+    ("batch_size=-4", "batch_size=-4"),
+    ("optimizer.lr=0", "optimizer.lr=0"),
+    ("optimizer.lr=nan", "optimizer.lr=nan"),
+    ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1"),
+    ("optimizer=sgd optimizer.momentum=1", "optimizer.momentum=1"),
+    ("optimizer=adamv", "optimizer=adamv: no such option; did you mean 'adam'?"),
+    ("scheduler=cosin", "scheduler=cosin: no such option; did you mean 'cosine'?"),
+    ("kd=hintn", "did you mean 'hinton'?"),
+    ("dataset=cifar11", "dataset=cifar11: no such option; did you mean 'cifar10'?"),
+    ("dataset=pathminst", "did you mean 'pathmnist'?"),
+    ("stage=studnt", "did you mean 'student'?"),
+    ("experiment=quikstart", "did you mean 'quickstart'?"),
+    ("amp=bf61", "amp=bf61: choose auto, bf16, fp16, off; did you mean 'bf16'?"),
+    ("device=gpu", "device=gpu: choose auto, cpu, cuda"),
+    ("seed=-1", "seed=-1"),
+    ("seed=x", "seed"),
+    ("threads=0", "threads=0"),
+    ("num_workers=-1", "num_workers=-1"),
+    ("log_interval=0", "log_interval=0"),
+    ("save_interval=-1", "save_interval=-1"),
+    ("visualize.samples=-1", "visualize.samples=-1"),
+    ("deterministic=perhaps", "deterministic"),
+    ("kd.temprature=3", "kd.temprature: no such key; did you mean 'kd.temperature'?"),
+    ("epoch=3", "epoch: no such key; did you mean 'epochs'?"),
+    ("datset=digits", "datset: no such key; did you mean 'dataset'?"),
+    ("+epoch=3", "epoch: no such key; did you mean 'epochs'?"),
+    ("+dataset.sise=3", "dataset.sise: no such key; did you mean 'size'?"),
+    ("+stage.student.epoch=3", "stage.student.epoch"),
+    ("stage.student.epochs=0", "stage.student.epochs=0"),
+    ("stage.student.epochs=x", "stage.student.epochs"),
+    ("stage.student.lr=-1", "stage.student.lr=-1"),
+    (
+        "stage.student.guide=techer",
+        "stage.student.guide=techer: choose null, teacher, assistant; did you mean 'teacher'?",
+    ),
+    ("stage.teacher.guide=student", "guide each other in a circle"),
+    ("stage.reuse=always", "stage.reuse=always: choose exact, latest, never"),
+    ("stage.missing=ignore", "stage.missing=ignore: choose train, error"),
+    ("stage.deliver=pupil", "stage.deliver=pupil: choose all, teacher, assistant, student"),
+    ("model.stem=tiny", "model.stem=tiny: choose auto, small, imagenet"),
+    ("model.pretrained=maybe", "model.pretrained=maybe: choose true, false"),
+    ("model.student=null", "model.student=None: stage.student needs a network"),
+    ("+model.studnet=resnet18", "model.studnet=resnet18: no role of this name under stage; did you mean 'student'?"),
+    ("dataset.augment=[flop]", "dataset.augment=flop: choose crop, flip, jitter, none; did you mean 'flip'?"),
+    ("dataset.normalize=imagnet", "did you mean 'imagenet'?"),
+    ("dataset.normalize={mean:[0.5],std:[0]}", "dataset.normalize.std"),
+    ("dataset.resize=0", "dataset.resize=0"),
+    ("dataset=pathmnist dataset.size=32", "dataset.size=32: choose 28, 64, 128, 224"),
+    ("dataset.size=64", "dataset.size=64: cifar10 has one size"),
+    ("dataset.name=../../x", "dataset.name=../../x"),
+    ("kd.alpha=2 kd.temperature=0 epochs=0", "epochs=0: a whole number of at least 1 is needed; kd.temperature=0"),
+    ("--epochs 3", "unknown option --epochs: keys are written key=value, without dashes; did you mean epochs=...?"),
+    ("--temperature=3", "did you mean kd.temperature=...?"),
+    ("--config-dir nowhere", "--config-dir nowhere: no such folder"),
+    ("--multirun kd.temperature=2,4,-6", "kd.temperature=-6: .*in the job kd.temperature=-6"),
+    ("--multirun kd.temperature=2,4 optimizer=adamw,adamv", "did you mean 'adam'?"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), BAD, ids=[overrides for overrides, _ in BAD])
+def test_bad_values_are_one_line_with_key_value_and_choices(
+    overrides: str, message: str, capsys, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit) as stop, cli.one_line_errors(CONF):
+        cli.check_jobs(CONF, overrides.split(" "))
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and "Traceback" not in printed
+    assert re.search(message, printed) or message in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_error_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(KdxError), cli.one_line_errors(CONF):
+        cli.check_jobs(CONF, ["epochs=0"])
+
+
+def test_good_command_lines_pass_the_check() -> None:
+    for line in (
+        "stage=student dataset=pathmnist",
+        "stage=all dataset=cifar10 model.pretrained=true",
+        "--multirun kd.temperature=2,4,6",
+        "--multirun kd.temperature=2,4,6 kd.alpha=0.3,0.7 hydra/launcher=joblib",
+        "stage=student plan=true",
+        "dataset=imagefolder dataset.path=x dataset.size=224",
+        "--cfg job epochs=3",
+    ):
+        cli.check_jobs(CONF, line.split(" "))
+
+
+def test_dump_keeps_the_environment_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "canary")
+    settings = settings_of("data_dir=${oc.env:SECRET_TOKEN}", "dataset=imagefolder")
+    dump = str(settings.stage("student").config)
+    assert "canary" not in dump and "${oc.env:SECRET_TOKEN}" in dump
+    assert settings.source["path"] == "canary"  # the run itself sees the value
+    assert keep_environment({"a": ["${oc.env:X}", "${epochs}", 1]}) == {"a": ["\\${oc.env:X}", "${epochs}", 1]}
+
+
+def test_conf_uses_no_hydra_resolver() -> None:
+    """A ${hydra:...} in a config breaks compose()."""
+    for path in CONF.rglob("*.yaml"):
+        assert "${hydra:" not in path.read_text(), path
+
+
+def test_tiny_overrides_of_the_tests_are_valid() -> None:
+    assert read_settings(compose_config(*TINY)).dataset_name == "tiny"

@@ -1,0 +1,240 @@
+import pickle
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from medmnist import INFO
+from PIL import Image
+
+from kdx.data import Dataset, from_arrays
+from kdx.errors import KdxError
+from kdx.imagefolder import decoded_batches, load_imagefolder
+from kdx.sources import carve, load_cifar, load_digits, load_medmnist
+from tests import tiny
+
+MEDMNIST_2D = [name for name in INFO if not name.endswith("3d")]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: object) -> None:
+        if self.family != socket.AF_UNIX:  # which data loader workers use among themselves
+            raise OSError("no network in tests")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def write_medmnist(path: Path, name: str, size: int = 28, count: int = 24) -> None:
+    info = INFO[name]
+    classes, channels = len(info["label"]), info["n_channels"]
+    arrays = {}
+    draw = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        shape = (count, size, size, 3) if channels == 3 else (count, size, size)
+        arrays[f"{split}_images"] = draw.integers(0, 256, shape, dtype=np.uint8)
+        if info["task"].startswith("multi-label"):
+            arrays[f"{split}_labels"] = draw.integers(0, 2, (count, classes), dtype=np.uint8)
+        else:
+            arrays[f"{split}_labels"] = (np.arange(count, dtype=np.uint8) % classes)[:, None]
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize("name", MEDMNIST_2D)
+def test_each_medmnist_set_is_read_offline(name: str, tmp_path: Path) -> None:
+    """pitfall(16), pitfall(17): class names from the dict with string keys, each set with its own task."""
+    write_medmnist(tmp_path / f"{name}.npz", name)
+    data = load_medmnist(name, 28, str(tmp_path), download=False)
+    assert data.num_classes == len(INFO[name]["label"])
+    assert data.class_names[0] == INFO[name]["label"]["0"]
+    assert data.image_shape == (INFO[name]["n_channels"], 28, 28)
+    assert (data.train.labels.ndim == 2) == (data.task == "multi-label") == (name == "chestmnist")
+    assert (data.task == "binary-class") == (name in ("breastmnist", "pneumoniamnist"))
+
+
+def test_medmnist_plus_size_picks_its_file(tmp_path: Path) -> None:
+    write_medmnist(tmp_path / "bloodmnist_64.npz", "bloodmnist", size=64)
+    assert load_medmnist("bloodmnist", 64, str(tmp_path), download=False).image_shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize("download", [False, True])
+def test_missing_data_says_what_to_put_where(tmp_path: Path, download: bool) -> None:
+    """pitfall(18): data is there when its file is, whatever else lies in the folder."""
+    (tmp_path / "pneumoniamnist.json").write_text("{}")
+    with pytest.raises(KdxError, match=r"put pneumoniamnist.npz from \S+ into data_dir=") as error:
+        load_medmnist("pneumoniamnist", 28, str(tmp_path), download)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["pneumoniamnist.json"]
+    with pytest.raises(KdxError, match="put the unpacked folder cifar-10-batches-py"):
+        load_cifar("cifar10", str(tmp_path), download)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "pickled", "missing key"])
+def test_damaged_medmnist_file_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "breastmnist.npz"
+    write_medmnist(path, "breastmnist")
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        content[2000] ^= 1
+        path.write_bytes(content)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "pickled":
+        np.savez(path, train_images=np.array([{}], dtype=object))
+    else:
+        np.savez(path, train_images=np.zeros((3, 28, 28), np.uint8))
+    with pytest.raises(KdxError, match="breastmnist.npz"):
+        load_medmnist("breastmnist", 28, str(tmp_path), download=False)
+
+
+def write_cifar10(root: Path) -> None:
+    """The layout of the original archive with blank images and torchvision's checksums switched off by the test."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    names = [f"data_batch_{number}" for number in range(1, 6)]
+    for number, name in enumerate([*names, "test_batch"]):
+        images = np.full((10000, 3072), number, dtype=np.uint8)
+        (folder / name).write_bytes(pickle.dumps({"data": images, "labels": [i % 10 for i in range(10000)]}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"c{i}" for i in range(10)]}))
+
+
+def test_cifar_split_is_45k_5k_and_always_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: Path(path).exists())
+    write_cifar10(tmp_path)
+    data = load_cifar("cifar10", str(tmp_path), download=False)
+    assert (len(data.train), len(data.val), len(data.test)) == (45000, 5000, 10000)
+    assert torch.bincount(data.val.labels).tolist() == [500] * 10
+    assert data.image_shape == (3, 32, 32)
+    assert load_cifar("cifar10", str(tmp_path), download=False).digest == data.digest
+
+
+def test_digits_are_real_complete_and_disjoint() -> None:
+    data = load_digits()
+    assert (len(data.train), len(data.val), len(data.test)) == (1257, 180, 360)
+    assert data.image_shape == (1, 8, 8) and data.num_classes == 10 and data.mirrored
+    assert int(data.train.images.max()) == 255 and int(data.train.images.min()) == 0
+
+
+def test_a_carved_split_is_disjoint_and_stratified() -> None:
+    labels = np.repeat([0, 1, 2], 100)
+    kept, carved = carve(labels, 0.1)
+    assert not set(kept) & set(carved) and len(kept) + len(carved) == 300
+    assert np.bincount(labels[carved]).tolist() == [10, 10, 10]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 5)):
+        for number, name in enumerate(("cat", "dog")):
+            (tmp_path / "pictures" / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = draw.integers(0, 100, (10, 12, 3), dtype=np.uint8) + np.uint8(100 * number)
+                Image.fromarray(pixels).save(tmp_path / "pictures" / split / name / f"{index:02d}.png")
+    return tmp_path / "pictures"
+
+
+def load(folder: Path, size: int | None = None, gb: float = 1.0, workers: int = 0) -> Dataset:
+    return load_imagefolder(str(folder), size, gb, workers)
+
+
+def test_imagefolder_in_memory_and_from_files_are_the_same(folder: Path) -> None:
+    memory, files = load(folder), load(folder, gb=0)
+    assert memory.class_names == ("cat", "dog") and memory.task == "binary-class"
+    assert memory.image_shape == files.image_shape == (3, 10, 12)
+    assert (len(memory.train), len(memory.val), len(memory.test)) == (36, 4, 10)
+    assert memory.digest == files.digest
+    assert not isinstance(files.train.images, torch.Tensor)
+    assert torch.equal(torch.stack([files.train.images[i] for i in range(36)]), memory.train.images)
+
+
+@pytest.mark.parametrize("workers", [0, 2, 3])
+def test_number_of_workers_changes_nothing(folder: Path, workers: int) -> None:
+    images = load(folder, gb=0).train.images
+    assert not isinstance(images, torch.Tensor)
+    before = torch.get_rng_state()
+    batches = list(decoded_batches(images, [[3, 1], [0, 2, 5]], workers))
+    assert torch.equal(torch.cat(batches), torch.stack([images[i] for i in (3, 1, 0, 2, 5)]))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_imagefolder_resizes_when_asked_only(folder: Path) -> None:
+    assert load(folder, size=8).image_shape == (3, 8, 8)
+    Image.new("RGB", (30, 40)).save(folder / "train" / "dog" / "zz.png")
+    with pytest.raises(KdxError, match=r"zz.png: 30x40 pixels.*set dataset.size"):
+        load(folder)
+    assert load(folder, size=8).image_shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_image_is_named_in_one_line(folder: Path, workers: int) -> None:
+    (folder / "train" / "cat" / "broken.jpg").write_bytes(b"no picture")
+    with pytest.raises(KdxError, match=r"broken.jpg: not a readable image") as error:
+        load(folder, workers=workers)
+    assert "\n" not in str(error.value)
+
+
+def test_imagefolder_uses_its_own_val_and_names_what_is_wrong(folder: Path) -> None:
+    (folder / "train").rename(folder / "away")
+    with pytest.raises(KdxError, match="train is missing"):
+        load(folder)
+    (folder / "away").rename(folder / "train")
+    (folder / "test" / "cow").mkdir()
+    with pytest.raises(KdxError, match="cow: this class has no folder in train"):
+        load(folder)
+    (folder / "test" / "cow").rmdir()
+    (folder / "train" / "ape").mkdir()
+    with pytest.raises(KdxError, match="no image of class ape"):
+        load(folder)
+
+
+def test_changed_picture_changes_the_digest(folder: Path) -> None:
+    before = load(folder).digest
+    Image.new("RGB", (12, 10)).save(folder / "test" / "dog" / "00.png")
+    assert load(folder).digest != before
+
+
+BAD_LABELS = [
+    (np.array([0, 1, 3] * 10), "label 3 of image 2 is out of range"),
+    (np.array([0, 1, -1] * 10), "label -1 of image 2"),
+    (np.array([0, 1, -100] * 10), "label -100 of image 2"),
+    (np.array([0.0, 1.0, 2.0] * 10), "labels are float64, not integers"),
+    (np.array([0, 1, 2] * 9), "30 images but 27 labels"),
+    (np.zeros((30, 2), dtype=int), "labels have shape"),
+    (np.array([0, 1, 1] * 10), "no image of class c"),
+]
+
+
+@pytest.mark.parametrize(("labels", "message"), BAD_LABELS)
+def test_bad_labels_are_refused_with_their_place(labels: np.ndarray, message: str) -> None:
+    arrays = tiny.arrays()
+    arrays["train"] = (arrays["train"][0], labels)
+    with pytest.raises(KdxError, match="tiny/train: .*" + message):
+        from_arrays("tiny", arrays, task="multi-class", class_names="abc")
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((30, 8, 8), dtype=np.float32), "images are float32, not uint8"),
+        (np.zeros((30, 8, 8, 2), dtype=np.uint8), "images have shape"),
+        (np.zeros((0, 8, 8), dtype=np.uint8), "images have shape"),
+        (np.zeros((30, 9, 9), dtype=np.uint8), "differ in shape"),
+    ],
+)
+def test_bad_images_are_refused(images: np.ndarray, message: str) -> None:
+    arrays = tiny.arrays()
+    arrays["val"] = (images, arrays["val"][1])
+    with pytest.raises(KdxError, match=message):
+        from_arrays("tiny", arrays, task="multi-class", class_names="abc")
+
+
+def test_columns_of_labels_are_flattened() -> None:
+    arrays = {split: (images, labels[:, None]) for split, (images, labels) in tiny.arrays().items()}
+    assert from_arrays("tiny", arrays, task="multi-class", class_names="abc").train.labels.shape == (30,)

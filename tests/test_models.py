@@ -1,0 +1,142 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from kdx.errors import KdxError
+from kdx.models import (
+    NetworkSpec,
+    build_network,
+    capture_features,
+    check_network,
+    count_parameters,
+    freeze_all_but_classifier,
+    get_resnet_model,
+    resolve_stem,
+    set_training_mode,
+)
+from tests import tiny
+
+
+@pytest.mark.parametrize(("name", "millions"), [("resnet50", 23.5), ("resnet34", 21.3), ("resnet18", 11.2)])
+def test_parameters_with_ten_classes(name: str, millions: float) -> None:
+    assert round(count_parameters(get_resnet_model(name, 10, False)) / 1e6, 1) == millions
+
+
+def test_small_stem_keeps_the_resolution() -> None:
+    network = build_network(NetworkSpec("resnet18", 10, in_channels=1, stem="small"))
+    with capture_features(network, "layer1") as seen:
+        check_network(network, NetworkSpec("resnet18", 10, in_channels=1), (8, 8))
+    assert seen[0].shape[-2:] == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("stem", "name", "pretrained", "size", "result"),
+    [
+        ("auto", "resnet18", False, 64, "small"),
+        ("auto", "resnet18", False, 65, "imagenet"),
+        ("auto", "resnet18", True, 32, "imagenet"),
+        ("auto", "vgg11", False, 32, "imagenet"),
+        ("imagenet", "resnet18", False, 32, "imagenet"),
+    ],
+)
+def test_stem_is_chosen_by_size_and_start(stem: str, name: str, pretrained: bool, size: int, result: str) -> None:
+    assert resolve_stem(stem, name, pretrained, size) == result
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "squeezenet1_1", "densenet121", "regnet_y_400mf", "googlenet"])
+def test_other_torchvision_networks_by_name(name: str) -> None:
+    spec = NetworkSpec(name, 7)
+    check_network(build_network(spec), spec, (64, 64))
+
+
+def test_user_network_by_path_and_its_errors() -> None:
+    spec = NetworkSpec(tiny.NETWORK, 3, in_channels=1)
+    check_network(build_network(spec), spec, (8, 8))
+    with pytest.raises(KdxError, match="tests.tiny:netwrk"):
+        build_network(NetworkSpec("tests.tiny:netwrk", 3))
+    with pytest.raises(KdxError, match="must take num_classes and in_channels"):
+        build_network(NetworkSpec("tests.tiny:dataset", 3))
+    with pytest.raises(KdxError, match="ImageNet weights exist for torchvision networks only"):
+        build_network(NetworkSpec(tiny.NETWORK, 3, pretrained=True))
+
+
+def test_unknown_name_gets_a_suggestion() -> None:
+    with pytest.raises(KdxError, match="resnet19.*did you mean 'resnet1"):
+        build_network(NetworkSpec("resnet19", 10))
+
+
+def test_image_too_small_for_a_network_is_told_before_training() -> None:
+    spec = NetworkSpec("vgg11", 10)
+    with pytest.raises(KdxError, match="'vgg11' fails on 8x8 images"):
+        check_network(build_network(spec), spec, (8, 8))
+
+
+@pytest.fixture
+def imagenet_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """A full ResNet-18 for 1,000 classes in torch's hub folder, under the name that torchvision asks for."""
+    network = torchvision.models.resnet18()
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(network.state_dict(), folder / "weights.pth")
+    digest = hashlib.sha256((folder / "weights.pth").read_bytes()).hexdigest()[:8]
+    (folder / "weights.pth").rename(folder / f"resnet18-{digest}.pth")
+
+    class Weights:
+        url = f"https://example.invalid/resnet18-{digest}.pth"
+
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: type("Enum", (), {"DEFAULT": Weights}))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return network
+
+
+def test_pretrained_backbone_is_loaded_and_the_classifier_replaced(imagenet_weights: nn.Module) -> None:
+    network = get_resnet_model("resnet18", 5, pretrained=True)
+    assert torch.equal(
+        network.get_parameter("layer4.1.conv2.weight"), imagenet_weights.get_parameter("layer4.1.conv2.weight")
+    )
+    assert network.get_parameter("fc.weight").shape == (5, 512)
+
+
+def test_damaged_and_missing_imagenet_weights_say_what_to_do(imagenet_weights: nn.Module, tmp_path: Path) -> None:
+    path = next((tmp_path / "hub" / "checkpoints").iterdir())
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(KdxError, match="damaged .*delete it"):
+        get_resnet_model("resnet18", 5, pretrained=True)
+    path.unlink()
+    with pytest.raises(KdxError, match="download https://example.invalid/resnet18.* by hand and put it into"):
+        build_network(NetworkSpec("resnet18", 5, pretrained=True), download=False)
+
+
+def test_frozen_backbone_trains_the_classifier_only_and_keeps_its_statistics() -> None:
+    network = build_network(NetworkSpec("resnet18", 3, freeze_backbone=True))
+    trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    assert trained == ["fc.weight", "fc.bias"]
+    before = network.get_buffer("bn1.running_mean").clone()
+    set_training_mode(network)
+    network(torch.randn(4, 3, 32, 32))
+    assert torch.equal(network.get_buffer("bn1.running_mean"), before)
+    free = get_resnet_model("resnet18", 3)
+    set_training_mode(free)
+    free(torch.randn(4, 3, 32, 32))
+    assert not torch.equal(free.get_buffer("bn1.running_mean"), before)
+
+
+def test_classifier_of_a_frozen_user_network_is_found() -> None:
+    network = tiny.network(3, 1)
+    freeze_all_but_classifier(network)
+    assert [name for name, p in network.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
+
+
+def test_hooks_are_removed_also_after_an_error() -> None:
+    network = tiny.network(3, 1)
+    with pytest.raises(RuntimeError), capture_features(network, "stem"):
+        network(torch.zeros(1, 2, 8, 8))
+    assert not network.get_submodule("stem")._forward_hooks
+    with pytest.raises(KdxError, match="layer=stm: .*did you mean 'stem'"), capture_features(network, "stm"):
+        pass

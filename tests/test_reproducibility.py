@@ -1,0 +1,77 @@
+import os
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from kdx.batches import Batches, Preprocessing
+from kdx.memory import full_cleanup, get_gpu_memory_usage, peak_mb, start_peak
+from kdx.reproducibility import derive_seed, generator, random_state, restore_random_state, setup_reproducibility
+from tests import tiny
+
+
+def draws() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def test_state_goes_back_for_every_generator_and_is_plain_data() -> None:
+    setup_reproducibility(3)
+    state = random_state()
+    first = draws()
+    assert draws() != first
+    restore_random_state(state)
+    assert draws() == first
+
+
+def test_seeds_of_purposes_differ_and_never_change() -> None:
+    purposes = [("student", "order", 1), ("student", "order", 2), ("student", "augment", 1), ("teacher", "order", 1)]
+    seeds = {derive_seed(42, *purpose) for purpose in purposes} | {derive_seed(43, *purposes[0])}
+    assert len(seeds) == 5
+    assert derive_seed(42, "student", "init") == 4451266179047153223  # results of earlier versions stay repeatable
+    assert torch.equal(torch.rand(3, generator=generator(1, "a")), torch.rand(3, generator=generator(1, "a")))
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_deterministic_or_fast(deterministic: bool) -> None:
+    """pitfall(15): not deterministic means that cudnn may choose; the hash seed of a started process is left alone."""
+    before = os.environ.get("PYTHONHASHSEED")
+    setup_reproducibility(0, deterministic)
+    assert torch.are_deterministic_algorithms_enabled() == deterministic
+    assert torch.backends.cudnn.benchmark == (not deterministic)
+    assert torch.backends.cudnn.deterministic == deterministic
+    assert os.environ.get("PYTHONHASHSEED") == before
+
+
+def test_threads_are_set() -> None:
+    setup_reproducibility(0, threads=1)
+    assert torch.get_num_threads() == 1
+
+
+def test_data_pickles() -> None:
+    """pitfall(19): jobs and workers get the data by pickling: no lambdas, no local classes."""
+    data = tiny.dataset()
+    batches = Batches(
+        data.train, Preprocessing((0.5,), (0.5,)), batch_size=4, device=torch.device("cpu"), augment=["crop"]
+    )
+    again = pickle.loads(pickle.dumps(batches))
+    for (images, labels), (same, same_labels) in zip(batches.epoch(1), again.epoch(1), strict=True):
+        assert torch.equal(images, same) and torch.equal(labels, same_labels)
+
+
+def test_images_keep_their_size_unless_asked() -> None:
+    """pitfall(20): a network for 8 px gets 8 px; scaling is one batched operation."""
+    data = tiny.dataset()
+    for resize, size in ((None, 8), (24, 24)):
+        batches = Batches(data.val, Preprocessing((0.5,), (0.5,), resize), batch_size=4, device=torch.device("cpu"))
+        assert next(batches.epoch(0))[0].shape == (4, 1, size, size)
+
+
+def test_memory_without_a_gpu_is_zero_and_cleanup_frees_nothing() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this checks the answers on a machine without CUDA")
+    assert set(get_gpu_memory_usage().values()) == {0.0}
+    assert full_cleanup() == 0.0
+    start_peak(torch.device("cpu"))
+    assert peak_mb(torch.device("cpu")) == 0.0

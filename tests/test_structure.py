@@ -1,0 +1,153 @@
+"""The shape of the code: imports run downwards, few files know Hydra, dangerous calls do not occur."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO
+
+MODULES = sorted((REPO / "kdx").glob("*.py"))
+LAYERS = [  # a module imports from lines above its own only
+    {"errors"},
+    {"files", "reproducibility", "memory"},
+    {"losses", "metrics", "models", "precision", "index", "epoch_log", "config"},
+    {"data", "checkpoint", "visualize", "report"},
+    {"sources"},
+    {"imagefolder"},
+    {"batches"},
+    {"trainer"},
+    {"stage"},
+    {"chain"},
+    {"cli"},
+    {"run"},
+]
+NO_TORCH_AT_IMPORT = {"run", "cli", "config", "errors", "files", "index", "report"}
+
+
+def imports_of(path: Path, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+def test_every_module_has_its_layer() -> None:
+    assert {path.stem for path in MODULES} - {"__init__"} == set().union(*LAYERS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports_run_downwards(path: Path) -> None:
+    if path.stem == "__init__":
+        assert not imports_of(path)
+        return
+    level = next(number for number, layer in enumerate(LAYERS) if path.stem in layer)
+    below = set().union(*LAYERS[:level])
+    ours = {name.split(".")[1] for name in imports_of(path) if name.startswith("kdx.")}
+    assert ours <= below, f"{path.stem} imports {ours - below}"
+
+
+def test_only_the_border_knows_hydra() -> None:
+    knowing = {path.stem for path in MODULES if any(name.split(".")[0] == "hydra" for name in imports_of(path))}
+    assert knowing == {"run", "cli", "config"}
+    calling = [path.stem for path in MODULES if re.search(r"\binstantiate\(", path.read_text())]
+    assert calling == ["config"]
+
+
+@pytest.mark.parametrize("name", sorted(NO_TORCH_AT_IMPORT))
+def test_start_up_modules_do_not_import_torch(name: str) -> None:
+    heavy = {"torch", "torchvision", "torchmetrics", "matplotlib", "pandas", "sklearn", "medmnist"}
+    assert not heavy & {found.split(".")[0] for found in imports_of(REPO / "kdx" / f"{name}.py", top_level_only=True)}
+
+
+def test_every_torch_load_is_weights_only_and_nothing_is_unpickled() -> None:
+    """pitfall(5)"""
+    for path in [*MODULES, *(REPO / "scripts").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                call = ast.unparse(node)
+                if call.startswith("torch.load("):
+                    assert "weights_only=True" in call, path
+                if call.startswith("np.load("):
+                    assert "allow_pickle=False" in call, path
+                assert not call.startswith(("pickle.", "joblib.load", "yaml.load(", "eval(", "exec(")), path
+
+
+def test_warnings_are_not_silenced_for_the_process() -> None:
+    """pitfall(24)"""
+    for path in MODULES:
+        text = path.read_text()
+        for match in re.finditer(r"warnings\.(simplefilter|filterwarnings)\(", text):
+            before = text[: match.start()].rsplit("\n", 2)[-2]
+            assert "catch_warnings" in before, f"{path}: outside of catch_warnings"
+
+
+def test_no_module_level_state() -> None:
+    """pitfall(27)-like surprises in sweeps: a module holds constants, functions and classes only."""
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            assert not isinstance(node, ast.Global), path
+            if isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                for name in (ast.unparse(target) for target in targets):
+                    constant = name.isupper() or name.strip("_").isupper() or name[0].isupper()
+                    assert constant or name in ("log", "__version__"), f"{path}: {name}"
+
+
+def test_files_and_functions_stay_small() -> None:
+    for path in MODULES:
+        text = path.read_text()
+        assert text.count("\n") <= 460, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno
+                assert lines <= 60, f"{path}: {node.name} has {lines} lines"
+
+
+def test_features_are_called_by_the_product() -> None:
+    """pitfall(28), pitfall(25): what a module offers is used somewhere else than in its test."""
+    public = {"get_resnet_model", "get_gpu_memory_usage", "extract_and_visualize_features"}
+    text = {
+        path: path.read_text()
+        for path in [*MODULES, *(REPO / "scripts").glob("*.py"), *(REPO / "conf").rglob("*.yaml")]
+    }
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                uses = sum(len(re.findall(rf"\b{node.name}\b", content)) for content in text.values())
+                assert uses > 1 or node.name in public | {"main"}, f"{path.stem}.{node.name} is used nowhere"
+
+
+def test_top_level_is_the_agreed_one() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=REPO, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    allowed = {
+        "conf",
+        "kdx",
+        "scripts",
+        "tests",
+        "outputs",
+        "pyproject.toml",
+        "README.md",
+        "Makefile",
+        "constraints.txt",
+        "LICENSE",
+    }
+    top = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    assert {name for name in top if not name.startswith(".")} <= allowed
+    assert [line for line in listed.stdout.splitlines() if line.startswith("outputs/")] == ["outputs/.gitkeep"]
+
+
+def test_every_pitfall_has_a_test() -> None:
+    """The numbers are those of the list of mistakes that earlier systems made."""
+    told = " ".join(path.read_text() for path in (REPO / "tests").rglob("*.py"))
+    missing = [number for number in range(1, 29) if f"pitfall({number})" not in told]
+    assert not missing

@@ -1,0 +1,254 @@
+"""The loop with plain objects: no config, tiny networks."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from kdx.batches import Batches, Preprocessing, mean_and_std
+from kdx.checkpoint import load_checkpoint
+from kdx.epoch_log import COLUMNS, EpochLogger
+from kdx.errors import KdxError
+from kdx.losses import KnowledgeDistillationLoss
+from kdx.precision import choose_device, choose_precision
+from kdx.reproducibility import setup_reproducibility
+from kdx.trainer import Trainer, evaluate, step_schedule
+from tests import tiny
+from tests.conftest import same_weights
+
+CPU = torch.device("cpu")
+
+
+def make_trainer(
+    folder: Path,
+    *,
+    epochs: int = 3,
+    task: str = "multi-class",
+    guide: nn.Module | None = None,
+    objective: Any = None,
+    amp: str = "off",
+    seed: int = 0,
+    network: nn.Module | None = None,
+    save_interval: int = 0,
+    count: int = 30,
+) -> Trainer:
+    data = tiny.dataset(task, classes=2 if task == "binary-class" else 3, count=count)
+    preprocessing = Preprocessing(*mean_and_std(data.train.images))
+    setup_reproducibility(seed, threads=1)
+    network = network or tiny.network(data.num_classes, 1)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.02)
+    return Trainer(
+        network,
+        name="student",
+        task=task,
+        num_classes=data.num_classes,
+        train=Batches(data.train, preprocessing, batch_size=8, device=CPU, shuffle=True, augment=["crop"], seed=seed),
+        val=Batches(data.val, preprocessing, batch_size=16, device=CPU),
+        epochs=epochs,
+        optimizer=optimizer,
+        scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs),
+        precision=choose_precision(amp, CPU),
+        logger=EpochLogger(folder / "log.csv", "student", epochs),
+        folder=folder,
+        identity={"fingerprint": f"seed{seed}"},
+        guide=guide,
+        objective=objective,
+        save_interval=save_interval,
+    )
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def test_learns_and_leaves_what_the_contract_lists(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, epochs=8)
+    best = trainer.fit()
+    assert best.accuracy > 60
+    rows = rows_of(tmp_path / "log.csv")
+    assert tuple(rows[0]) == COLUMNS and [row["epoch"] for row in rows] == [str(n) for n in range(1, 9)]
+    assert [p.name for p in tmp_path.glob("best_acc_*.pth")] == [f"best_acc_{best.accuracy:.2f}.pth"]
+    latest = load_checkpoint(tmp_path / "latest.pth")
+    assert latest["epoch"] == 8 and {"optimizer", "scheduler", "scaler", "random", "history", "best"} <= set(latest)
+
+
+def test_best_is_the_highest_validation_accuracy(tmp_path: Path) -> None:
+    """pitfall(1), pitfall(6): chosen by number on the validation split; 100.00 does not sort before 9.50."""
+    trainer = make_trainer(tmp_path, epochs=8)
+    best = trainer.fit()
+    history = trainer.history
+    top = max(row["val_accuracy"] for row in history)
+    chosen = min((row for row in history if row["val_accuracy"] == top), key=lambda row: row["val_loss"])
+    content = load_checkpoint(tmp_path / best.file)
+    assert content["epoch"] == chosen["epoch"] == best.epoch
+    assert content["validation"]["accuracy"] == top
+
+
+def test_logged_learning_rate_is_the_one_used(tmp_path: Path) -> None:
+    """pitfall(11)"""
+    trainer = make_trainer(tmp_path, epochs=4)
+    trainer.fit()
+    expected = [0.01 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)]
+    assert [row["learning_rate"] for row in trainer.history] == pytest.approx(expected)
+
+
+class Recorder(nn.Module):
+    """Remembers in which mode it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny.network(3, 1)
+        self.modes: list[tuple[bool, bool]] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.modes.append((self.training, torch.is_grad_enabled()))
+        return self.inner(images)
+
+
+def test_student_trains_in_every_epoch_and_the_guide_never_does(tmp_path: Path) -> None:
+    """pitfall(27): train() again after every validation."""
+    student, guide = Recorder(), Recorder()
+    before = {key: value.clone() for key, value in guide.state_dict().items()}
+    make_trainer(tmp_path, epochs=2, network=student, guide=guide, objective=KnowledgeDistillationLoss()).fit()
+    per_epoch = [(True, True)] * 4 + [(False, False)] * 2
+    assert student.modes == per_epoch * 2
+    assert set(guide.modes) == {(False, False)}
+    assert all(torch.equal(value, before[key]) for key, value in guide.state_dict().items())
+
+
+@pytest.mark.parametrize("task", ["multi-class", "multi-label"])
+def test_train_and_validation_losses_are_the_same_quantity(tmp_path: Path, task: str) -> None:
+    """pitfall(8): both are the distillation loss, and their parts stand in columns of their own."""
+    guide = tiny.wide(3, 1)
+    make_trainer(tmp_path, task=task, guide=guide, objective=KnowledgeDistillationLoss(2.0, 0.6)).fit()
+    rows = rows_of(tmp_path / "log.csv")
+    extra = ("train_hard_loss", "train_soft_loss", "val_hard_loss", "val_soft_loss")
+    assert tuple(rows[0]) == COLUMNS + extra
+    for row in rows:
+        for split in ("train", "val"):
+            total = 0.6 * float(row[f"{split}_soft_loss"]) + 0.4 * float(row[f"{split}_hard_loss"])
+            assert float(row[f"{split}_loss"]) == pytest.approx(total, rel=1e-5)
+
+
+def test_epoch_loss_weighs_batches_by_their_size(tmp_path: Path) -> None:
+    """pitfall(8): 30 images in batches of 8 leave a last one of 6."""
+
+    def labels_seen(logits: torch.Tensor, guide_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return labels.float().mean() + 0 * logits.sum()
+
+    trainer = make_trainer(tmp_path, epochs=1, guide=tiny.wide(3, 1), objective=labels_seen)
+    trainer.fit()
+    assert trainer.history[0]["train_loss"] == pytest.approx(1.0, abs=1e-6)  # labels are 0, 1, 2 in equal parts
+
+
+def test_not_a_number_stops_and_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    calls = 0
+
+    def breaks_in_epoch_two(logits: torch.Tensor, guide_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        factor = float("nan") if calls == 4 + 1 + 2 else 1.0  # 4 steps and a validation an epoch, then the second step
+        return factor * nn.functional.cross_entropy(logits, labels)
+
+    trainer = make_trainer(tmp_path, guide=tiny.wide(3, 1), objective=breaks_in_epoch_two)
+    with pytest.raises(KdxError, match=r"student: loss is nan in epoch 2, step 2 \(lr .*\); lower optimizer.lr"):
+        trainer.fit()
+    content = load_checkpoint(tmp_path / "latest.pth")
+    assert content["epoch"] == 1
+    assert all(torch.isfinite(value).all() for value in content["model"].values())
+    assert all(torch.isfinite(value).all() for value in trainer.network.state_dict().values())  # no step was taken
+
+
+def test_same_seed_gives_the_same_bits_another_seed_others(tmp_path: Path) -> None:
+    """pitfall(13)"""
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        make_trainer(tmp_path / name, seed=seed).fit()
+    assert same_weights(tmp_path / "a" / "latest.pth", tmp_path / "b" / "latest.pth")
+    assert not same_weights(tmp_path / "a" / "latest.pth", tmp_path / "c" / "latest.pth")
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+@pytest.mark.parametrize("stop_after", [1, 2])
+def test_resumed_run_ends_as_if_it_had_never_stopped(tmp_path: Path, amp: str, stop_after: int) -> None:
+    """pitfall(4): everything needed to go on is saved."""
+    make_trainer(tmp_path / "whole", amp=amp).fit()
+    first = make_trainer(tmp_path / "parts", amp=amp)
+    first.epochs = stop_after
+    first.fit()
+    second = make_trainer(tmp_path / "parts", amp=amp)
+    torch.rand(100)  # whatever was drawn before must not matter
+    assert second.restore() == stop_after
+    second.fit()
+    assert same_weights(tmp_path / "whole" / "latest.pth", tmp_path / "parts" / "latest.pth")
+    untimed = [
+        {k: v for k, v in row.items() if k != "epoch_time_sec"} for row in rows_of(tmp_path / "whole" / "log.csv")
+    ]
+    assert untimed == [
+        {k: v for k, v in row.items() if k != "epoch_time_sec"} for row in rows_of(tmp_path / "parts" / "log.csv")
+    ]
+
+
+def test_resume_refuses_another_stages_checkpoint(tmp_path: Path) -> None:
+    make_trainer(tmp_path, epochs=1).fit()
+    with pytest.raises(KdxError, match="belongs to another stage"):
+        make_trainer(tmp_path, seed=1).restore()
+
+
+def test_snapshots_are_kept_at_the_interval(tmp_path: Path) -> None:
+    make_trainer(tmp_path, epochs=4, save_interval=2).fit()
+    assert sorted(p.name for p in tmp_path.glob("epoch_*.pth")) == ["epoch_0002.pth", "epoch_0004.pth"]
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_each_precision_learns_on_the_cpu(tmp_path: Path, amp: str) -> None:
+    trainer = make_trainer(tmp_path, amp=amp, epochs=4)
+    trainer.fit()
+    assert trainer.history[-1]["train_loss"] < trainer.history[0]["train_loss"]
+    assert trainer.scaler.is_enabled() == (amp == "fp16")
+    assert all(value.dtype != torch.bfloat16 for value in trainer.network.state_dict().values())
+
+
+def test_evaluation_counts_every_image(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, task="binary-class")
+    trainer.fit()
+    scores = evaluate(trainer.network, trainer.val, trainer.precision, "binary-class", 2)
+    assert scores["num_samples"] == 30 and sum(map(sum, scores["confusion_matrix"])) == 30
+    assert 0 <= scores["auc"] <= 1
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 100])
+def test_step_schedule_for_any_number_of_epochs(epochs: int) -> None:
+    """pitfall(22): one epoch is enough."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = step_schedule(optimizer, epochs, [0.5, 0.75], 0.1)
+    rates = []
+    for _ in range(epochs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == 1.0
+    if epochs == 100:
+        assert (rates[49], rates[50], rates[75]) == (1.0, pytest.approx(0.1), pytest.approx(0.01))
+
+
+def test_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(KdxError, match="device=cuda:99"):
+        choose_device("cuda:99")
+    with pytest.raises(KdxError, match="device=tpu9"):
+        choose_device("tpu9")
+
+
+def test_log_takes_new_columns_and_rewrites_the_file(tmp_path: Path) -> None:
+    """pitfall(23): rows with a new column neither fail nor stand under an old header."""
+    logger = EpochLogger(tmp_path / "log.csv", "student", 2)
+    row = dict.fromkeys(COLUMNS, 1)
+    logger.write([row])
+    logger.write([row, {**row, "epoch": 2, "train_soft_loss": 5}])
+    rows = rows_of(tmp_path / "log.csv")
+    assert [r["epoch"] for r in rows] == ["1", "2"]
+    assert tuple(rows[0]) == (*COLUMNS, "train_soft_loss") and rows[1]["train_soft_loss"] == "5"

@@ -1,0 +1,54 @@
+"""Networks and data small enough for tests, reachable by the names that a config uses."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdx.data import Dataset, from_arrays
+
+NETWORK = "tests.tiny:network"
+WIDE = "tests.tiny:wide"
+
+
+class TinyNet(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.drop = nn.Dropout(0.2)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.norm(self.stem(images)))
+        return self.head(self.drop(features.mean(dim=(2, 3))))
+
+
+def network(num_classes: int, in_channels: int) -> nn.Module:
+    return TinyNet(num_classes, in_channels, width=4)
+
+
+def wide(num_classes: int, in_channels: int) -> nn.Module:
+    return TinyNet(num_classes, in_channels, width=8)
+
+
+def arrays(
+    task: str = "multi-class", classes: int = 3, count: int = 30, size: int = 8, channels: int = 1, seed: int = 0
+):
+    """Images whose brightness and lower half tell the class."""
+    draw = np.random.default_rng(seed)
+    splits = {}
+    for split in ("train", "val", "test"):
+        labels = np.arange(count) % classes
+        images = draw.integers(0, 60, (count, size, size, channels)) + (labels * 60)[:, None, None, None]
+        images[:, size // 2 :] += (labels == 1)[:, None, None, None] * 60
+        if task == "multi-label":
+            labels = np.stack([(labels >= label) & (draw.random(count) < 0.9) for label in range(classes)], axis=1)
+        splits[split] = (images.clip(0, 255).astype(np.uint8), labels.astype(np.int64))
+    return splits
+
+
+def dataset(
+    task: str = "multi-class", classes: int = 3, count: int = 30, size: int = 8, channels: int = 1, seed: int = 0
+) -> Dataset:
+    names = [f"class{number}" for number in range(classes)]
+    return from_arrays("tiny", arrays(task, classes, count, size, channels, seed), task=task, class_names=names)
