@@ -17,7 +17,7 @@ test: $(READY)
 # uv installs in seconds what takes pip minutes; pip is the fall-back where uv has no build.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet uv -c constraints.txt \
+	$(BIN)/python -m pip install --quiet uv \
 		&& $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev]" \
 		|| $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@

@@ -1,49 +1,37 @@
-"""Which stages to reuse, load or train; trains them guides first; tells it in summary.json."""
+"""Run a chain: carry its plan out, guides first, and tell it in summary.json."""
 
 import logging
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kdx.checkpoint import load_checkpoint, verify, versions
-from kdx.config import Settings, StageSettings
+from torch import nn
+
+from kdx.checkpoint import load_checkpoint, versions
+from kdx.config import Settings
 from kdx.errors import KdxError
-from kdx.files import hash_file, relative, write_json
-from kdx.index import FinishedStage, StageIndex
+from kdx.files import hash_file, read_json, relative, write_json
+from kdx.index import FinishedStage, StageIndex, own_folder
 from kdx.memory import full_cleanup
 from kdx.models import count_parameters
-from kdx.report import stage_table
+from kdx.plan import Step, check_plan, describe_plan, make_plan, reuse_finished
 from kdx.stage import (
     Outcome,
     Workplace,
-    check_stage,
+    load_dataset,
     load_network,
+    make_workplace,
     network_spec,
-    open_workplace,
     scores_on_test,
-    stage_fingerprint,
     train_stage,
 )
+from kdx.tables import stage_table
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Step:
-    """What the plan does about one stage: `train` it, `reuse` a finished one, or `load` a named checkpoint."""
-
-    stage: StageSettings
-    action: str
-    fingerprint: str
-    checkpoint: Path | None = None
-    finished: FinishedStage | None = None
-
-    @property
-    def role(self) -> str:
-        return self.stage.role
+SUMMARY = "summary.json"
 
 
 def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) -> float | None:
@@ -51,181 +39,32 @@ def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) 
 
     Raises `KdxError` before the first training step for whatever in any stage cannot work.
     """
-    outputs = Path(settings.output_dir)
-    index = StageIndex(outputs)
-    place = open_workplace(settings)
+    index = StageIndex(Path(settings.output_dir))
+    place = make_workplace(settings, load_dataset(settings))
     plan = make_plan(place, index)
-    for line in describe_plan(plan, run_dir):
-        log.info(line)
+    log.info("%s", "\n".join(describe_plan(plan)))
     check_plan(place, plan)
     if settings.plan:
         return None
-    summary = _Summary(run_dir, place, plan, overrides)
-    outcomes: dict[str, Outcome] = {}
-    try:
-        for step in plan:
-            summary.write("running")
-            outcomes[step.role] = _deliver(place, step, outcomes, plan, run_dir, index)
-            summary.add(step, outcomes[step.role])
-            full_cleanup()
-    except BaseException as error:
-        summary.write("failed", f"{type(error).__name__}: {error}")
-        raise
-    summary.write("finished")
-    rows = {step.role: summary.stages[step.role] for step in plan}
-    log.info("\n%s\n", stage_table(rows))
+    with own_folder(run_dir):
+        _refuse_finished(run_dir, plan)
+        stages = _Run(place, plan, index, run_dir, overrides).deliver()
+    log.info("\n%s\n", stage_table(stages))
     log.info("results: %s", relative(run_dir, Path.cwd()))
-    return outcomes[plan[-1].role].validation["accuracy"]
+    return stages[plan[-1].role]["validation"]["accuracy"]
 
 
-def make_plan(place: Workplace, index: StageIndex) -> list[Step]:
-    """The steps that deliver what is asked for, guides first; a reused stage needs no guide."""
-    settings = place.settings
-    steps: dict[str, Step] = {}
-    for stage in settings.stages:
-        guide = steps[stage.guide].fingerprint if stage.guide else None
-        steps[stage.role] = _find(place, stage, stage_fingerprint(place, stage, guide), index)
-    needed = set(settings.deliver)
-    for step in reversed(steps.values()):
-        if step.role in needed and step.action == "train":
-            if step.stage.guide:
-                needed.add(step.stage.guide)
-            if step.role not in settings.deliver and settings.missing == "error":
-                raise KdxError(
-                    f"stage.missing=error: no finished {step.role} ({step.stage.network} on {settings.dataset_name}, "
-                    f"fingerprint {step.fingerprint}) in {index.folder}: run stage={step.role} with the same values, "
-                    f"name a file with stage.{step.role}.checkpoint, or set stage.missing=train"
-                )
-    return [step for step in steps.values() if step.role in needed]
+class _Run:
+    """The steps of a plan under way in one run folder."""
 
-
-def describe_plan(plan: Sequence[Step], run_dir: Path) -> list[str]:
-    """The plan in words, a line a stage."""
-    lines = ["plan:"]
-    for step in plan:
-        stage = step.stage
-        how = {"train": f"train {stage.epochs} epochs", "reuse": "reuse", "load": "load"}[step.action]
-        if step.action == "train" and stage.guide:
-            how += f", taught by the {stage.guide}"
-        if step.checkpoint is not None:
-            how += f" {relative(step.checkpoint, Path.cwd())}"
-        lines.append(f"  {step.role:<10} {stage.network:<12} {step.fingerprint}  {how}")
-    return lines
-
-
-def check_plan(place: Workplace, plan: Sequence[Step]) -> None:
-    """Build all that will be trained and load all that will be used: what fails, fails now."""
-    for step in plan:
-        if step.checkpoint is None:
-            check_stage(place, step.stage)
-        else:
-            load_network(place, step.stage, step.checkpoint)
-        if step.finished is not None:
-            here, there = place.surroundings(), step.finished.surroundings
-            differ = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
-            if differ:
-                log.warning(
-                    "the reused %s was made elsewhere (%s): its last bits may differ",
-                    step.role,
-                    "; ".join(differ),
-                )
-
-
-def _find(place: Workplace, stage: StageSettings, own: str, index: StageIndex) -> Step:
-    """The stage as a step: from the checkpoint that is named, from the index, or to be trained."""
-    settings = place.settings
-    if stage.checkpoint is not None:
-        path = Path(stage.checkpoint)
-        if not path.is_file():
-            raise KdxError(f"stage.{stage.role}.checkpoint={stage.checkpoint}: no such file")
-        return Step(stage, "load", f"file:{hash_file(path)[:16]}", path)
-    finished = None if settings.reuse == "never" else index.find(own)
-    if finished is None and settings.reuse == "latest" and stage.role in settings.teachers():
-        finished = index.find_latest(
-            role=stage.role,
-            network=stage.network,
-            data_digest=place.dataset.digest,
-            num_classes=place.dataset.num_classes,
-        )
-    if finished is not None:
-        path = index.path_of(finished)
-        try:
-            verify(path)
-            return Step(stage, "reuse", finished.fingerprint, path, finished)
-        except KdxError as error:
-            log.warning("%s: the %s is trained again", error, stage.role)
-    return Step(stage, "train", own)
-
-
-def _deliver(
-    place: Workplace,
-    step: Step,
-    outcomes: dict[str, Outcome],
-    plan: Sequence[Step],
-    run_dir: Path,
-    index: StageIndex,
-) -> Outcome:
-    """Carry one step out."""
-    stage = step.stage
-    if step.action == "train":
-        return _train(place, step, outcomes, plan, run_dir, index)
-    assert step.checkpoint is not None
-    network, content = load_network(place, stage, step.checkpoint)
-    parameters = count_parameters(network)
-    if step.finished is not None:
-        done = step.finished
-        return Outcome(step.checkpoint, done.epoch, done.validation, done.test, parameters, 0.0)
-    test = scores_on_test(place, stage, network)
-    return Outcome(step.checkpoint, content["epoch"], content["validation"], test, parameters, 0.0)
-
-
-def _train(
-    place: Workplace,
-    step: Step,
-    outcomes: dict[str, Outcome],
-    plan: Sequence[Step],
-    run_dir: Path,
-    index: StageIndex,
-) -> Outcome:
-    """Train a stage under its guide and file it in the index."""
-    stage = step.stage
-    guide, guide_own = None, None
-    if stage.guide:
-        teacher_step = next(s for s in plan if s.role == stage.guide)
-        guide, _ = load_network(place, teacher_step.stage, outcomes[stage.guide].checkpoint)
-        guide_own = teacher_step.fingerprint
-    outcome = train_stage(place, stage, run_dir / stage.role, step.fingerprint, guide, guide_own)
-    index.add(
-        FinishedStage(
-            fingerprint=step.fingerprint,
-            role=stage.role,
-            network=stage.network,
-            dataset=place.dataset.name,
-            data_digest=place.dataset.digest,
-            num_classes=place.dataset.num_classes,
-            checkpoint=index.entry_path(outcome.checkpoint),
-            sha256=hash_file(outcome.checkpoint),
-            epoch=outcome.epoch,
-            validation=outcome.validation,
-            test=outcome.test,
-            seconds=outcome.seconds,
-            finished=datetime.now(UTC).isoformat(),
-            surroundings=place.surroundings(),
-        )
-    )
-    return outcome
-
-
-class _Summary:
-    """summary.json: what was run, how it went, and how to do it again. Each role is a key of its own."""
-
-    def __init__(self, run_dir: Path, place: Workplace, plan: Sequence[Step], overrides: Sequence[str]) -> None:
-        self.path = run_dir / "summary.json"
-        self.place = place
+    def __init__(
+        self, place: Workplace, plan: Sequence[Step], index: StageIndex, run_dir: Path, overrides: Sequence[str]
+    ) -> None:
+        self.place, self.plan, self.index, self.run_dir = place, plan, index, run_dir
+        self.steps: dict[str, Step] = {}
+        self.outcomes: dict[str, Outcome] = {}
         self.stages: dict[str, dict[str, Any]] = {}
-        self.lineage: list[dict[str, str]] = [
-            {"what": "data", "name": place.dataset.name, "hash": place.dataset.digest}
-        ]
+        self.lineage = [{"what": "data", "name": place.dataset.name, "hash": place.dataset.digest}]
         self.head = {
             "overrides": list(overrides),
             "plan": [{"role": s.role, "action": s.action, "fingerprint": s.fingerprint} for s in plan],
@@ -234,18 +73,94 @@ class _Summary:
             "git_commit": _git_commit(),
         }
 
-    def add(self, step: Step, outcome: Outcome) -> None:
+    def deliver(self) -> dict[str, dict[str, Any]]:
+        """Carry all steps out; what summary.json says of each stage."""
+        try:
+            for step in self.plan:
+                self.write_summary("running")
+                step, outcome = self.train_or_wait(step) if step.action == "train" else (step, self.take(step))
+                self.steps[step.role], self.outcomes[step.role] = step, outcome
+                self.describe(step, outcome)
+                full_cleanup()
+        except BaseException as error:
+            self.write_summary("failed", str(error) if isinstance(error, KdxError) else repr(error))
+            raise
+        self.write_summary("finished")
+        return self.stages
+
+    def train_or_wait(self, step: Step) -> tuple[Step, Outcome]:
+        """Train a stage, unless another run trains the same one: then wait for it and reuse the result."""
+        with self.index.claim(step.fingerprint, step.role, self.run_dir / step.role) as (earlier, waited):
+            reusable = waited or self.place.settings.reuse != "never"
+            finished = self.index.find(step.fingerprint) if reusable else None
+            reuse = None if finished is None else reuse_finished(step.stage, finished, self.index)
+            if reuse is not None:
+                return reuse, self.take(reuse)
+            return step, self.train(step, earlier if waited or self.place.settings.resume else None)
+
+    def train(self, step: Step, earlier: Path | None) -> Outcome:
+        """Train a stage under its guide and file it in the index."""
+        guide, guide_own = self.guide_of(step)
+        outcome = train_stage(
+            self.place,
+            step.stage,
+            self.run_dir / step.role,
+            own=step.fingerprint,
+            guide=guide,
+            guide_own=guide_own,
+            earlier=earlier,
+        )
+        self.index.add(
+            FinishedStage(
+                fingerprint=step.fingerprint,
+                role=step.role,
+                network=step.stage.network,
+                dataset=self.place.dataset.name,
+                data_digest=self.place.dataset.digest,
+                num_classes=self.place.dataset.num_classes,
+                checkpoint=self.index.entry_path(outcome.checkpoint),
+                sha256=hash_file(outcome.checkpoint),
+                epoch=outcome.epoch,
+                validation=outcome.validation,
+                test=outcome.test,
+                seconds=outcome.seconds,
+                finished=datetime.now(UTC).isoformat(),
+                surroundings=self.place.surroundings(),
+            )
+        )
+        return outcome
+
+    def take(self, step: Step) -> Outcome:
+        """The outcome of a stage that exists: as filed, or tested now if it is a named checkpoint."""
+        assert step.checkpoint is not None
+        network, content = load_network(self.place, step.stage, step.checkpoint)
+        if step.finished is not None:
+            epoch, validation, test = step.finished.epoch, step.finished.validation, step.finished.test
+        else:
+            epoch, validation = content["epoch"], content["validation"]
+            test = scores_on_test(self.place, step.stage, network)
+        return Outcome(step.checkpoint, epoch, validation, test, count_parameters(network), seconds=0.0)
+
+    def guide_of(self, step: Step) -> tuple[nn.Module | None, str | None]:
+        """The network that teaches a stage, and its fingerprint."""
+        role = step.stage.guide
+        if role is None:
+            return None, None
+        guide, _ = load_network(self.place, self.steps[role].stage, self.outcomes[role].checkpoint)
+        return guide, self.steps[role].fingerprint
+
+    def describe(self, step: Step, outcome: Outcome) -> None:
+        """What summary.json says of a stage that is done."""
         content = load_checkpoint(outcome.checkpoint)
-        status = {"train": "trained", "reuse": "reused", "load": "loaded"}[step.action]
         self.lineage.append({"what": step.role, "name": step.stage.network, "hash": hash_file(outcome.checkpoint)})
         self.stages[step.role] = {
             "network": step.stage.network,
             "stem": network_spec(self.place, step.stage).stem,
-            "status": status,
+            "status": {"train": "trained", "reuse": "reused", "load": "loaded"}[step.action],
             "fingerprint": step.fingerprint,
             "guide": step.stage.guide,
             "guide_fingerprint": content["meta"].get("guide_fingerprint"),
-            "checkpoint": relative(outcome.checkpoint, self.path.parent),
+            "checkpoint": relative(outcome.checkpoint, self.run_dir),
             "epoch": outcome.epoch,
             "parameters": outcome.parameters,
             "validation": outcome.validation,
@@ -253,18 +168,29 @@ class _Summary:
             "seconds": round(outcome.seconds, 3),
         }
 
-    def write(self, status: str, error: str | None = None) -> None:
-        write_json(self.path, {"status": status, "error": error, **self.head, "lineage": self.lineage, **self.stages})
+    def write_summary(self, status: str, error: str | None = None) -> None:
+        """Write summary.json; each role that is done is a key of its own."""
+        told = {"status": status, "error": error, **self.head, "lineage": self.lineage, **self.stages}
+        write_json(self.run_dir / SUMMARY, told)
+
+
+def _refuse_finished(run_dir: Path, plan: Sequence[Step]) -> None:
+    """A finished run's folder is not trained in again: its numbers would become those of another run."""
+    path = run_dir / SUMMARY
+    if path.exists() and read_json(path)["status"] == "finished" and any(step.action == "train" for step in plan):
+        raise KdxError(f"hydra.run.dir={run_dir}: holds a finished run; choose another folder")
 
 
 def _git_commit() -> str | None:
     """The commit of kdx's own checkout, with `+` if it was changed since; None outside of one."""
-    here = Path(__file__).resolve().parent
-    try:
-        ask = ["git", "-C", str(here), "rev-parse", "HEAD"]
-        commit = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-        ask = ["git", "-C", str(here), "status", "--porcelain", "--untracked-files=no"]
-        changed = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit + ("+" if changed else "")
+    package = Path(__file__).resolve().parent
+    answers = []
+    for ask in ("rev-parse --show-prefix", "rev-parse HEAD", "status --porcelain --untracked-files=no"):
+        command = ["git", "-C", str(package), *ask.split()]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        answers.append(done.stdout.strip())
+    prefix, commit, changes = answers
+    return None if prefix != "kdx/" else commit + ("+" if changes else "")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra import version
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
@@ -20,12 +21,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdx.config import read_settings
-from kdx.errors import KdxError, suggest
+from kdx.config import Settings, read_settings
+from kdx.errors import BusyError, KdxError, suggest
 
 log = logging.getLogger(__name__)
 
+HYDRA_VERSION = "1.3"
 USER_ERROR = 2
+INTERRUPTED = 128 + 2
+BUSY = 75  # sysexits.h: try again later
 HYDRA_FILES = ("config.yaml", "hydra.yaml", "overrides.yaml")
 
 
@@ -37,7 +41,7 @@ class BelowError(logging.Filter):
 
 
 def run_job(config: DictConfig) -> float | None:
-    """One job: its settings, then the chain. A single run that is refused leaves no folder behind."""
+    """One job: its settings, then the chain. run.log has its errors too; a refused single run leaves no folder."""
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     single = hydra_config.mode == RunMode.RUN
@@ -51,7 +55,12 @@ def run_job(config: DictConfig) -> float | None:
         if _wants_traceback() or not single:
             raise
         _discard_unstarted(run_dir)
-        raise SystemExit(USER_ERROR) from None  # passes through Hydra, which would print a second text
+        raise SystemExit(BUSY if isinstance(error, BusyError) else USER_ERROR) from None  # past Hydra's own message
+    except Exception as error:
+        log.exception("error: unexpected %s: %s", type(error).__name__, str(error).split("\n")[0])
+        if not single:
+            raise
+        raise SystemExit(1) from None
     if settings.plan and single:
         _discard_unstarted(run_dir)
     return result
@@ -60,9 +69,9 @@ def run_job(config: DictConfig) -> float | None:
 @contextmanager
 def one_line_errors(conf: Path) -> Iterator[None]:
     """Tell what a user can put right in one line; HYDRA_FULL_ERROR=1 shows the traceback as ever."""
-    asked = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["KDX_TRACEBACK"] = "1" if asked == "1" else ""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors instead of printing them
+    before = {name: os.environ.get(name) for name in ("HYDRA_FULL_ERROR", "KDX_TRACEBACK")}
+    asked = before["KDX_TRACEBACK"] or before["HYDRA_FULL_ERROR"] or "0"  # a job of a sweep asks for its parent's
+    os.environ |= {"KDX_TRACEBACK": asked, "HYDRA_FULL_ERROR": "1"}  # Hydra then raises its errors instead of printing
     try:
         yield
     except (KdxError, HydraException, OmegaConfBaseException) as error:
@@ -70,6 +79,15 @@ def one_line_errors(conf: Path) -> Iterator[None]:
             raise
         print(f"error: {explain(error, conf)}", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
+    except KeyboardInterrupt:
+        print("interrupted; to go on, start the same command again (a single run with resume=true)", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def check_jobs(conf: Path, arguments: Sequence[str] | None = None) -> None:
@@ -80,10 +98,9 @@ def check_jobs(conf: Path, arguments: Sequence[str] | None = None) -> None:
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
         return
     with _loader(conf, args.config_dir) as loader:
-        mode = RunMode.MULTIRUN if args.multirun else RunMode.RUN
         config_name = args.config_name or "config"
         config = loader.load_configuration(config_name, args.overrides, run_mode=RunMode.MULTIRUN)
-        if mode == RunMode.RUN and config.hydra.mode != RunMode.MULTIRUN:
+        if not args.multirun and config.hydra.mode != RunMode.MULTIRUN:
             config = loader.load_configuration(config_name, args.overrides, run_mode=RunMode.RUN)
             if config.hydra.sweeper.get("params"):
                 print("warning: hydra.sweeper.params is ignored without --multirun", file=sys.stderr)
@@ -101,6 +118,15 @@ def check_jobs(conf: Path, arguments: Sequence[str] | None = None) -> None:
                 raise KdxError(f"{error} (in the job {' '.join(overrides)})") from error
 
 
+def compose_jobs(conf: Path, base: Sequence[str], jobs: Sequence[Sequence[str]]) -> list[Settings]:
+    """The settings of a sweep's jobs; `base` is the part of the command line that all have in common."""
+    args = get_args_parser().parse_args(list(base))
+    with _loader(conf, args.config_dir) as loader:
+        name = args.config_name or "config"
+        configs = [loader.load_configuration(name, [*args.overrides, *job], run_mode=RunMode.RUN) for job in jobs]
+    return [read_settings(config) for config in configs]
+
+
 def explain(error: Exception, conf: Path) -> str:
     """An error of ours or Hydra's as one line with the choices or the near miss."""
     if isinstance(error, KdxError):
@@ -116,6 +142,13 @@ def explain(error: Exception, conf: Path) -> str:
         key = lines[0].split("'")[1]
         return f"{key}: no such key{suggest(key, all_keys(conf))}"
     return " ".join(lines)
+
+
+def add_plugins() -> None:
+    """Let Hydra find kdx's launcher, whether kdx is installed or not."""
+    folder = str(Path(__file__).resolve().parent / "plugins")
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def all_keys(conf: Path) -> list[str]:
@@ -148,6 +181,8 @@ def _as_override(option: str, conf: Path) -> str:
 @contextmanager
 def _loader(conf: Path, extra: str | None) -> Iterator[Any]:
     """Hydra's config loader as its own main would make it."""
+    version.setbase(HYDRA_VERSION)
+    add_plugins()
     search_path = create_config_search_path(str(conf))
     assert isinstance(search_path, ConfigSearchPathImpl)
     if extra is not None:

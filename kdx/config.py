@@ -82,6 +82,7 @@ class Schema:
     deterministic: bool = MISSING
     threads: int | None = MISSING
     plan: bool = MISSING
+    resume: bool = MISSING
     visualize: VisualizeSchema = field(default_factory=VisualizeSchema)
     data_dir: str = MISSING
     download: bool = MISSING
@@ -134,6 +135,7 @@ class Settings:
     deterministic: bool
     threads: int | None
     plan: bool
+    resume: bool
     visualize: VisualizeSchema
     download: bool
     output_dir: str
@@ -180,7 +182,7 @@ def read_settings(config: DictConfig) -> Settings:
         **{key: getattr(typed, key) for key in ("amp", "device", "num_workers", "log_interval", "save_interval")},
         **{
             key: getattr(typed, key)
-            for key in ("seed", "deterministic", "threads", "plan", "visualize", "download", "output_dir")
+            for key in ("seed", "deterministic", "threads", "plan", "resume", "visualize", "download", "output_dir")
         },
     )
 

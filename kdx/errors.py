@@ -8,6 +8,10 @@ class KdxError(Exception):
     """Something the user can put right; its text is one line that names the key or file, the value, the choices."""
 
 
+class BusyError(KdxError):
+    """Somebody else is at work where this run wants to be; trying again later may do."""
+
+
 def suggest(word: str, choices: Iterable[str]) -> str:
     """The near miss as `; did you mean 'x'?`, or nothing."""
     near = get_close_matches(word, list(choices), n=1, cutoff=0.6)

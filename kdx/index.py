@@ -1,15 +1,41 @@
-"""outputs/index: fingerprint -> finished stage, so that later runs find it."""
+"""outputs/index: fingerprint -> finished stage, so that later runs find it; and who is training one now."""
 
 import hashlib
 import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdx.errors import KdxError
+from filelock import FileLock, Timeout
+
+from kdx.errors import BusyError, KdxError
 from kdx.files import read_json, relative, write_json
 
+log = logging.getLogger(__name__)
+
+REMIND_SECONDS = 60.0  # how often a waiting job says for whom it waits
+POLL_SECONDS = 0.2
 FINGERPRINT_FORMAT = 1  # raise it when the same settings come to mean other weights
+
+
+@contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Be the only run in a folder; `BusyError` at once where another one is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BusyError(f"{folder}: another run is at work in this folder; choose another hydra.run.dir") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def fingerprint(facts: dict[str, Any]) -> str:
@@ -60,6 +86,37 @@ class StageIndex:
         stages = [self._read(path) for path in self.folder.glob("*.json")]
         fitting = [s for s in stages if s and (s.role, s.network, s.data_digest, s.num_classes) == wanted]
         return max(fitting, key=lambda stage: (stage.finished, stage.fingerprint), default=None)
+
+    @contextmanager
+    def claim(self, wanted: str, what: str, folder: Path) -> Iterator[tuple[Path | None, bool]]:
+        """Be the only one who trains the stage `wanted` in `folder`; waits while another holder lives.
+
+        The lock is the operating system's: it is free as soon as its holder is dead. Yields the folder of an
+        attempt that did not finish, or None, and whether there was somebody to wait for.
+        """
+        attempt = self.folder / f"{wanted}.attempt"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / f"{wanted}.lock")
+        patience = 0.0
+        while True:
+            try:
+                lock.acquire(timeout=patience, poll_interval=POLL_SECONDS)
+                break
+            except Timeout:
+                patience = REMIND_SECONDS
+                holder = read_json(attempt) if attempt.exists() else {}
+                log.info(
+                    "waiting for the %s that process %s on %s trains in %s",
+                    *(what, holder.get("pid"), holder.get("host"), holder.get("folder")),
+                )
+        try:
+            earlier = self.outputs / read_json(attempt)["folder"] if attempt.exists() else None
+            told = {"pid": os.getpid(), "host": socket.gethostname(), "folder": relative(folder, self.outputs)}
+            write_json(attempt, told)
+            yield earlier, patience > 0
+            attempt.unlink(missing_ok=True)  # not after an error: the next holder goes on from there
+        finally:
+            lock.release()
 
     def path_of(self, stage: FinishedStage) -> Path:
         """Where the stage's checkpoint lies."""

@@ -54,7 +54,7 @@ def epoch_scores(predictions: Tensor, labels: Tensor, task: str, num_classes: in
         parts = (accuracy, MulticlassPrecision(**kind), MulticlassRecall(**kind), MulticlassF1Score(**kind))
     names = ("accuracy", "precision", "recall", "f1_score")
     collection = MetricCollection(dict(zip(names, parts, strict=True)))
-    return {name: 100 * float(value) for name, value in collection(predictions.cpu(), labels.cpu()).items()}
+    return {name: _percent(value) for name, value in collection(predictions.cpu(), labels.cpu()).items()}
 
 
 def full_scores(logits: Tensor, labels: Tensor, task: str, num_classes: int) -> dict[str, Any]:
@@ -88,6 +88,10 @@ def area_under_curve(scores: Tensor, labels: Tensor, task: str) -> float | None:
     return sum(areas) / len(areas) if areas else None
 
 
+def _percent(share: Tensor) -> float:
+    return round(100 * float(share), 5)  # the scores are float32: more digits are noise
+
+
 def _per_class(predictions: Tensor, labels: Tensor, task: str, num_classes: int) -> dict[str, list[float]]:
     """Precision, recall, F1 in percent and the number of images, each by class number."""
     prefix = "multilabel" if task == MULTI_LABEL else "multiclass"
@@ -97,7 +101,7 @@ def _per_class(predictions: Tensor, labels: Tensor, task: str, num_classes: int)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # an absent class scores 0 here, as documented above
             values = score(predictions, labels.long(), num_classes, average=None)
-        result[name] = [100 * value for value in values.tolist()]
+        result[name] = [_percent(value) for value in values]
     support = labels.sum(0) if task == MULTI_LABEL else torch.bincount(labels, minlength=num_classes)
     result["support"] = support.tolist()
     return result

@@ -1,41 +1,231 @@
-"""Results in words."""
+"""What a sweep found, as sweep.csv, sweep.md and report.html: `python -m kdx.report DIR...`. Imports no torch."""
 
-from typing import Any
+import argparse
+import csv
+import io
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
 
-HEADER = (
-    "stage",
-    "network",
-    "parameters",
-    "status",
-    "epoch",
-    "val acc",
-    "test acc",
-    "test F1",
-    "test AUC",
-    "time",
+from kdx import page
+from kdx.errors import KdxError
+from kdx.files import relative, write_atomic
+from kdx.plots import curves, heat_map
+from kdx.results import (
+    Configuration,
+    JobResult,
+    best_configuration,
+    configurations,
+    mean_and_spread,
+    read_epochs,
+    read_sweep,
+    swept_keys,
 )
+from kdx.tables import aligned, markdown
+
+log = logging.getLogger(__name__)
+
+GRID = ("kd.temperature", "kd.alpha")  # drawn as a heat map where both were swept
 
 
-def stage_table(stages: dict[str, dict[str, Any]]) -> str:
-    """The stages of a summary as an aligned text table."""
-    rows = [HEADER]
-    for role, stage in stages.items():
-        test, auc = stage["test"], stage["test"]["auc"]
-        rows.append(
-            (
-                role,
-                stage["network"],
-                f"{stage['parameters'] / 1e6:.2f} M",
-                stage["status"],
-                str(stage["epoch"]),
-                f"{stage['validation']['accuracy']:.2f}",
-                f"{test['accuracy']:.2f}",
-                f"{test['f1_score']:.2f}",
-                "-" if auc is None else f"{auc:.4f}",
-                f"{stage['seconds']:.1f} s",
-            )
+def write_report(folder: Path, rows_key: str | None = None, columns_key: str | None = None) -> None:
+    """Write sweep.csv, sweep.md and report.html into a sweep's folder and tell its outcome."""
+    jobs = read_sweep(folder)
+    groups = configurations(jobs)
+    table = _configuration_table(groups)
+    failures = _failure_table(jobs)
+    conclusions = _conclusions(groups)
+    write_atomic(folder / "sweep.csv", _csv(jobs).encode())
+    title = f"Sweep {folder.name}"
+    counted = f"{sum(job.finished for job in jobs)} of {len(jobs)} jobs finished"
+    text = [f"# {title}", counted + ".", *conclusions, "## Configurations", markdown(*table)]
+    if failures[1]:
+        text += ["## Not finished", markdown(*failures)]
+    text += ["## Jobs", markdown(*_job_table(jobs))]
+    write_atomic(folder / "sweep.md", ("\n\n".join(text) + "\n").encode())
+    write_atomic(folder / "report.html", _html(title, counted, jobs, groups, rows_key, columns_key).encode())
+    log.info("\n%s\n", aligned(*table))
+    for line in conclusions:
+        log.info(line)
+    if failures[1]:
+        log.info("\nnot finished:\n%s\n", aligned(*failures))
+    log.info("%s; report: %s", counted, relative(folder / "report.html", Path.cwd()))
+
+
+def _conclusions(groups: Sequence[Configuration]) -> list[str]:
+    """The best configuration with its test result, and its gain over the baselines in the sweep."""
+    best = best_configuration(groups)
+    if best is None:
+        return []
+    chosen = _spread(best, "validation", "accuracy")
+    lines = [
+        f"Best on validation: {_name(best)} with {chosen} validation accuracy; "
+        f"its test accuracy is {_spread(best, 'test', 'accuracy')}."
+    ]
+    ours = fmean(best.scores("test", "accuracy"))
+    alone = [group for group in groups if group.values.get("kd") == "none"]
+    baseline = best_configuration(alone)
+    if baseline is not None and baseline is not best:
+        gain = ours - fmean(baseline.scores("test", "accuracy"))
+        lines.append(
+            f"Over the same chain without distillation ({_spread(baseline, 'test', 'accuracy')}): {gain:+.2f}."
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
+    teachers = {job.stages[role]["fingerprint"]: job.stages[role] for job in best.jobs for role in list(job.stages)[:1]}
+    if all(len(job.stages) > 1 for job in best.jobs):
+        accuracies = [stage["test"]["accuracy"] for stage in teachers.values()]
+        mean, spread, count = mean_and_spread(accuracies)
+        lines.append(f"Over its teacher ({_words(mean, spread, count)}): {ours - mean:+.2f}.")
+    return lines
+
+
+def _configuration_table(groups: Sequence[Configuration]) -> tuple[list[str], list[list[str]]]:
+    keys = list(dict.fromkeys(key for group in groups for key in group.values))
+    header = [*keys, "n", "val acc", "test acc", "test F1", "test AUC"]
+    ranked = sorted(groups, key=lambda group: -fmean(group.scores("validation", "accuracy")))
+    rows = []
+    for group in ranked:
+        count = len(group.scores("validation", "accuracy"))
+        scores = [_spread(group, "validation", "accuracy", with_n=False)]
+        scores += [_spread(group, "test", name, with_n=False) for name in ("accuracy", "f1_score", "auc")]
+        rows.append([*(group.values.get(key, "-") for key in keys), str(count), *scores])
+    return header, rows
+
+
+def _job_table(jobs: Sequence[JobResult]) -> tuple[list[str], list[list[str]]]:
+    keys = swept_keys(jobs)
+    header = ["job", *keys, "state", "val acc", "test acc", "trained", "reused", "s"]
+    rows = []
+    for job in jobs:
+        done = [f"{job.last[split]['accuracy']:.2f}" for split in ("validation", "test")] if job.finished else ["", ""]
+        trained = [role for role, stage in job.stages.items() if stage["status"] == "trained"]
+        reused = [role for role in job.stages if role not in trained]
+        values = [job.overrides.get(key, "") for key in keys]
+        rows.append([job.number, *values, job.state, *done, " ".join(trained), " ".join(reused), f"{job.seconds:.0f}"])
+    return header, rows
+
+
+def _failure_table(jobs: Sequence[JobResult]) -> tuple[list[str], list[list[str]]]:
+    rows = [[j.number, " ".join(f"{k}={v}" for k, v in j.overrides.items()), j.state, j.reason] for j in jobs]
+    return ["job", "overrides", "state", "why"], [row for row, job in zip(rows, jobs, strict=True) if not job.finished]
+
+
+def _csv(jobs: Sequence[JobResult]) -> str:
+    """A row a job: overrides, then for each role accuracies, F1, AUC, seconds and whether it was trained or reused."""
+    keys = list(dict.fromkeys(key for job in jobs for key in job.overrides))
+    roles = list(dict.fromkeys(role for job in jobs for role in job.stages))
+    columns = ["val_accuracy", "test_accuracy", "test_f1_score", "test_auc", "seconds", "status", "fingerprint"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = ["job", *keys, "state", "seconds", *(f"{role}_{column}" for role in roles for column in columns), "reason"]
+    writer.writerow(head)
+    for job in jobs:
+        cells = [job.number, *(job.overrides.get(key, "") for key in keys), job.state, job.seconds]
+        for role in roles:
+            stage = job.stages.get(role)
+            if stage is None:
+                cells += [""] * len(columns)
+            else:
+                test = stage["test"]
+                cells += [stage["validation"]["accuracy"], test["accuracy"], test["f1_score"], test["auc"]]
+                cells += [stage["seconds"], stage["status"], stage["fingerprint"]]
+        writer.writerow([*cells, job.reason])
+    return text.getvalue()
+
+
+def _html(
+    title: str,
+    counted: str,
+    jobs: Sequence[JobResult],
+    groups: Sequence[Configuration],
+    rows_key: str | None,
+    columns_key: str | None,
+) -> str:
+    parts = [page.lead(line) for line in (counted + ".", *_conclusions(groups))]
+    parts += [page.heading("Configurations"), page.table("configurations", *_configuration_table(groups))]
+    failures = _failure_table(jobs)
+    if failures[1]:
+        parts += [page.heading("Not finished"), page.table("failures", *failures)]
+    drawn = _heat_map(groups, rows_key, columns_key)
+    if drawn is not None:
+        parts += [page.heading("Mean test accuracy"), drawn]
+    lines = {}
+    for job in jobs:
+        points = [(row["epoch"], row["val_accuracy"]) for row in read_epochs(job)]
+        if points:
+            lines[job.number + " " + " ".join(f"{k}={job.overrides.get(k)}" for k in swept_keys(jobs))] = points
+    if lines:
+        drawing = curves(lines, "epoch", "validation accuracy, %")
+        parts += [page.heading("All jobs"), page.picture(drawing, "Validation accuracy of each job's last stage.")]
+    parts += [page.heading("Jobs"), page.table("jobs", *_job_table(jobs))]
+    return page.page(title, parts)
+
+
+def _heat_map(groups: Sequence[Configuration], rows_key: str | None, columns_key: str | None) -> str | None:
+    """Mean test accuracy over two swept keys; the mean over all others."""
+    keys = list(dict.fromkeys(key for group in groups for key in group.values))
+    for wish in (rows_key, columns_key):
+        if wish is not None and wish not in keys:
+            raise KdxError(f"{wish}: not swept here; choose two of {', '.join(keys)}")
+    preferred = [*(key for key in GRID if key in keys), *(key for key in keys if key not in (*GRID, "kd"))]
+    chosen = [rows_key, columns_key]
+    for position in (0, 1):
+        if chosen[position] is None:
+            chosen[position] = next((key for key in preferred if key not in chosen), None)
+    first, second = chosen
+    if first is None or second is None:
+        return None
+    cells: dict[tuple[str, str], list[float]] = {}
+    for group in groups:
+        if first in group.values and second in group.values:
+            cells.setdefault((group.values[first], group.values[second]), []).extend(group.scores("test", "accuracy"))
+    if not cells:
+        return None
+    rows = sorted({row for row, _ in cells}, key=_as_number)
+    columns = sorted({column for _, column in cells}, key=_as_number)
+    means = {cell: fmean(values) for cell, values in cells.items()}
+    drawing = heat_map(rows, columns, means, (first, second))
+    return page.picture(drawing, f"Mean test accuracy in % over {first} and {second}.")
+
+
+def _as_number(text: str) -> tuple[float, str]:
+    try:
+        return float(text), text
+    except ValueError:
+        return math.inf, text
+
+
+def _spread(group: Configuration, split: str, name: str, with_n: bool = True) -> str:
+    return _words(*mean_and_spread(group.scores(split, name)), digits=4 if name == "auc" else 2, with_n=with_n)
+
+
+def _words(mean: float, spread: float, count: int, digits: int = 2, with_n: bool = True) -> str:
+    if count == 0:
+        return "-"
+    text = f"{mean:.{digits}f}" if count == 1 else f"{mean:.{digits}f} ± {spread:.{digits}f}"
+    return f"{text} (n={count})" if with_n else text
+
+
+def _name(group: Configuration) -> str:
+    return " ".join(f"{key}={value}" for key, value in group.values.items()) or "the one configuration"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m kdx.report", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a sweep's folder")
+    parser.add_argument("--rows", metavar="KEY", help="the heat map's rows, e.g. kd.temperature")
+    parser.add_argument("--columns", metavar="KEY", help="the heat map's columns, e.g. kd.alpha")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        for folder in args.folders:
+            write_report(folder, args.rows, args.columns)
+    except KdxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

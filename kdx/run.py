@@ -11,12 +11,13 @@ PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())  # wheel, checkout
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+@hydra.main(version_base=cli.HYDRA_VERSION, config_path=str(CONF), config_name="config")
 def _job(config: DictConfig) -> float | None:
     return cli.run_job(config)
 
 
 def main() -> None:
+    cli.add_plugins()
     with cli.one_line_errors(CONF):
         cli.check_jobs(CONF)
         _job()

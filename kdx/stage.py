@@ -15,7 +15,7 @@ from kdx.config import Settings, StageSettings, build
 from kdx.data import Dataset
 from kdx.epoch_log import EpochLogger
 from kdx.errors import KdxError
-from kdx.files import write_json
+from kdx.files import relative, write_json
 from kdx.index import fingerprint
 from kdx.losses import Objective
 from kdx.models import NetworkSpec, build_network, check_network, count_parameters, resolve_stem
@@ -71,12 +71,17 @@ class Parts:
     objective: Objective | None
 
 
-def open_workplace(settings: Settings) -> Workplace:
-    """Load the data and choose preprocessing, device and precision."""
-    device = choose_device(settings.device)
+def load_dataset(settings: Settings) -> Dataset:
+    """The configured data set."""
     dataset = build(settings.source, "dataset.source")
     if not isinstance(dataset, Dataset):
         raise KdxError(f"dataset.source: returned {type(dataset).__name__}, a kdx.data.Dataset is needed")
+    return dataset
+
+
+def make_workplace(settings: Settings, dataset: Dataset) -> Workplace:
+    """Choose preprocessing, device and precision for a data set."""
+    device = choose_device(settings.device)
     if dataset.mirrored and "flip" in settings.augment:
         raise KdxError(f"dataset.augment={list(settings.augment)}: a flip changes the class of {dataset.name}'s images")
     preprocessing = _choose_preprocessing(settings, dataset)
@@ -169,11 +174,16 @@ def train_stage(
     place: Workplace,
     stage: StageSettings,
     folder: Path,
+    *,
     own: str,
     guide: nn.Module | None,
     guide_own: str | None,
+    earlier: Path | None,
 ) -> Outcome:
-    """Train a stage in `folder`, test its best checkpoint once. `own` and `guide_own` are fingerprints."""
+    """Train a stage in `folder`, test its best checkpoint once. `own` and `guide_own` are fingerprints.
+
+    What a run that died left in `folder`, or else in `earlier`, is gone on from.
+    """
     settings = place.settings
     stem = file_stem(stage)
     told = {"role": stage.role, "fingerprint": own, "guide_fingerprint": guide_own, "config": stage.config}
@@ -203,6 +213,7 @@ def train_stage(
         save_interval=settings.save_interval,
         log_interval=settings.log_interval,
     )
+    _go_on(trainer, folder, earlier)
     best = trainer.fit()
     checkpoint = folder / "checkpoints" / best.file
     network, content = load_network(place, stage, checkpoint)
@@ -211,6 +222,15 @@ def train_stage(
     _draw_feature_maps(place, stage, network, folder)
     seconds = sum(row["epoch_time_sec"] for row in trainer.history)
     return Outcome(checkpoint, best.epoch, content["validation"], test, count_parameters(network), seconds)
+
+
+def _go_on(trainer: Trainer, folder: Path, earlier: Path | None) -> None:
+    for source in (folder, earlier):
+        if source is not None:
+            done = trainer.restore(source / "checkpoints")
+            if done:
+                log.info("%s: going on after epoch %d of %s", trainer.name, done, relative(source, Path.cwd()))
+                return
 
 
 def _draw_feature_maps(place: Workplace, stage: StageSettings, network: nn.Module, folder: Path) -> None:

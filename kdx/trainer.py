@@ -182,12 +182,13 @@ class Trainer:
             "best": None if self.best is None else vars(self.best),
         }
 
-    def restore(self) -> int:
-        """Go on from `latest.pth` in the folder, if it is there; the number of epochs that are done.
+    def restore(self, source: Path) -> int:
+        """Go on from `latest.pth` in `source`, if it is there; the number of epochs that are done.
 
+        What lies in another folder than the trainer's own is copied, so that this one is complete by itself.
         Raises `KdxError` where it belongs to another stage.
         """
-        path = self.folder / LATEST
+        path = source / LATEST
         if not path.exists():
             return 0
         state = load_checkpoint(path)
@@ -201,6 +202,9 @@ class Trainer:
         self.history = state["history"]
         self.best = Best(**state["best"])
         restore_random_state(state["random"])
+        if source != self.folder:
+            save_checkpoint(self.folder / self.best.file, load_checkpoint(source / self.best.file))
+            save_checkpoint(self.folder / LATEST, state)
         self._drop_other_bests()
         self.logger.write(self.history)
         return len(self.history)

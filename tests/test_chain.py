@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdx.chain import make_plan
 from kdx.config import Settings
 from kdx.errors import KdxError
 from kdx.index import StageIndex
-from kdx.stage import open_workplace
+from kdx.plan import make_plan
+from kdx.stage import load_dataset, make_workplace
 from tests.conftest import TinyRun, same_weights, settings_of
 
 
@@ -21,7 +21,7 @@ def fingerprints(*overrides: str) -> dict[str, str]:
 
 
 def plan_of(settings: Settings, outputs: Path = Path("nowhere")) -> list:
-    return make_plan(open_workplace(settings), StageIndex(outputs))
+    return make_plan(make_workplace(settings, load_dataset(settings)), StageIndex(outputs))
 
 
 def test_a_run_leaves_the_files_of_the_contract(tiny_run) -> None:
@@ -119,6 +119,7 @@ CHANGES = {  # override -> roles whose weights it changes
     "threads=2": "",
     "deterministic=false": "",
     "plan=true": "",
+    "resume=true": "",
     "download=false": "",
     "data_dir=elsewhere": "",
     "output_dir=elsewhere": "",
@@ -270,7 +271,7 @@ def test_flip_is_refused_where_it_changes_the_class() -> None:
         settings = settings_of(
             "dataset.name=digits", "dataset.source._target_=kdx.sources.load_digits", "dataset.augment=[flip]"
         )
-        open_workplace(settings)
+        make_workplace(settings, load_dataset(settings))
 
 
 def test_pretrained_reaches_the_stages_it_is_set_for() -> None:
@@ -286,7 +287,7 @@ def test_failed_run_says_so_in_its_summary(tiny_run, tmp_path: Path) -> None:
         tiny_run("optimizer=sgd", "optimizer.lr=1e30", "deterministic=false")
     summary = json.loads((tmp_path / "outputs" / "run1" / "summary.json").read_text())
     assert summary["status"] == "failed" and "in epoch 1" in summary["error"]
-    assert not list((tmp_path / "outputs").glob("index/*"))
+    assert not list((tmp_path / "outputs").glob("index/*.json"))
 
 
 def test_multi_label_chain(tiny_run) -> None:

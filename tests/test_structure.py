@@ -20,6 +20,7 @@ LAYERS = [  # a module imports from lines above its own only
     {"batches"},
     {"trainer"},
     {"stage"},
+    {"plan"},
     {"chain"},
     {"cli"},
     {"run"},

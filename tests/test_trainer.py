@@ -182,7 +182,7 @@ def test_resumed_run_ends_as_if_it_had_never_stopped(tmp_path: Path, amp: str, s
     first.fit()
     second = make_trainer(tmp_path / "parts", amp=amp)
     torch.rand(100)  # whatever was drawn before must not matter
-    assert second.restore() == stop_after
+    assert second.restore(tmp_path / "parts") == stop_after
     second.fit()
     assert same_weights(tmp_path / "whole" / "latest.pth", tmp_path / "parts" / "latest.pth")
     untimed = [
@@ -196,7 +196,7 @@ def test_resumed_run_ends_as_if_it_had_never_stopped(tmp_path: Path, amp: str, s
 def test_resume_refuses_another_stages_checkpoint(tmp_path: Path) -> None:
     make_trainer(tmp_path, epochs=1).fit()
     with pytest.raises(KdxError, match="belongs to another stage"):
-        make_trainer(tmp_path, seed=1).restore()
+        make_trainer(tmp_path, seed=1).restore(tmp_path)
 
 
 def test_snapshots_are_kept_at_the_interval(tmp_path: Path) -> None:

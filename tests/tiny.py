@@ -1,5 +1,12 @@
 """Networks and data small enough for tests, reachable by the names that a config uses."""
 
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
@@ -52,3 +59,62 @@ def dataset(
 ) -> Dataset:
     names = [f"class{number}" for number in range(classes)]
     return from_arrays("tiny", arrays(task, classes, count, size, channels, seed), task=task, class_names=names)
+
+
+class Unpicklable(Exception):
+    def __init__(self) -> None:
+        super().__init__("cannot be pickled")
+        self.lock = threading.Lock()
+
+
+def hostile(how: str) -> nn.Module:
+    """What a job can do to its sweep."""
+    if how == "raises":
+        raise RuntimeError("the network is broken")
+    if how == "unpicklable":
+        raise Unpicklable
+    if how == "exits":
+        sys.exit(0)
+    if how == "exits_hard":
+        os._exit(7)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("still alive")
+
+
+def raises(num_classes: int, in_channels: int) -> nn.Module:
+    return hostile("raises")
+
+
+def unpicklable(num_classes: int, in_channels: int) -> nn.Module:
+    return hostile("unpicklable")
+
+
+def exits(num_classes: int, in_channels: int) -> nn.Module:
+    return hostile("exits")
+
+
+def exits_hard(num_classes: int, in_channels: int) -> nn.Module:
+    return hostile("exits_hard")
+
+
+def killed(num_classes: int, in_channels: int) -> nn.Module:
+    return hostile("killed")
+
+
+class SlowNet(TinyNet):
+    """Waits in its 7th training step for the file TINY_GATE; leaves its process number in the folder TINY_PIDS."""
+
+    steps = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.steps += 1
+            if "TINY_PIDS" in os.environ:
+                (Path(os.environ["TINY_PIDS"]) / str(os.getpid())).touch()
+            while self.steps == 7 and "TINY_GATE" in os.environ and not Path(os.environ["TINY_GATE"]).exists():
+                time.sleep(0.05)
+        return super().forward(images)
+
+
+def slow(num_classes: int, in_channels: int) -> nn.Module:
+    return SlowNet(num_classes, in_channels, width=4)

@@ -1,0 +1,110 @@
+"""Which stages to reuse, load or train, decided and checked before anything is trained."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdx.checkpoint import verify
+from kdx.config import StageSettings
+from kdx.errors import KdxError
+from kdx.files import hash_file, relative
+from kdx.index import FinishedStage, StageIndex
+from kdx.stage import Workplace, check_stage, load_network, stage_fingerprint
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the plan does about one stage: `train` it, `reuse` a finished one, or `load` a named checkpoint."""
+
+    stage: StageSettings
+    action: str
+    fingerprint: str
+    checkpoint: Path | None = None
+    finished: FinishedStage | None = None
+
+    @property
+    def role(self) -> str:
+        return self.stage.role
+
+
+def make_plan(place: Workplace, index: StageIndex) -> list[Step]:
+    """The steps that deliver what is asked for, guides first; a reused stage needs no guide."""
+    settings = place.settings
+    steps: dict[str, Step] = {}
+    for stage in settings.stages:
+        guide = steps[stage.guide].fingerprint if stage.guide else None
+        steps[stage.role] = _find(place, stage, stage_fingerprint(place, stage, guide), index)
+    needed = set(settings.deliver)
+    for step in reversed(steps.values()):
+        if step.role in needed and step.action == "train":
+            if step.stage.guide:
+                needed.add(step.stage.guide)
+            if step.role not in settings.deliver and settings.missing == "error":
+                raise KdxError(
+                    f"stage.missing=error: no finished {step.role} ({step.stage.network} on {settings.dataset_name}, "
+                    f"fingerprint {step.fingerprint}) in {index.folder}: run stage={step.role} with the same values, "
+                    f"name a file with stage.{step.role}.checkpoint, or set stage.missing=train"
+                )
+    return [step for step in steps.values() if step.role in needed]
+
+
+def describe_plan(plan: Sequence[Step]) -> list[str]:
+    """The plan in words, a line a stage."""
+    lines = ["plan:"]
+    for step in plan:
+        stage = step.stage
+        how = {"train": f"train {stage.epochs} epochs", "reuse": "reuse", "load": "load"}[step.action]
+        if step.action == "train" and stage.guide:
+            how += f", taught by the {stage.guide}"
+        if step.checkpoint is not None:
+            how += f" {relative(step.checkpoint, Path.cwd())}"
+        lines.append(f"  {step.role:<10} {stage.network:<12} {step.fingerprint}  {how}")
+    return lines
+
+
+def check_plan(place: Workplace, plan: Sequence[Step]) -> None:
+    """Build all that will be trained and load all that will be used: what fails, fails now."""
+    for step in plan:
+        if step.checkpoint is None:
+            check_stage(place, step.stage)
+        else:
+            load_network(place, step.stage, step.checkpoint)
+        if step.finished is not None:
+            here, there = place.surroundings(), step.finished.surroundings
+            differ = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
+            if differ:
+                log.info("note: the reused %s was made with %s: its last bits may differ", step.role, "; ".join(differ))
+
+
+def reuse_finished(stage: StageSettings, finished: FinishedStage, index: StageIndex) -> Step | None:
+    """A step that reuses a finished stage, or None where its checkpoint is damaged."""
+    path = index.path_of(finished)
+    try:
+        verify(path)
+    except KdxError as error:
+        log.warning("%s: the %s is trained again", error, stage.role)
+        return None
+    return Step(stage, "reuse", finished.fingerprint, path, finished)
+
+
+def _find(place: Workplace, stage: StageSettings, own: str, index: StageIndex) -> Step:
+    """The stage as a step: from the checkpoint that is named, from the index, or to be trained."""
+    settings = place.settings
+    if stage.checkpoint is not None:
+        path = Path(stage.checkpoint)
+        if not path.is_file():
+            raise KdxError(f"stage.{stage.role}.checkpoint={stage.checkpoint}: no such file")
+        return Step(stage, "load", f"file:{hash_file(path)[:16]}", path)
+    finished = None if settings.reuse == "never" else index.find(own)
+    if finished is None and settings.reuse == "latest" and stage.role in settings.teachers():
+        finished = index.find_latest(
+            role=stage.role,
+            network=stage.network,
+            data_digest=place.dataset.digest,
+            num_classes=place.dataset.num_classes,
+        )
+    step = None if finished is None else reuse_finished(stage, finished, index)
+    return step or Step(stage, "train", own)

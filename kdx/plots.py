@@ -1,0 +1,61 @@
+"""Figures as SVG text that stands in a page, drawn without a display."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+from kdx.errors import KdxError
+
+
+def heat_map(
+    rows: Sequence[str], columns: Sequence[str], values: Mapping[tuple[str, str], float], names: tuple[str, str]
+) -> str:
+    """`values[row, column]` as a labelled heat map; missing cells stay blank. `names` are those of rows and columns."""
+    import numpy as np
+
+    table = np.array([[values.get((row, column), np.nan) for column in columns] for row in rows], dtype=float)
+    if np.isnan(table).all():
+        raise KdxError("a heat map without a value")
+    figure, axes = _figure(1.5 + 0.9 * len(columns), 1.2 + 0.6 * len(rows))
+    image = axes.imshow(table, cmap="viridis", aspect="auto")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xlabel(names[1])
+    axes.set_ylabel(names[0])
+    middle = (np.nanmin(table) + np.nanmax(table)) / 2
+    for y in range(len(rows)):
+        for x in range(len(columns)):
+            if not np.isnan(table[y, x]):
+                colour = "black" if table[y, x] > middle else "white"
+                axes.text(x, y, f"{table[y, x]:.2f}", ha="center", va="center", color=colour)
+    figure.colorbar(image)
+    return _svg(figure)
+
+
+def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x_name: str, y_name: str) -> str:
+    """Named lines of (x, y) points; the legend is left out where it would cover the lines."""
+    figure, axes = _figure(6.4, 3.6)
+    for name, points in lines.items():
+        axes.plot([x for x, _ in points], [y for _, y in points], label=name, linewidth=1.2, marker=".", markersize=3)
+    axes.set_xlabel(x_name)
+    axes.set_ylabel(y_name)
+    axes.grid(alpha=0.3)
+    if 1 < len(lines) <= 12:
+        axes.legend(fontsize=7)
+    return _svg(figure)
+
+
+def _figure(width: float, height: float):  # type: ignore[no-untyped-def]
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _svg(figure) -> str:  # type: ignore[no-untyped-def]
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "kdx"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

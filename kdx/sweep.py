@@ -1,0 +1,301 @@
+"""Many jobs, each a process of its own: whatever one does, the others finish. Imports no torch itself."""
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from kdx.errors import KdxError
+from kdx.files import read_json, relative, write_json
+
+log = logging.getLogger(__name__)
+
+STATE = "sweep.json"
+ERROR_MARK = "[ERROR] error: "
+STOP_SECONDS = 10.0  # between asking a job to stop and killing it
+
+
+class SweepError(KdxError):
+    """A job of a sweep failed; the others have finished."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One configuration of a sweep."""
+
+    number: int
+    overrides: tuple[str, ...]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """How a job ended: the validation accuracy that it delivered, or the reason why it failed."""
+
+    state: str
+    seconds: float
+    value: float | None = None
+    reason: str | None = None
+
+
+def config_arguments(config: DictConfig) -> list[str]:
+    """The part of the sweep's command line with which every job finds the same config files."""
+    arguments = []
+    for source in config.hydra.runtime.config_sources:
+        if source.provider == "command-line":
+            arguments += ["--config-dir", str(source.path)]
+    if config.hydra.searchpath:
+        arguments.append("hydra.searchpath=" + json.dumps(list(config.hydra.searchpath)))
+    return [*arguments, "--config-name", str(config.hydra.job.config_name)]
+
+
+def run_sweep(board: "Board", base: Sequence[str], sweep_dir: Path, n_jobs: int, gpu_ids: Sequence[int]) -> None:
+    """Run a board's jobs, `n_jobs` at a time; stages that several jobs share are trained first, each once.
+
+    CPU threads are divided among the jobs that run at once, unless the jobs set `threads` themselves.
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    at_once = n_jobs if n_jobs > 0 else len(gpu_ids) or cpus
+    jobs = board.unfinished()
+    at_once = max(1, min(at_once, len(jobs)))
+    pool = _Pool(base, gpu_ids, cpus)
+    try:
+        if at_once > 1:
+            for wave in _shared_stages(pool, jobs, sweep_dir):
+                log.info("training %d stage(s) that several jobs share", len(wave))
+                pool.run(wave, min(at_once, len(wave)), lambda job, end: None)
+        pool.run(jobs, at_once, board.note)
+    finally:
+        pool.stop()
+
+
+class Board:
+    """What is known of every job, kept in sweep.json and told line by line.
+
+    `KdxError` where the folder holds a sweep of other jobs.
+    """
+
+    def __init__(self, sweep_dir: Path, jobs: Sequence[Job]) -> None:
+        self.path = sweep_dir / STATE
+        self.jobs = list(jobs)
+        self.common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+        self.done: dict[int, JobEnd] = {}
+        self.started = time.monotonic()
+        known = read_json(self.path)["jobs"] if self.path.exists() else {}
+        for job in jobs:
+            if known.get(str(job.number), {}).get("overrides", list(job.overrides)) != list(job.overrides):
+                raise KdxError(
+                    f"hydra.sweep.dir={sweep_dir}: holds a sweep with another job {job.number}; choose another"
+                )
+        self.earlier = {key: told for key, told in known.items() if int(key) not in {job.number for job in jobs}}
+        for job in jobs:
+            end = _finished_before(job)
+            if end is not None:
+                self.done[job.number] = end
+        self.before = len(self.done)
+        if self.before:
+            log.info("%d of %d jobs were finished before", self.before, len(jobs))
+        self.write()
+
+    def unfinished(self) -> list[Job]:
+        return [job for job in self.jobs if job.number not in self.done]
+
+    def ends(self) -> list[JobEnd]:
+        return [self.done[job.number] for job in self.jobs]
+
+    def note(self, job: Job, end: JobEnd) -> None:
+        self.done[job.number] = end
+        self.write()
+        ended, total = len(self.done), len(self.jobs)
+        spent = time.monotonic() - self.started
+        left = spent / max(1, ended - self.before) * (total - ended)
+        how = f"val {end.value:.2f}" if end.value is not None else f"FAILED: {end.reason}"
+        rest = f", about {_duration(left)} left" if ended < total else ""
+        name = " ".join(override for override in job.overrides if override not in self.common)
+        log.info("[%d/%d] job %d %s: %s (%.0f s%s)", ended, total, job.number, name, how, end.seconds, rest)
+
+    def write(self) -> None:
+        told: dict[str, Any] = dict(self.earlier)
+        for job in self.jobs:
+            end = self.done.get(job.number)
+            told[str(job.number)] = {"overrides": list(job.overrides), "folder": job.folder.name} | (
+                {"state": "open"} if end is None else asdict(end)
+            )
+        write_json(self.path, {"jobs": told})
+
+
+class _Pool:
+    """Starts jobs as forks of a server process that has imported torch once, and waits for their ends."""
+
+    def __init__(self, base: Sequence[str], gpu_ids: Sequence[int], cpus: int) -> None:
+        self.base, self.gpu_ids, self.cpus = list(base), list(gpu_ids), cpus
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["kdx.chain", "kdx.cli"])
+        self.running: dict[int, tuple[ForkServerProcess, Job, float, int]] = {}
+
+    def run(self, jobs: Sequence[Job], at_once: int, note: Any) -> None:
+        """Run jobs in their order, `at_once` at a time; `note(job, end)` is called at each end."""
+        waiting = list(jobs)
+        slots = list(range(at_once))
+        while waiting or self.running:
+            while waiting and slots:
+                self.start(waiting.pop(0), slots.pop(0), at_once)
+            for sentinel in wait(list(self.running)):
+                assert isinstance(sentinel, int)
+                process, job, began, slot = self.running.pop(sentinel)
+                process.join()
+                slots.append(slot)
+                note(job, _end_of(job, process.exitcode or 0, time.monotonic() - began))
+
+    def start(self, job: Job, slot: int, at_once: int) -> None:
+        """Start a job; parallel ones write what they would show on a screen to console.log."""
+        write_json(job.folder / "job.json", {"overrides": list(job.overrides)})  # keeps a refused job's folder, too
+        arguments = [*self.base, *job.overrides, f"hydra.run.dir={_quoted(str(job.folder))}", "hydra.mode=RUN"]
+        if at_once > 1 and not any(override.startswith("threads=") for override in job.overrides):
+            arguments.append(f"threads={max(1, self.cpus // at_once)}")
+        if not any(override.startswith("resume=") for override in job.overrides):
+            arguments.append("resume=true")
+        environment = {}
+        if self.gpu_ids:
+            environment["CUDA_VISIBLE_DEVICES"] = str(self.gpu_ids[slot % len(self.gpu_ids)])
+        console = job.folder / "console.log" if at_once > 1 else None
+        process = self.context.Process(target=_work, args=(arguments, console, environment), name=f"job {job.number}")
+        process.start()
+        self.running[process.sentinel] = (process, job, time.monotonic(), slot)
+
+    def stop(self) -> None:
+        """End what still runs: after an interrupt, or an error of the sweep itself."""
+        for process, *_ in self.running.values():
+            process.terminate()
+        for process, *_ in self.running.values():
+            process.join(STOP_SECONDS)
+            if process.is_alive():
+                process.kill()
+
+
+def _work(arguments: list[str], console: Path | None, environment: dict[str, str]) -> None:
+    """The job's process: `kdx <arguments>`, ended when the sweep's process is gone."""
+    _end_with_parent()
+    os.environ.update(environment)
+    if console is not None:
+        descriptor = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+    sys.argv = ["kdx", *arguments]
+    from kdx.run import main
+
+    main()
+
+
+def _end_with_parent() -> None:
+    """Kill this process as soon as the sweep's process is dead: its pipe to us closes then."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _shared_stages(pool: _Pool, jobs: Sequence[Job], sweep_dir: Path) -> list[list[Job]]:
+    """Jobs that train what several of `jobs` need, guides first: one list for each place in the chain."""
+    answer = sweep_dir / ".shared.json"
+    answer.unlink(missing_ok=True)
+    process = pool.context.Process(target=_scout, args=(list(pool.base), [list(j.overrides) for j in jobs], answer))
+    process.start()
+    process.join()
+    if not answer.exists():
+        log.warning("could not tell in advance what the jobs share: each looks for itself")
+        return []
+    waves = []
+    for depth, found in enumerate(read_json(answer)):
+        wave = []
+        for position, (number, role, own) in enumerate(found):
+            overrides = (*jobs[number].overrides, f"stage.deliver={role}")
+            wave.append(Job(1000 * depth + position, overrides, sweep_dir / "shared" / f"{role}-{own}"))
+        waves.append(wave)
+    answer.unlink()
+    return waves
+
+
+def _scout(base: list[str], jobs: list[list[str]], answer: Path) -> None:
+    """Write, for every place in the chain, [job number, role, fingerprint] of the unfinished stages that jobs share."""
+    _end_with_parent()
+    from kdx.cli import compose_jobs
+    from kdx.index import StageIndex
+    from kdx.plan import make_plan
+    from kdx.run import CONF
+    from kdx.stage import load_dataset, make_workplace
+
+    data: dict[str, Any] = {}
+    users: dict[tuple[int, str, str], list[int]] = {}
+    for number, settings in enumerate(compose_jobs(CONF, base, jobs)):
+        key = repr(settings.source)
+        if key not in data:
+            data[key] = load_dataset(settings)
+        place = make_workplace(settings, data[key])
+        for depth, step in enumerate(make_plan(place, StageIndex(Path(settings.output_dir)))):
+            if step.action == "train" and settings.reuse != "never":
+                users.setdefault((depth, step.role, step.fingerprint), []).append(number)
+    depths = sorted({depth for (depth, _, _), numbers in users.items() if len(numbers) > 1})
+    shared = [
+        [(numbers[0], role, own) for (at, role, own), numbers in users.items() if at == depth and len(numbers) > 1]
+        for depth in depths
+    ]
+    write_json(answer, shared)
+
+
+def _finished_before(job: Job) -> JobEnd | None:
+    """The end of a job that an earlier start of the same sweep folder finished."""
+    summary = job.folder / "summary.json"
+    if not summary.exists():
+        return None
+    told = read_json(summary)
+    if told["status"] != "finished" or not set(job.overrides) <= set(told["overrides"]):
+        return None
+    return _end_of(job, 0, 0.0)
+
+
+def _end_of(job: Job, exit_code: int, seconds: float) -> JobEnd:
+    summary = job.folder / "summary.json"
+    told: dict[str, Any] = read_json(summary) if summary.exists() else {"status": None}
+    if exit_code == 0 and told["status"] == "finished":
+        last = told["plan"][-1]["role"]
+        return JobEnd("finished", round(seconds, 1), value=told[last]["validation"]["accuracy"])
+    return JobEnd("failed", round(seconds, 1), reason=_reason(job, exit_code))
+
+
+def _reason(job: Job, exit_code: int) -> str:
+    """Why a job failed, in one line: the signal that killed it, what its log says, or its exit code."""
+    if exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    run_log = job.folder / "run.log"
+    lines = run_log.read_text(errors="replace").splitlines() if run_log.exists() else []
+    errors = [line.split(ERROR_MARK, 1)[1] for line in lines if ERROR_MARK in line]
+    if errors:
+        return errors[-1]
+    return f"ended with exit code {exit_code} and without a result; see {relative(job.folder, Path.cwd())}"
+
+
+def _quoted(text: str) -> str:
+    """A path as Hydra's grammar takes it whatever it contains."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,188 @@
+"""Sweeps as a user starts them: shared stages, jobs that misbehave, dead parents, two shells at once."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, same_weights
+
+PARALLEL = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start kdx processes; whatever the test leaves of them is killed."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def begin(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "kdx.run", *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]
+        processes.append(process)
+        return process
+
+    yield begin
+    for process in processes:
+        process.kill()
+        if process.stdout is not None and not process.stdout.closed:
+            process.communicate()
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=240)
+    return output
+
+
+def until(what: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait for a condition, and fail if it does not come true."""
+    for _ in range(int(seconds / 0.05)):
+        if what():
+            return
+        time.sleep(0.05)
+    pytest.fail("waited in vain")
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    (path,) = folder.rglob("sweep.csv")
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def logs(folder: Path, role: str) -> list[Path]:
+    return list(folder.rglob(f"{role}/logs/*_log.csv"))
+
+
+def test_parallel_sweep_trains_shared_stages_once_and_equals_a_sequential_one(
+    start: Start, tmp_path: Path, kdx_environment
+) -> None:
+    axes = ["kd.temperature=2,4", "kd.alpha=0.3,0.7"]
+    for name, launcher in (("one", []), ("two", PARALLEL)):
+        (tmp_path / name).mkdir()
+        sweep = start(tmp_path / name, kdx_environment, "--multirun", *TINY, *axes, *launcher)
+        output = finish(sweep)
+        assert sweep.returncode == 0, output
+        assert "4 of 4 jobs finished" in output and "[4/4]" in output
+        assert len(logs(tmp_path / name, "teacher")) == 1
+        assert len(logs(tmp_path / name, "student")) == 4
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    for first, second in zip(one, two, strict=True):
+        assert first["student_fingerprint"] == second["student_fingerprint"]
+        assert first["student_test_accuracy"] == second["student_test_accuracy"]  # threads=1 in both
+    assert [row["teacher_status"] for row in one] == ["trained", "reused", "reused", "reused"]
+
+
+def test_whatever_one_job_does_the_others_finish(start: Start, tmp_path: Path, kdx_environment) -> None:
+    bad = ["raises", "unpicklable", "exits", "exits_hard", "killed"]
+    networks = ",".join(f"tests.tiny:{name}" for name in ["network", *bad, "wide"])
+    only = [override for override in TINY if not override.startswith("model.student")]
+    # the dead jobs' networks are built when the plan is checked, so the sweep shares the assistant all the same
+    sweep = start(tmp_path, kdx_environment, "--multirun", *only, f"model.student={networks}", *PARALLEL)
+    output = finish(sweep)
+    assert sweep.returncode == 2 and "Traceback" not in output
+    assert "2 of 7 jobs finished" in output
+    by_network = {row["model.student"].split(":")[1]: row for row in rows(tmp_path)}
+    assert by_network["network"]["state"] == by_network["wide"]["state"] == "finished"
+    reasons = {name: by_network[name]["reason"] for name in bad}
+    assert "the network is broken" in reasons["raises"]
+    assert "cannot be pickled" in reasons["unpicklable"]
+    assert "without a result" in reasons["exits"] and "exit code 7" in reasons["exits_hard"]
+    assert reasons["killed"] == "killed by SIGKILL (out of memory?)"
+    for name, reason in reasons.items():
+        assert reason in output, name
+    assert len(logs(tmp_path, "teacher")) == 1
+
+
+def test_started_again_a_sweep_runs_what_is_missing_only(start: Start, tmp_path: Path, kdx_environment) -> None:
+    first = start(tmp_path, kdx_environment, "--multirun", *TINY, "kd.temperature=2,4")
+    assert "2 of 2 jobs finished" in finish(first)
+    trained = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("best_acc_*.pth")}
+    again = start(tmp_path, kdx_environment, "--multirun", *TINY, "kd.temperature=4,6,2")
+    assert "3 of 3 jobs finished" in finish(again)
+    new = set(tmp_path.rglob("best_acc_*.pth")) - set(trained)
+    assert {path.parts[-3] for path in new} == {"assistant", "student"} and len(new) == 2
+    assert all(path.stat().st_mtime_ns == before for path, before in trained.items())
+    same_folder = f"hydra.sweep.dir={sorted(tmp_path.rglob('sweep.md'))[0].parent}"
+    third = start(tmp_path, kdx_environment, "--multirun", *TINY, "kd.temperature=2,4", same_folder)
+    assert "2 of 2 jobs were finished before" in finish(third)
+    other = start(tmp_path, kdx_environment, "--multirun", *TINY, "kd.temperature=2,8", same_folder)
+    assert "holds a sweep with another job 1" in finish(other) and other.returncode == 2
+
+
+SLOW_TEACHER = [override for override in TINY if not override.startswith("model.teacher")]
+SLOW_TEACHER += ["model.teacher=tests.tiny:slow", "epochs=4"]
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> dict[str, str]:
+    """With this environment a slow network waits in its second epoch until `tmp_path/gate` is there."""
+    (tmp_path / "pids").mkdir()
+    return {"TINY_PIDS": str(tmp_path / "pids"), "TINY_GATE": str(tmp_path / "gate")}
+
+
+def alive(folder: Path) -> list[int]:
+    return [int(path.name) for path in (folder / "pids").iterdir() if Path("/proc", path.name).exists()]
+
+
+def someone_waits(folder: Path) -> bool:
+    return any("waiting for the teacher" in path.read_text() for path in folder.rglob("run.log"))
+
+
+def test_when_the_parent_dies_nobody_goes_on_training(start: Start, tmp_path: Path, kdx_environment, gate) -> None:
+    sweep = start(tmp_path, kdx_environment | gate, "--multirun", *SLOW_TEACHER, "seed=1,2", *PARALLEL)
+    until(lambda: len(alive(tmp_path)) == 2 and len(list(tmp_path.rglob("latest.pth"))) == 2)
+    sweep.kill()
+    until(lambda: not alive(tmp_path), seconds=5)
+    finish(sweep)
+
+
+def test_two_shells_train_a_shared_stage_once(start: Start, tmp_path: Path, kdx_environment, gate) -> None:
+    first = start(tmp_path, kdx_environment | gate, *SLOW_TEACHER, "stage=teacher")
+    until(lambda: bool(list(tmp_path.rglob("*.attempt"))))
+    second = start(tmp_path, kdx_environment, *SLOW_TEACHER, "stage=teacher")
+    until(lambda: someone_waits(tmp_path))
+    (tmp_path / "gate").touch()
+    outputs = [finish(first), finish(second)]
+    assert first.returncode == second.returncode == 0, outputs
+    assert f"waiting for the teacher that process {first.pid} on " in outputs[1]
+    assert len(logs(tmp_path, "teacher")) == 1
+    summaries = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("summary.json"))]
+    assert [summary["teacher"]["status"] for summary in summaries] == ["trained", "reused"]
+
+
+def test_a_waiting_run_takes_over_and_ends_like_clean(
+    start: Start, tmp_path: Path, kdx_environment, gate
+) -> None:
+    first = start(tmp_path, kdx_environment | gate, *SLOW_TEACHER, "stage=teacher")
+    until(lambda: bool(list(tmp_path.rglob("latest.pth"))))
+    second = start(tmp_path, kdx_environment, *SLOW_TEACHER, "stage=teacher")
+    until(lambda: someone_waits(tmp_path))
+    os.kill(first.pid, signal.SIGKILL)
+    output = finish(second)
+    assert second.returncode == 0 and "going on after epoch 1 of" in output, output
+    (tmp_path / "clean").mkdir()
+    finish(start(tmp_path / "clean", kdx_environment, *SLOW_TEACHER, "stage=teacher"))
+    ours, theirs = (next((tmp_path / where).rglob("index/*.json")) for where in ("outputs", "clean"))
+    told, expected = json.loads(ours.read_text()), json.loads(theirs.read_text())
+    assert told["validation"] == expected["validation"] and told["test"] == expected["test"]
+    assert same_weights(tmp_path / "outputs" / told["checkpoint"], tmp_path / "clean/outputs" / expected["checkpoint"])
+
+
+def test_interrupted_sweep_stops_its_jobs_and_says_so(start: Start, tmp_path: Path, kdx_environment, gate) -> None:
+    sweep = start(tmp_path, kdx_environment | gate, "--multirun", *SLOW_TEACHER, "seed=1,2")
+    until(lambda: bool(list(tmp_path.rglob("latest.pth"))))
+    os.kill(sweep.pid, signal.SIGINT)
+    output = finish(sweep)
+    assert sweep.returncode == 130, output
+    until(lambda: not alive(tmp_path), seconds=5)
+    assert "start the same command again" in output and "0 of 2 jobs finished" in output
