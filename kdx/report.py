@@ -3,7 +3,6 @@
 import argparse
 import csv
 import io
-import logging
 import math
 import sys
 from collections.abc import Sequence
@@ -26,13 +25,11 @@ from kdx.results import (
 )
 from kdx.tables import aligned, markdown
 
-log = logging.getLogger(__name__)
-
 GRID = ("kd.temperature", "kd.alpha")  # drawn as a heat map where both were swept
 
 
-def write_report(folder: Path, rows_key: str | None = None, columns_key: str | None = None) -> None:
-    """Write sweep.csv, sweep.md and report.html into a sweep's folder and tell its outcome."""
+def write_report(folder: Path, rows_key: str | None = None, columns_key: str | None = None) -> str:
+    """Write sweep.csv, sweep.md and report.html into a sweep's folder; the outcome in words for a terminal."""
     jobs = read_sweep(folder)
     groups = configurations(jobs)
     table = _configuration_table(groups)
@@ -47,12 +44,10 @@ def write_report(folder: Path, rows_key: str | None = None, columns_key: str | N
     text += ["## Jobs", markdown(*_job_table(jobs))]
     write_atomic(folder / "sweep.md", ("\n\n".join(text) + "\n").encode())
     write_atomic(folder / "report.html", _html(title, counted, jobs, groups, rows_key, columns_key).encode())
-    log.info("\n%s\n", aligned(*table))
-    for line in conclusions:
-        log.info(line)
+    told = ["", aligned(*table), "", *conclusions]
     if failures[1]:
-        log.info("\nnot finished:\n%s\n", aligned(*failures))
-    log.info("%s; report: %s", counted, relative(folder / "report.html", Path.cwd()))
+        told += ["", "not finished:", aligned(*failures), ""]
+    return "\n".join([*told, f"{counted}; report: {relative(folder / 'report.html', Path.cwd())}"])
 
 
 def _conclusions(groups: Sequence[Configuration]) -> list[str]:
@@ -218,10 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", metavar="KEY", help="the heat map's rows, e.g. kd.temperature")
     parser.add_argument("--columns", metavar="KEY", help="the heat map's columns, e.g. kd.alpha")
     args = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         for folder in args.folders:
-            write_report(folder, args.rows, args.columns)
+            print(write_report(folder, args.rows, args.columns))
     except KdxError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
@@ -27,10 +27,6 @@ ERROR_MARK = "[ERROR] error: "
 STOP_SECONDS = 10.0  # between asking a job to stop and killing it
 
 
-class SweepError(KdxError):
-    """A job of a sweep failed; the others have finished."""
-
-
 @dataclass(frozen=True)
 class Job:
     """One configuration of a sweep."""
@@ -38,6 +34,15 @@ class Job:
     number: int
     overrides: tuple[str, ...]
     folder: Path
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a job's process runs: `main` with the arguments `base` and the job's own; `conf` holds the configs."""
+
+    main: Callable[[], None]
+    conf: Path
+    base: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def config_arguments(config: DictConfig) -> list[str]:
     return [*arguments, "--config-name", str(config.hydra.job.config_name)]
 
 
-def run_sweep(board: "Board", base: Sequence[str], sweep_dir: Path, n_jobs: int, gpu_ids: Sequence[int]) -> None:
+def run_sweep(board: "Board", program: "Program", n_jobs: int, gpu_ids: Sequence[int]) -> None:
     """Run a board's jobs, `n_jobs` at a time; stages that several jobs share are trained first, each once.
 
     CPU threads are divided among the jobs that run at once, unless the jobs set `threads` themselves.
@@ -70,10 +75,10 @@ def run_sweep(board: "Board", base: Sequence[str], sweep_dir: Path, n_jobs: int,
     at_once = n_jobs if n_jobs > 0 else len(gpu_ids) or cpus
     jobs = board.unfinished()
     at_once = max(1, min(at_once, len(jobs)))
-    pool = _Pool(base, gpu_ids, cpus)
+    pool = _Pool(program, gpu_ids, cpus)
     try:
         if at_once > 1:
-            for wave in _shared_stages(pool, jobs, sweep_dir):
+            for wave in _shared_stages(pool, jobs, board.folder):
                 log.info("training %d stage(s) that several jobs share", len(wave))
                 pool.run(wave, min(at_once, len(wave)), lambda job, end: None)
         pool.run(jobs, at_once, board.note)
@@ -88,6 +93,7 @@ class Board:
     """
 
     def __init__(self, sweep_dir: Path, jobs: Sequence[Job]) -> None:
+        self.folder = sweep_dir
         self.path = sweep_dir / STATE
         self.jobs = list(jobs)
         self.common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
@@ -139,8 +145,8 @@ class Board:
 class _Pool:
     """Starts jobs as forks of a server process that has imported torch once, and waits for their ends."""
 
-    def __init__(self, base: Sequence[str], gpu_ids: Sequence[int], cpus: int) -> None:
-        self.base, self.gpu_ids, self.cpus = list(base), list(gpu_ids), cpus
+    def __init__(self, program: Program, gpu_ids: Sequence[int], cpus: int) -> None:
+        self.program, self.gpu_ids, self.cpus = program, list(gpu_ids), cpus
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["kdx.chain", "kdx.cli"])
         self.running: dict[int, tuple[ForkServerProcess, Job, float, int]] = {}
@@ -162,7 +168,7 @@ class _Pool:
     def start(self, job: Job, slot: int, at_once: int) -> None:
         """Start a job; parallel ones write what they would show on a screen to console.log."""
         write_json(job.folder / "job.json", {"overrides": list(job.overrides)})  # keeps a refused job's folder, too
-        arguments = [*self.base, *job.overrides, f"hydra.run.dir={_quoted(str(job.folder))}", "hydra.mode=RUN"]
+        arguments = [*self.program.base, *job.overrides, f"hydra.run.dir={_quoted(str(job.folder))}", "hydra.mode=RUN"]
         if at_once > 1 and not any(override.startswith("threads=") for override in job.overrides):
             arguments.append(f"threads={max(1, self.cpus // at_once)}")
         if not any(override.startswith("resume=") for override in job.overrides):
@@ -171,7 +177,8 @@ class _Pool:
         if self.gpu_ids:
             environment["CUDA_VISIBLE_DEVICES"] = str(self.gpu_ids[slot % len(self.gpu_ids)])
         console = job.folder / "console.log" if at_once > 1 else None
-        process = self.context.Process(target=_work, args=(arguments, console, environment), name=f"job {job.number}")
+        work = (self.program.main, arguments, console, environment)
+        process = self.context.Process(target=_work, args=work, name=f"job {job.number}")
         process.start()
         self.running[process.sentinel] = (process, job, time.monotonic(), slot)
 
@@ -185,7 +192,7 @@ class _Pool:
                 process.kill()
 
 
-def _work(arguments: list[str], console: Path | None, environment: dict[str, str]) -> None:
+def _work(main: Callable[[], None], arguments: list[str], console: Path | None, environment: dict[str, str]) -> None:
     """The job's process: `kdx <arguments>`, ended when the sweep's process is gone."""
     _end_with_parent()
     os.environ.update(environment)
@@ -194,8 +201,6 @@ def _work(arguments: list[str], console: Path | None, environment: dict[str, str
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
     sys.argv = ["kdx", *arguments]
-    from kdx.run import main
-
     main()
 
 
@@ -215,7 +220,8 @@ def _shared_stages(pool: _Pool, jobs: Sequence[Job], sweep_dir: Path) -> list[li
     """Jobs that train what several of `jobs` need, guides first: one list for each place in the chain."""
     answer = sweep_dir / ".shared.json"
     answer.unlink(missing_ok=True)
-    process = pool.context.Process(target=_scout, args=(list(pool.base), [list(j.overrides) for j in jobs], answer))
+    asked = (pool.program, [list(job.overrides) for job in jobs], answer)
+    process = pool.context.Process(target=_scout, args=asked)
     process.start()
     process.join()
     if not answer.exists():
@@ -232,18 +238,17 @@ def _shared_stages(pool: _Pool, jobs: Sequence[Job], sweep_dir: Path) -> list[li
     return waves
 
 
-def _scout(base: list[str], jobs: list[list[str]], answer: Path) -> None:
+def _scout(program: Program, jobs: list[list[str]], answer: Path) -> None:
     """Write, for every place in the chain, [job number, role, fingerprint] of the unfinished stages that jobs share."""
     _end_with_parent()
     from kdx.cli import compose_jobs
     from kdx.index import StageIndex
     from kdx.plan import make_plan
-    from kdx.run import CONF
     from kdx.stage import load_dataset, make_workplace
 
     data: dict[str, Any] = {}
     users: dict[tuple[int, str, str], list[int]] = {}
-    for number, settings in enumerate(compose_jobs(CONF, base, jobs)):
+    for number, settings in enumerate(compose_jobs(program.conf, program.base, jobs)):
         key = repr(settings.source)
         if key not in data:
             data[key] = load_dataset(settings)

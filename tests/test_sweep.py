@@ -160,9 +160,7 @@ def test_two_shells_train_a_shared_stage_once(start: Start, tmp_path: Path, kdx_
     assert [summary["teacher"]["status"] for summary in summaries] == ["trained", "reused"]
 
 
-def test_a_waiting_run_takes_over_and_ends_like_clean(
-    start: Start, tmp_path: Path, kdx_environment, gate
-) -> None:
+def test_a_waiting_run_takes_over_and_ends_like_clean(start: Start, tmp_path: Path, kdx_environment, gate) -> None:
     first = start(tmp_path, kdx_environment | gate, *SLOW_TEACHER, "stage=teacher")
     until(lambda: bool(list(tmp_path.rglob("latest.pth"))))
     second = start(tmp_path, kdx_environment, *SLOW_TEACHER, "stage=teacher")

@@ -1,5 +1,6 @@
 """Hydra's hook for kdx's own launcher; Hydra accepts launchers from the package `hydra_plugins` only."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from kdx import sweep
+from kdx.errors import KdxError
 from kdx.report import write_report
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -54,12 +58,14 @@ class ProcessLauncher(Launcher):
             sweep.Job(initial_job_idx + index, tuple(overrides), sweep_dir / str(initial_job_idx + index))
             for index, overrides in enumerate(job_overrides)
         ]
-        base = sweep.config_arguments(self.config)
+        from kdx.run import CONF, main
+
+        program = sweep.Program(main, CONF, tuple(sweep.config_arguments(self.config)))
         board = sweep.Board(sweep_dir, jobs)
         try:
-            sweep.run_sweep(board, base, sweep_dir, self.n_jobs, list(self.gpu_ids or []))
+            sweep.run_sweep(board, program, self.n_jobs, list(self.gpu_ids or []))
         finally:
-            write_report(sweep_dir)  # also after an interrupt: what is done is told
+            log.info("%s", write_report(sweep_dir))  # also after an interrupt: what is done is told
         ends = board.ends()
         return [self._job_return(job, end) for job, end in zip(jobs, ends, strict=True)]
 
@@ -68,5 +74,5 @@ class ProcessLauncher(Launcher):
         result.overrides = list(job.overrides)
         result.working_dir = str(job.folder)
         result.status = JobStatus.COMPLETED if end.reason is None else JobStatus.FAILED
-        result.return_value = end.value if end.reason is None else sweep.SweepError(end.reason)
+        result.return_value = end.value if end.reason is None else KdxError(end.reason)
         return result

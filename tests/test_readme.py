@@ -1,0 +1,63 @@
+"""The README's commands, as they stand there."""
+
+import re
+import shlex
+import subprocess
+
+import pytest
+
+from kdx import cli
+from tests.conftest import CONF, REPO
+
+README = (REPO / "README.md").read_text()
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.split("#")[0].strip()
+]
+FLAGS = "dataset stage model-teacher pretrained epochs batch-size lr optimizer scheduler weight-decay temperature alpha device"
+FLAGS += " mixed-precision seed no-deterministic log-interval save-interval num-workers"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_is_valid(command: str) -> None:
+    """.ci/run really runs `make run` and `make test`; the others train for hours and are composed and checked."""
+    program, *arguments = shlex.split(command)
+    if program == "make":
+        done = subprocess.run(["make", "--dry-run", *arguments], cwd=REPO, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    else:
+        assert program == "kdx"
+        cli.check_jobs(CONF, arguments)
+
+
+def test_the_ci_runs_the_readmes_own_commands() -> None:
+    script = (REPO / ".ci" / "run").read_text()
+    assert "make run\n" in script and "make test\n" in script
+    assert {"make run", "make test"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("flag", FLAGS.split())
+def test_every_flag_of_old_scripts_is_mapped_to_a_key_that_works(flag: str) -> None:
+    row = re.search(rf"`--{flag}` \| `([^`]+)`", README)
+    assert row is not None
+    key, _, value = row.group(1).partition("=")
+    values = {
+        "dataset": "digits",
+        "stage": "student",
+        "model.teacher": "resnet18",
+        "optimizer": "sgd",
+        "scheduler": "step",
+    }
+    values |= {"kd.alpha": "0.5", "device": "cpu"}
+    cli.check_jobs(CONF, [f"{key}={value or values.get(key, '1')}"])
+
+
+def test_files_that_the_readme_names_exist_in_a_run(tiny_run) -> None:
+    run = tiny_run("visualize.samples=1")
+    for pattern in re.findall(r"^\| `([^|]+?)` \|", README, re.MULTILINE):
+        for name in pattern.replace("`", "").split(", "):
+            if not name.startswith("--") and "=" not in name:
+                name = "student/checkpoints/latest.pth" if name == "latest.pth" else name.replace("<role>", "student")
+                assert list(run.folder.glob(name)), name

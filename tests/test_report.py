@@ -1,0 +1,167 @@
+"""The report from folders as jobs leave them, and its page in a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kdx.errors import KdxError
+from kdx.report import main, write_report
+from kdx.results import best_configuration, configurations, mean_and_spread, read_sweep, swept_keys
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def stage(role: str, val: float, test: float, fingerprint: str) -> dict:
+    scores = {"loss": 0.1, "accuracy": test, "precision": test, "recall": test, "f1_score": test, "auc": test / 100}
+    return {
+        "network": "resnet18",
+        "status": "trained" if role == "student" else "reused",
+        "fingerprint": fingerprint,
+        "checkpoint": f"{role}/checkpoints/best.pth",
+        "epoch": 2,
+        "parameters": 10,
+        "validation": {"accuracy": val},
+        "test": scores,
+        "seconds": 3.0,
+    }
+
+
+def write_job(
+    folder: Path, number: int, overrides: list[str], val: float, test: float, status: str = "finished"
+) -> None:
+    job = folder / str(number)
+    (job / "student" / "logs").mkdir(parents=True)
+    (job / "student" / "logs" / "resnet18_student_log.csv").write_text(f"epoch,val_accuracy\n1,{val - 5}\n2,{val}\n")
+    done = {"teacher": stage("teacher", 95, 94, "t")} | (
+        {"student": stage("student", val, test, "none" if "kd=none" in overrides else f"s{number}")}
+        if status == "finished"
+        else {}
+    )
+    plan = [{"role": "teacher", "action": "reuse"}, {"role": "student", "action": "train"}]
+    error = "student: loss is nan in epoch 2, step 3" if status == "failed" else None
+    told = {"status": status, "error": error, "overrides": overrides, "plan": plan, **done}
+    (job / "summary.json").write_text(json.dumps(told))
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    number = 0
+    for temperature in (2, 10):
+        for seed in (0, 1):
+            overrides = ["kd=hinton", f"kd.temperature={temperature}", "kd.alpha=0.5", f"seed={seed}", "epochs=2"]
+            write_job(tmp_path, number, overrides, val=90 + temperature / 2 + seed, test=80 + seed)
+            number += 1
+    for temperature in (2, 10):  # without distillation both are the same stage
+        write_job(
+            tmp_path, number, ["kd=none", f"kd.temperature={temperature}", "kd.alpha=0.5", "seed=0", "epochs=2"], 85, 78
+        )
+        number += 1
+    write_job(
+        tmp_path, number, ["kd=hinton", "kd.temperature=20", "kd.alpha=0.5", "seed=0", "epochs=2"], 0, 0, "failed"
+    )
+    return tmp_path
+
+
+def test_seeds_are_put_together_with_mean_spread_and_n(sweep: Path) -> None:
+    jobs = read_sweep(sweep)
+    assert swept_keys(jobs) == ["kd", "kd.temperature", "seed"]
+    groups = {tuple(group.values.values()): group for group in configurations(jobs)}
+    assert mean_and_spread(groups["hinton", "10"].scores("test", "accuracy")) == (
+        80.5,
+        pytest.approx(0.7071, abs=1e-4),
+        2,
+    )
+    assert mean_and_spread(groups[("none",)].scores("test", "accuracy")) == (78, 0.0, 1)  # one stage, counted once
+    assert ("hinton", "20") not in groups
+
+
+def test_best_is_chosen_on_validation_not_on_test(tmp_path: Path) -> None:
+    """pitfall(6)"""
+    write_job(tmp_path, 0, ["kd.temperature=2"], val=90, test=70)
+    write_job(tmp_path, 1, ["kd.temperature=4"], val=80, test=99)
+    best = best_configuration(configurations(read_sweep(tmp_path)))
+    assert best is not None and best.values == {"kd.temperature": "2"}
+
+
+def test_report_files_hold_results_gains_and_failures(sweep: Path, capsys) -> None:
+    main([str(sweep)])
+    printed = capsys.readouterr().out
+    assert "6 of 7 jobs finished" in printed and "loss is nan in epoch 2" in printed
+    text = (sweep / "sweep.md").read_text()
+    assert "Best on validation: kd=hinton kd.temperature=10 with 95.50 ± 0.71 (n=2) validation accuracy" in text
+    assert "its test accuracy is 80.50 ± 0.71 (n=2)" in text
+    assert "without distillation (78.00 (n=1)): +2.50" in text
+    assert "Over its teacher (94.00 (n=1)): -13.50" in text
+    rows = (sweep / "sweep.csv").read_text().splitlines()
+    assert len(rows) == 8 and rows[0].startswith(
+        "job,kd,kd.temperature,kd.alpha,seed,epochs,state,seconds,teacher_val_accuracy"
+    )
+    assert rows[7].split(",")[6] == "failed"
+
+
+def test_report_of_a_running_sweep_and_of_no_sweep(tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit), pytest.raises(KdxError, match="holds no sweep"):
+        main([str(tmp_path)])
+    assert "holds no sweep" in capsys.readouterr().err
+    jobs = {
+        "0": {"overrides": ["seed=0"], "folder": "0", "state": "open"},
+        "1": {"overrides": ["seed=1"], "folder": "1", "state": "open"},
+    }
+    (tmp_path / "sweep.json").write_text(json.dumps({"jobs": jobs}))
+    write_job(tmp_path, 0, ["seed=0"], val=90, test=80)
+    write_report(tmp_path)
+    assert "1 of 2 jobs finished" in (tmp_path / "sweep.md").read_text()
+    assert "| 1 | seed=1 | open |" in (tmp_path / "sweep.md").read_text()
+
+
+def test_heat_map_of_two_keys_and_a_wrong_one(tmp_path: Path) -> None:
+    for number, (temperature, alpha) in enumerate([(2, 0.3), (2, 0.7), (10, 0.3), (10, 0.7)]):
+        write_job(tmp_path, number, [f"kd.temperature={temperature}", f"kd.alpha={alpha}"], 90, 80 + number)
+    write_report(tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert "Mean test accuracy in % over kd.temperature and kd.alpha." in html
+    assert html.index(">2<") < html.index(">10<")  # sorted as numbers
+    write_report(tmp_path, "kd.alpha", "kd.temperature")
+    assert "over kd.alpha and kd.temperature" in (tmp_path / "report.html").read_text()
+    with pytest.raises(KdxError, match="seed: not swept here; choose two of kd.temperature, kd.alpha"):
+        write_report(tmp_path, "seed")
+
+
+def test_page_needs_no_network_and_escapes_what_it_shows(tmp_path: Path) -> None:
+    write_job(tmp_path, 0, ["model.student=<b>x</b>"], 90, 80)
+    write_job(tmp_path, 1, ["model.student=y"], 91, 81)
+    write_report(tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert "<b>x</b>" not in html and "&lt;b&gt;x&lt;/b&gt;" in html
+    outside = [url for url in re.findall(r"(?:src|href)=[\"']([^\"']+)", html) if not url.startswith("#")]
+    assert not outside and "@import" not in html and len(html) < 400_000
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (.ci/run installs it)")
+def test_page_opens_and_sorts_in_a_browser(sweep: Path, tmp_path: Path) -> None:
+    write_report(sweep)
+    page = (sweep / "report.html").as_uri()
+
+    def rendered(address: str) -> str:
+        command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+        command += [
+            "--disable-background-networking",
+            "--disable-component-update",
+            f"--user-data-dir={tmp_path / 'profile'}",
+        ]
+        done = subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def first_column(html: str) -> list[str]:
+        body = html[html.index('id="jobs"') :].split("<tbody>")[1].split("</tbody>")[0]
+        return re.findall(r"<tr><td>(.*?)</td>", body)
+
+    assert first_column(rendered(page)) == ["0", "1", "2", "3", "4", "5", "6"]
+    assert first_column(rendered(page + "#sort=jobs,0,down")) == ["6", "5", "4", "3", "2", "1", "0"]
+    by_temperature = first_column(rendered(page + "#sort=jobs,2,up"))
+    assert by_temperature[-1] == "6" and set(by_temperature[:3]) == {"0", "1", "4"}  # 2 < 10 < 20 as numbers
