@@ -27,6 +27,7 @@ from kdx.stage import (
     scores_on_test,
     train_stage,
 )
+from kdx.stopping import Stopped, StopRequest, listening
 from kdx.tables import stage_table
 
 log = logging.getLogger(__name__)
@@ -46,9 +47,9 @@ def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) 
     check_plan(place, plan)
     if settings.plan:
         return None
-    with own_folder(run_dir):
+    with own_folder(run_dir), listening() as stop:
         _refuse_finished(run_dir, plan)
-        stages = _Run(place, plan, index, run_dir, overrides).deliver()
+        stages = _Run(place, plan, index, run_dir, overrides, stop).deliver()
     log.info("\n%s\n", stage_table(stages))
     log.info("results: %s", relative(run_dir, Path.cwd()))
     return stages[plan[-1].role]["validation"]["accuracy"]
@@ -58,9 +59,16 @@ class _Run:
     """The steps of a plan under way in one run folder."""
 
     def __init__(
-        self, place: Workplace, plan: Sequence[Step], index: StageIndex, run_dir: Path, overrides: Sequence[str]
+        self,
+        place: Workplace,
+        plan: Sequence[Step],
+        index: StageIndex,
+        run_dir: Path,
+        overrides: Sequence[str],
+        stop: StopRequest,
     ) -> None:
         self.place, self.plan, self.index, self.run_dir = place, plan, index, run_dir
+        self.stop = stop
         self.steps: dict[str, Step] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.stages: dict[str, dict[str, Any]] = {}
@@ -77,11 +85,15 @@ class _Run:
         """Carry all steps out; what summary.json says of each stage."""
         try:
             for step in self.plan:
+                self.stop.raise_if_asked()
                 self.write_summary("running")
                 step, outcome = self.train_or_wait(step) if step.action == "train" else (step, self.take(step))
                 self.steps[step.role], self.outcomes[step.role] = step, outcome
                 self.describe(step, outcome)
                 full_cleanup()
+        except Stopped as stopped:
+            self.write_summary("stopped", str(stopped))
+            raise
         except BaseException as error:
             self.write_summary("failed", str(error) if isinstance(error, KdxError) else repr(error))
             raise
@@ -109,6 +121,7 @@ class _Run:
             guide=guide,
             guide_own=guide_own,
             earlier=earlier,
+            stop=self.stop,
         )
         self.index.add(
             FinishedStage(

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,11 +19,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from kdx.config import Settings, read_settings
+from kdx.config import Settings, flat_keys, read_settings
 from kdx.errors import BusyError, KdxError, suggest
+from kdx.stopping import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,10 @@ def run_job(config: DictConfig) -> float | None:
             raise
         _discard_unstarted(run_dir)
         raise SystemExit(BUSY if isinstance(error, BusyError) else USER_ERROR) from None  # past Hydra's own message
+    except Stopped as stopped:
+        again = [*hydra_config.overrides.task, *([] if settings.resume else ["resume=true"])]
+        log.info("%s; to go on: kdx %s", stopped, shlex.join(again))
+        raise SystemExit(stopped.exit_code) from None
     except Exception as error:
         log.exception("error: unexpected %s: %s", type(error).__name__, str(error).split("\n")[0])
         if not single:
@@ -127,6 +133,17 @@ def compose_jobs(conf: Path, base: Sequence[str], jobs: Sequence[Sequence[str]])
     return [read_settings(config) for config in configs]
 
 
+def compose_line(conf: Path, arguments: Sequence[str]) -> tuple[DictConfig, list[str], list[str]]:
+    """A command line's config, the part of it with which a job finds the same files, and its overrides."""
+    args, unknown = get_args_parser().parse_known_args(list(arguments))
+    if unknown:
+        raise KdxError(f"unknown option {unknown[0]}: {_as_override(unknown[0], conf)}")
+    base = ["--config-dir", str(Path(args.config_dir).resolve())] if args.config_dir else []
+    with _loader(conf, args.config_dir) as loader:
+        config = loader.load_configuration(args.config_name or "config", args.overrides, run_mode=RunMode.RUN)
+    return config, base, list(args.overrides)
+
+
 def explain(error: Exception, conf: Path) -> str:
     """An error of ours or Hydra's as one line with the choices or the near miss."""
     if isinstance(error, KdxError):
@@ -145,29 +162,21 @@ def explain(error: Exception, conf: Path) -> str:
 
 
 def add_plugins() -> None:
-    """Let Hydra find kdx's launcher, whether kdx is installed or not."""
+    """Let Hydra find kdx's launcher, whether kdx is installed or not; also in processes that other launchers start."""
     folder = str(Path(__file__).resolve().parent / "plugins")
     if folder not in sys.path:
         sys.path.append(folder)
+    inherited = os.environ.get("PYTHONPATH", "")
+    if folder not in inherited.split(os.pathsep):
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (inherited, folder)))
 
 
 def all_keys(conf: Path) -> list[str]:
     """Every dotted key and every group of the default config."""
     with _loader(conf, None) as loader:
         config = loader.load_configuration("config", [], run_mode=RunMode.RUN)
-        plain = OmegaConf.to_container(config, resolve=False)
-        assert isinstance(plain, dict)
-        hydra_part = plain.pop("hydra")
-        return [*loader.list_groups(""), *_flatten(plain), *_flatten({"hydra": hydra_part})]
-
-
-def _flatten(node: Any, prefix: str = "") -> list[str]:
-    if not isinstance(node, dict):
-        return []
-    keys: list[str] = []
-    for key, value in node.items():
-        keys += [f"{prefix}{key}", *_flatten(value, f"{prefix}{key}.")]
-    return keys
+        keys = sorted(flat_keys(config), key=lambda key: key.startswith("hydra"))  # our own before Hydra's
+        return [*loader.list_groups(""), *keys]
 
 
 def _as_override(option: str, conf: Path) -> str:

@@ -71,6 +71,7 @@ class Schema:
     optimizer: dict[str, Any] = MISSING
     scheduler: dict[str, Any] = MISSING
     experiment: Any = None
+    search: Any = None
     epochs: int = MISSING
     batch_size: int = MISSING
     amp: str = MISSING
@@ -78,6 +79,7 @@ class Schema:
     num_workers: int = MISSING
     log_interval: int = MISSING
     save_interval: int = MISSING
+    checkpoint_every_steps: int = MISSING
     seed: int = MISSING
     deterministic: bool = MISSING
     threads: int | None = MISSING
@@ -131,6 +133,7 @@ class Settings:
     num_workers: int
     log_interval: int
     save_interval: int
+    checkpoint_every_steps: int
     seed: int
     deterministic: bool
     threads: int | None
@@ -155,7 +158,7 @@ class Settings:
 def read_settings(config: DictConfig) -> Settings:
     """Checked settings; `KdxError` lists every bad key with its value and the choices, in one line."""
     typed = _typed(config)
-    problems = _Problems()
+    problems = Problems()
     roles = _roles(config, problems)
     _check_run(typed, problems)
     _check_dataset(typed.dataset, problems)
@@ -179,12 +182,19 @@ def read_settings(config: DictConfig) -> Settings:
         normalize=dataset["normalize"],
         freeze_backbone=config.model.freeze_backbone,
         stem=config.model.stem,
-        **{key: getattr(typed, key) for key in ("amp", "device", "num_workers", "log_interval", "save_interval")},
-        **{
-            key: getattr(typed, key)
-            for key in ("seed", "deterministic", "threads", "plan", "resume", "visualize", "download", "output_dir")
-        },
+        **{name: getattr(typed, name) for name in Settings.__dataclass_fields__ if name in Schema.__dataclass_fields__},
     )
+
+
+def flat_keys(node: Any, prefix: str = "") -> list[str]:
+    """Every dotted key of a config or of nested dicts."""
+    plain = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
+    if not isinstance(plain, dict):
+        return []
+    keys = []
+    for key, value in plain.items():
+        keys += [prefix + str(key), *flat_keys(value, f"{prefix}{key!s}.")]
+    return keys
 
 
 def build(node: dict[str, Any], key: str, *arguments: Any) -> Any:
@@ -224,12 +234,12 @@ def _typed(config: DictConfig) -> Schema:
         checked = OmegaConf.merge(OmegaConf.structured(Schema), plain)
         typed = OmegaConf.to_object(checked)
     except OmegaConfBaseException as error:
-        raise KdxError(_explain(error)) from error
+        raise KdxError(explain_key(error)) from error
     assert isinstance(typed, Schema)
     return typed
 
 
-def _explain(error: OmegaConfBaseException) -> str:
+def explain_key(error: OmegaConfBaseException) -> str:
     key = str(getattr(error, "full_key", "") or getattr(error, "key", ""))
     first = str(error).split("\n")[0]
     if "not in '" in first:
@@ -239,7 +249,7 @@ def _explain(error: OmegaConfBaseException) -> str:
     return f"{key}: {first}" if key and key not in first else first
 
 
-class _Problems:
+class Problems:
     """Collects what is wrong, so that one run tells all of it."""
 
     def __init__(self) -> None:
@@ -266,7 +276,7 @@ class _Problems:
             raise KdxError("; ".join(self.lines))
 
 
-def _check_run(run: Schema, problems: _Problems) -> None:
+def _check_run(run: Schema, problems: Problems) -> None:
     problems.choice("amp", run.amp, AMP)
     if run.device.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
         problems.add("device", run.device, "choose auto, cpu, cuda, cuda:<number> or mps")
@@ -279,12 +289,13 @@ def _check_run(run: Schema, problems: _Problems) -> None:
     ):
         problems.at_least(key, getattr(run, key), least)
     problems.at_least("seed", run.seed, 0)
+    problems.at_least("checkpoint_every_steps", run.checkpoint_every_steps, 0)
     problems.at_least("visualize.samples", run.visualize.samples, 0)
     if run.threads is not None:
         problems.at_least("threads", run.threads, 1)
 
 
-def _check_dataset(dataset: DatasetSchema, problems: _Problems) -> None:
+def _check_dataset(dataset: DatasetSchema, problems: Problems) -> None:
     if dataset.name in ("", ".", "..") or "/" in dataset.name or "\\" in dataset.name:
         problems.add("dataset.name", dataset.name, "a plain name is needed: it becomes a folder")
     for choice in dataset.augment:
@@ -304,7 +315,7 @@ def _check_dataset(dataset: DatasetSchema, problems: _Problems) -> None:
         problems.add("dataset.size", dataset.size, f"{dataset.name} has one size; dataset.resize scales it")
 
 
-def _check_loss_and_optimizer(config: DictConfig, problems: _Problems) -> None:
+def _check_loss_and_optimizer(config: DictConfig, problems: Problems) -> None:
     if "temperature" in config.kd:
         problems.number("kd.temperature", config.kd.temperature, lambda t: t > 0, "a finite number above 0")
     if "alpha" in config.kd:
@@ -320,7 +331,7 @@ def _check_loss_and_optimizer(config: DictConfig, problems: _Problems) -> None:
         problems.add("optimizer._target_", None, "an optimizer is needed: choose adamw, adam, sgd or your own")
 
 
-def _roles(config: DictConfig, problems: _Problems) -> list[str]:
+def _roles(config: DictConfig, problems: Problems) -> list[str]:
     """The roles: every mapping under `stage`."""
     roles = [str(key) for key in config.stage if isinstance(config.stage[key], DictConfig)]
     for key in config.stage:
@@ -335,7 +346,7 @@ def _roles(config: DictConfig, problems: _Problems) -> list[str]:
     return roles
 
 
-def _check_roles(config: DictConfig, roles: list[str], problems: _Problems) -> None:
+def _check_roles(config: DictConfig, roles: list[str], problems: Problems) -> None:
     for role in roles:
         node = config.stage[role]
         try:
@@ -367,7 +378,7 @@ def _check_roles(config: DictConfig, roles: list[str], problems: _Problems) -> N
             )
 
 
-def _guides_first(config: DictConfig, roles: list[str], problems: _Problems) -> list[str]:
+def _guides_first(config: DictConfig, roles: list[str], problems: Problems) -> list[str]:
     """The roles in an order in which every guide precedes whom it teaches."""
     guides = {role: config.stage[role].get("guide") for role in roles}
     for role, guide in guides.items():

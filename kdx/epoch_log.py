@@ -58,10 +58,11 @@ class EpochLogger:
             "  *best" if is_best else "",
         )
 
-    def bar(self, steps: Iterable[Item], epoch: int, total: int) -> Iterator[Item]:
+    def bar(self, steps: Iterable[Item], epoch: int, total: int, initial: int = 0) -> Iterator[Item]:
         """`steps` behind a progress bar that is redrawn every `log_interval` steps; none where nobody watches."""
         disable = None if self.progress else True  # None: off unless the output is a terminal
-        with tqdm(total=total, desc=f"{self.name} {epoch}/{self.epochs}", leave=False, disable=disable) as bar:
+        title = f"{self.name} {epoch}/{self.epochs}"
+        with tqdm(total=total, initial=initial, desc=title, leave=False, disable=disable) as bar:
             for done, step in enumerate(steps, start=1):
                 yield step
                 if done % self.log_interval == 0:

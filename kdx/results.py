@@ -69,9 +69,18 @@ def read_epochs(job: JobResult) -> list[dict[str, float]]:
     if job.finished:
         checkpoint = job.folder / job.last["checkpoint"]
         logs = sorted((checkpoint.parent.parent / "logs").glob("*_log.csv"))
-    if not logs:
-        return []
-    with open(logs[-1]) as file:
+    return read_csv(logs[-1]) if logs else []
+
+
+def read_log(stage_folder: Path) -> list[dict[str, float]]:
+    """The epochs of a stage so far, from its folder."""
+    logs = sorted((stage_folder / "logs").glob("*_log.csv"))
+    return read_csv(logs[0]) if logs else []
+
+
+def read_csv(path: Path) -> list[dict[str, float]]:
+    """The rows of an epoch log as numbers."""
+    with open(path) as file:
         return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 

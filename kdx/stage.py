@@ -21,7 +21,8 @@ from kdx.losses import Objective
 from kdx.models import NetworkSpec, build_network, check_network, count_parameters, resolve_stem
 from kdx.precision import Precision, choose_device, choose_precision
 from kdx.reproducibility import derive_seed, setup_reproducibility
-from kdx.trainer import Trainer, evaluate
+from kdx.stopping import StopRequest
+from kdx.trainer import Best, Trainer, evaluate
 
 log = logging.getLogger(__name__)
 
@@ -179,6 +180,7 @@ def train_stage(
     guide: nn.Module | None,
     guide_own: str | None,
     earlier: Path | None,
+    stop: StopRequest,
 ) -> Outcome:
     """Train a stage in `folder`, test its best checkpoint once. `own` and `guide_own` are fingerprints.
 
@@ -212,9 +214,11 @@ def train_stage(
         objective=parts.objective,
         save_interval=settings.save_interval,
         log_interval=settings.log_interval,
+        checkpoint_every_steps=settings.checkpoint_every_steps,
+        stop=stop,
     )
     _go_on(trainer, folder, earlier)
-    best = trainer.fit()
+    best = _fit(trainer, stage)
     checkpoint = folder / "checkpoints" / best.file
     network, content = load_network(place, stage, checkpoint)
     test = scores_on_test(place, stage, network) | {"epoch": best.epoch}
@@ -224,12 +228,27 @@ def train_stage(
     return Outcome(checkpoint, best.epoch, content["validation"], test, count_parameters(network), seconds)
 
 
+def _fit(trainer: Trainer, stage: StageSettings) -> Best:
+    """Train; running out of memory becomes an error that says what to do."""
+    try:
+        return trainer.fit()
+    except (MemoryError, RuntimeError) as error:
+        memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not memory:
+            raise
+        raise KdxError(
+            f"{stage.role}: out of memory with batch_size={stage.batch_size}; "
+            f"lower stage.{stage.role}.batch_size or set amp=bf16; what was saved is sound"
+        ) from error
+
+
 def _go_on(trainer: Trainer, folder: Path, earlier: Path | None) -> None:
     for source in (folder, earlier):
         if source is not None:
-            done = trainer.restore(source / "checkpoints")
-            if done:
-                log.info("%s: going on after epoch %d of %s", trainer.name, done, relative(source, Path.cwd()))
+            if trainer.restore(source / "checkpoints"):
+                step = f", step {trainer.partial.step}" if trainer.partial else ""
+                done = len(trainer.history)
+                log.info("%s: going on after epoch %d%s of %s", trainer.name, done, step, relative(source, Path.cwd()))
                 return
 
 

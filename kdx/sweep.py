@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
@@ -75,7 +75,7 @@ def run_sweep(board: "Board", program: "Program", n_jobs: int, gpu_ids: Sequence
     at_once = n_jobs if n_jobs > 0 else len(gpu_ids) or cpus
     jobs = board.unfinished()
     at_once = max(1, min(at_once, len(jobs)))
-    pool = _Pool(program, gpu_ids, cpus)
+    pool = Pool(program, gpu_ids, cpus)
     try:
         if at_once > 1:
             for wave in _shared_stages(pool, jobs, board.folder):
@@ -142,31 +142,47 @@ class Board:
         write_json(self.path, {"jobs": told})
 
 
-class _Pool:
+class Pool:
     """Starts jobs as forks of a server process that has imported torch once, and waits for their ends."""
 
     def __init__(self, program: Program, gpu_ids: Sequence[int], cpus: int) -> None:
         self.program, self.gpu_ids, self.cpus = program, list(gpu_ids), cpus
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["kdx.chain", "kdx.cli"])
-        self.running: dict[int, tuple[ForkServerProcess, Job, float, int]] = {}
+        self.running: dict[int, tuple[ForkServerProcess, Job, float]] = {}
 
-    def run(self, jobs: Sequence[Job], at_once: int, note: Any) -> None:
-        """Run jobs in their order, `at_once` at a time; `note(job, end)` is called at each end."""
+    def run(self, jobs: Sequence[Job], at_once: int, note: Callable[[Job, JobEnd], None]) -> None:
+        """Run jobs in their order, `at_once` at a time; `note` is called at each end."""
         waiting = list(jobs)
         slots = list(range(at_once))
+        slot_of: dict[int, int] = {}
         while waiting or self.running:
             while waiting and slots:
-                self.start(waiting.pop(0), slots.pop(0), at_once)
-            for sentinel in wait(list(self.running)):
-                assert isinstance(sentinel, int)
-                process, job, began, slot = self.running.pop(sentinel)
-                process.join()
-                slots.append(slot)
-                note(job, _end_of(job, process.exitcode or 0, time.monotonic() - began))
+                slot = slots.pop(0)
+                slot_of[self.start(waiting.pop(0), slot, at_once)] = slot
+            for sentinel, job, end in self.ends(None):
+                slots.append(slot_of.pop(sentinel))
+                note(job, end)
 
-    def start(self, job: Job, slot: int, at_once: int) -> None:
-        """Start a job; parallel ones write what they would show on a screen to console.log."""
+    def ends(self, timeout: float | None) -> Iterator[tuple[int, Job, JobEnd]]:
+        """Wait for a job to end, `timeout` seconds at most; what has ended, by the number that `start` gave."""
+        for sentinel in wait(list(self.running), timeout):
+            assert isinstance(sentinel, int)
+            process, job, began = self.running.pop(sentinel)
+            process.join()
+            yield sentinel, job, _end_of(job, process.exitcode or 0, time.monotonic() - began)
+
+    def end(self, sentinel: int) -> None:
+        """Stop one job now."""
+        process, _, _ = self.running.pop(sentinel)
+        process.terminate()
+        process.join(STOP_SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+    def start(self, job: Job, slot: int, at_once: int) -> int:
+        """Start a job; a number that stands for it. Parallel ones write what they would show to console.log."""
         write_json(job.folder / "job.json", {"overrides": list(job.overrides)})  # keeps a refused job's folder, too
         arguments = [*self.program.base, *job.overrides, f"hydra.run.dir={_quoted(str(job.folder))}", "hydra.mode=RUN"]
         if at_once > 1 and not any(override.startswith("threads=") for override in job.overrides):
@@ -180,16 +196,15 @@ class _Pool:
         work = (self.program.main, arguments, console, environment)
         process = self.context.Process(target=_work, args=work, name=f"job {job.number}")
         process.start()
-        self.running[process.sentinel] = (process, job, time.monotonic(), slot)
+        self.running[process.sentinel] = (process, job, time.monotonic())
+        return process.sentinel
 
     def stop(self) -> None:
         """End what still runs: after an interrupt, or an error of the sweep itself."""
         for process, *_ in self.running.values():
             process.terminate()
-        for process, *_ in self.running.values():
-            process.join(STOP_SECONDS)
-            if process.is_alive():
-                process.kill()
+        for sentinel in list(self.running):
+            self.end(sentinel)
 
 
 def _work(main: Callable[[], None], arguments: list[str], console: Path | None, environment: dict[str, str]) -> None:
@@ -216,7 +231,7 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _shared_stages(pool: _Pool, jobs: Sequence[Job], sweep_dir: Path) -> list[list[Job]]:
+def _shared_stages(pool: Pool, jobs: Sequence[Job], sweep_dir: Path) -> list[list[Job]]:
     """Jobs that train what several of `jobs` need, guides first: one list for each place in the chain."""
     answer = sweep_dir / ".shared.json"
     answer.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from kdx.metrics import epoch_scores, full_scores, predict
 from kdx.models import set_training_mode
 from kdx.precision import Precision
 from kdx.reproducibility import random_state, restore_random_state
+from kdx.stopping import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,47 @@ class Best:
     def beaten_by(self, accuracy: float, loss: float) -> bool:
         """Higher accuracy wins; the lower loss decides between equals. NaN never wins."""
         return accuracy > self.accuracy or (accuracy == self.accuracy and loss < self.loss)
+
+
+@dataclass
+class Partial:
+    """An epoch under way: the sums of losses weighted by the batch's size, and what was predicted so far."""
+
+    step: int = 0
+    count: int = 0
+    seconds: float = 0.0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    predictions: list[Tensor] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
+
+    def add(self, step: int, terms: dict[str, Tensor], predictions: Tensor, labels: Tensor) -> None:
+        """Count a step; everything stays on the device."""
+        for name, value in terms.items():
+            self.sums[name] = self.sums[name] + value * len(labels) if name in self.sums else value * len(labels)
+        self.step, self.count = step, self.count + len(labels)
+        self.predictions.append(predictions)
+        self.labels.append(labels)
+
+    def mean_losses(self) -> dict[str, float]:
+        return {name: float(total) / self.count for name, total in self.sums.items()}
+
+    def plain(self) -> dict[str, Any]:
+        """As a checkpoint keeps it."""
+        kept = {"sums": {name: value.cpu() for name, value in self.sums.items()}}
+        for name in ("predictions", "labels"):
+            kept[name] = [torch.cat(getattr(self, name)).cpu()]  # type: ignore[assignment]
+        return {"step": self.step, "count": self.count, "seconds": self.seconds, **kept}
+
+    @classmethod
+    def of(cls, kept: dict[str, Any], device: torch.device) -> "Partial":
+        moved = {name: [value.to(device) for value in kept[name]] for name in ("predictions", "labels")}
+        sums = {name: value.to(device) for name, value in kept["sums"].items()}
+        return cls(kept["step"], kept["count"], kept["seconds"], sums, **moved)
+
+
+def is_due(number: int, interval: int) -> bool:
+    """Whether something that happens every `interval` times happens now; 0 is never."""
+    return interval > 0 and number % interval == 0
 
 
 class Trainer:
@@ -69,6 +111,8 @@ class Trainer:
         objective: Objective | None = None,
         save_interval: int = 0,
         log_interval: int = 10,
+        checkpoint_every_steps: int = 0,
+        stop: StopRequest | None = None,
     ) -> None:
         self.network, self.guide, self.objective = network, guide, objective
         self.name, self.task, self.num_classes = name, task, num_classes
@@ -78,6 +122,8 @@ class Trainer:
         self.precision, self.device = precision, precision.device
         self.scaler = precision.scaler()
         self.logger, self.folder, self.identity = logger, folder, identity
+        self.checkpoint_every_steps, self.stop = checkpoint_every_steps, stop or StopRequest()
+        self.partial: Partial | None = None
         self.history: list[dict[str, Any]] = []
         self.best: Best | None = None
         self.guide_val_logits: Tensor | None = None
@@ -93,10 +139,10 @@ class Trainer:
         if self.guide is not None:
             self.guide_val_logits = self._logits(self.guide)  # never changes: once a stage, not once an epoch
         for epoch in range(len(self.history) + 1, self.epochs + 1):
-            started = time.perf_counter()
+            started = time.perf_counter() - (self.partial.seconds if self.partial else 0.0)
             start_peak(self.device)
             learning_rate = self.optimizer.param_groups[0]["lr"]  # the one used in this epoch, read before it changes
-            trained = self._train_epoch(epoch)
+            trained = self._train_epoch(epoch, started)
             validated = self._validate(epoch)
             if self.scheduler is not None:
                 self.scheduler.step()
@@ -109,20 +155,23 @@ class Trainer:
         assert self.best is not None
         return self.best
 
-    def _train_epoch(self, epoch: int) -> dict[str, float]:
+    def _train_epoch(self, epoch: int, started: float) -> dict[str, float]:
         """One pass over the training split; mean losses and scores of the predictions made on the way."""
         set_training_mode(self.network)
-        totals = _Totals(self.device)
-        predictions, labels_seen = [], []
-        steps = self.logger.bar(self.train.epoch(epoch), epoch, len(self.train))
-        for step, (images, labels) in enumerate(steps, start=1):
+        done, self.partial = self.partial or Partial(), None
+        steps = self.logger.bar(self.train.epoch(epoch, start=done.step), epoch, len(self.train), done.step)
+        for step, (images, labels) in enumerate(steps, start=done.step + 1):
             logits, terms = self._train_step(images, labels, epoch, step)
-            totals.add(terms, len(labels))
-            predictions.append(predict(logits, self.task))
-            labels_seen.append(labels)
-        losses = totals.means()  # the epoch's only wait for the device
-        self._require_finite(losses["loss"], epoch, step, "mean training loss")
-        return losses | epoch_scores(torch.cat(predictions), torch.cat(labels_seen), self.task, self.num_classes)
+            done.add(step, terms, predict(logits, self.task), labels)
+            wanted = self.stop.number is not None
+            if step < len(self.train) and (wanted or is_due(step, self.checkpoint_every_steps)):
+                done.seconds = time.perf_counter() - started
+                save_checkpoint(self.folder / LATEST, self._state() | {"partial": done.plain()})
+                self.stop.raise_if_asked()
+        losses = done.mean_losses()  # the epoch's only wait for the device
+        self._require_finite(losses["loss"], epoch, done.step, "mean training loss")
+        predictions, labels_seen = torch.cat(done.predictions), torch.cat(done.labels)
+        return losses | epoch_scores(predictions, labels_seen, self.task, self.num_classes)
 
     def _train_step(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Forward, loss, backward, update. Losses are computed in float32 whatever the precision."""
@@ -159,12 +208,14 @@ class Trainer:
         if is_best:
             self.best = Best(row["epoch"], accuracy, loss, best_name(accuracy))
             save_checkpoint(self.folder / self.best.file, self._content(row))
-        save_checkpoint(self.folder / LATEST, self._state())
-        if self.save_interval and row["epoch"] % self.save_interval == 0:
-            save_checkpoint(self.folder / f"epoch_{row['epoch']:04d}.pth", self._content(row))
+        state = self._state()
+        save_checkpoint(self.folder / LATEST, state)
+        if is_due(row["epoch"], self.save_interval):
+            save_checkpoint(self.folder / f"epoch_{row['epoch']:04d}.pth", state)
         self._drop_other_bests()
         self.logger.write(self.history)
         self.logger.announce(row, is_best)
+        self.stop.raise_if_asked()
 
     def _content(self, row: dict[str, Any]) -> dict[str, Any]:
         validation = {key.removeprefix("val_"): value for key, value in row.items() if key.startswith("val_")}
@@ -172,42 +223,56 @@ class Trainer:
         return {"model": model, "epoch": row["epoch"], "validation": validation, "meta": self.identity}
 
     def _state(self) -> dict[str, Any]:
-        """Everything that the next epoch depends on."""
-        return self._content(self.history[-1]) | {
+        """Everything that the next step depends on."""
+        return self._content(self.history[-1] if self.history else {"epoch": 0}) | {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": random_state(),
             "history": self.history,
             "best": None if self.best is None else vars(self.best),
+            "partial": None,
         }
 
-    def restore(self, source: Path) -> int:
-        """Go on from `latest.pth` in `source`, if it is there; the number of epochs that are done.
+    def restore(self, source: Path) -> bool:
+        """Go on from the newest sound state in `source`; whether there was one.
 
-        What lies in another folder than the trainer's own is copied, so that this one is complete by itself.
-        Raises `KdxError` where it belongs to another stage.
+        A damaged file is set aside under another name. What lies in another folder than the trainer's own is
+        copied, so that this one is complete by itself. Raises `KdxError` where it belongs to another stage.
         """
-        path = source / LATEST
-        if not path.exists():
-            return 0
-        state = load_checkpoint(path)
+        for path in (source / LATEST, *sorted(source.glob("epoch_*.pth"), reverse=True)):
+            if not path.exists():
+                continue
+            try:
+                state = load_checkpoint(path)
+                break
+            except KdxError as error:
+                log.warning("%s; it is set aside", error)
+                path.replace(path.with_name(path.name + ".damaged"))
+        else:
+            return False
         if state["meta"].get("fingerprint") != self.identity.get("fingerprint"):
             raise KdxError(f"{path}: belongs to another stage than the one configured; choose another run folder")
+        self._load_state(state)
+        if source != self.folder:
+            if self.best is not None:
+                save_checkpoint(self.folder / self.best.file, load_checkpoint(source / self.best.file))
+            save_checkpoint(self.folder / LATEST, state)
+        self._drop_other_bests()
+        if self.history:
+            self.logger.write(self.history)
+        return True
+
+    def _load_state(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.history = state["history"]
-        self.best = Best(**state["best"])
+        self.best = None if state["best"] is None else Best(**state["best"])
+        self.partial = None if state["partial"] is None else Partial.of(state["partial"], self.device)
         restore_random_state(state["random"])
-        if source != self.folder:
-            save_checkpoint(self.folder / self.best.file, load_checkpoint(source / self.best.file))
-            save_checkpoint(self.folder / LATEST, state)
-        self._drop_other_bests()
-        self.logger.write(self.history)
-        return len(self.history)
 
     def _drop_other_bests(self) -> None:
         for path in self.folder.glob(BEST_PATTERN):
@@ -221,23 +286,6 @@ class Trainer:
                 f"{self.name}: {what} is {loss} in epoch {epoch}, step {step} (lr {rate:.2e}); "
                 "lower optimizer.lr or set amp=off; the checkpoints of earlier epochs are sound"
             )
-
-
-class _Totals:
-    """Sums of losses weighted by the batch's size, kept on the device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.sums: dict[str, Tensor] = {}
-        self.count = 0
-
-    def add(self, terms: dict[str, Tensor], count: int) -> None:
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value * count
-        self.count += count
-
-    def means(self) -> dict[str, float]:
-        return {name: float(total) / self.count for name, total in self.sums.items()}
 
 
 def logits_of(network: nn.Module, batches: Batches, precision: Precision) -> Tensor:

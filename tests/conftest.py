@@ -10,9 +10,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from kdx import cli
 from kdx.chain import run_chain
 from kdx.config import Settings, read_settings
 
+cli.add_plugins()  # before Hydra looks for plugins, once a process
 REPO = Path(__file__).resolve().parent.parent
 CONF = REPO / "conf"
 TINY = [

@@ -114,6 +114,7 @@ CHANGES = {  # override -> roles whose weights it changes
     "stage.student.guide=teacher": "s",
     "log_interval=1": "",
     "save_interval=1": "",
+    "checkpoint_every_steps=1": "",
     "num_workers=2": "",
     "visualize.samples=0": "",
     "threads=2": "",

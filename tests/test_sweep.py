@@ -184,3 +184,20 @@ def test_interrupted_sweep_stops_its_jobs_and_says_so(start: Start, tmp_path: Pa
     assert sweep.returncode == 130, output
     until(lambda: not alive(tmp_path), seconds=5)
     assert "start the same command again" in output and "0 of 2 jobs finished" in output
+
+
+def test_search_goes_on_where_it_stopped_and_reports(tmp_path: Path, kdx_environment) -> None:
+    def run(*extra: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "kdx.search", "experiment=search_kd", *TINY, "epochs=1", *extra]
+        return subprocess.run(command, cwd=tmp_path, env=kdx_environment, capture_output=True, text=True, timeout=240)
+
+    first = run("search.trials=2")
+    assert first.returncode == 0, first.stderr
+    assert "2 of 2 jobs finished" in first.stdout and "Best on validation: kd.temperature=" in first.stdout
+    second = run("search.trials=4", "search.n_jobs=2")
+    assert second.returncode == 0, second.stderr
+    assert "trial 2 " in second.stdout and "trial 1 " not in second.stdout and "4 of 4 jobs finished" in second.stdout
+    assert len(logs(tmp_path, "teacher")) == 1
+    assert (tmp_path / "outputs" / "search" / "search_kd" / "report.html").exists()
+    wrong = run("~search.space", "+search.space={kd.temprature:{low:1,high:2}}")
+    assert wrong.returncode == 2 and "kd.temprature: no such key; did you mean 'kd.temperature'?" in wrong.stderr

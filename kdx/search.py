@@ -1,0 +1,166 @@
+"""Search for good values of any keys: `python -m kdx.search experiment=search_kd`. Needs optuna (extra `search`)."""
+
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kdx import cli
+from kdx.config import Problems, Settings, explain_key, flat_keys, read_settings
+from kdx.errors import KdxError, suggest
+from kdx.report import write_report
+from kdx.results import read_log
+from kdx.run import CONF
+from kdx.run import main as run_main
+from kdx.sweep import Job, JobEnd, Pool, Program
+
+if TYPE_CHECKING:
+    import optuna
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+
+
+@dataclass
+class SearchSchema:
+    name: str = MISSING
+    trials: int = 20
+    n_jobs: int = 1
+    prune: bool = True
+    space: dict[str, dict[str, Any]] = MISSING  # key: {low, high, log} or {choices: [...]}
+
+
+def search(wish: SearchSchema, settings: Settings, program: Program, overrides: Sequence[str], cpus: int) -> Path:
+    """Run the trials that are left of a search; the folder that holds its study and its trials.
+
+    Each trial is a job with the overrides that the sampler proposes. Its last stage's validation accuracy, epoch by
+    epoch, decides whether it is pruned; what it delivers is told to the sampler. The test split has no say.
+    """
+    folder = Path(settings.output_dir) / "search" / wish.name
+    folder.mkdir(parents=True, exist_ok=True)
+    study = _open_study(wish, folder, settings.seed)
+    pool = Pool(program, [], cpus)
+    under_way: dict[int, tuple[optuna.Trial, Job]] = {}
+    try:
+        while under_way or _trials_left(study, wish):
+            while len(under_way) < wish.n_jobs and len(under_way) < _trials_left(study, wish):
+                trial = study.ask()
+                values = tuple(f"{key}={_propose(trial, key, space)}" for key, space in wish.space.items())
+                job = Job(trial.number, (*overrides, *values), folder / str(trial.number))
+                under_way[pool.start(job, len(under_way), wish.n_jobs)] = (trial, job)
+            for sentinel, job, end in pool.ends(POLL_SECONDS):
+                trial, _ = under_way.pop(sentinel)
+                _tell(study, trial, job, end)
+            for sentinel, (trial, job) in list(under_way.items()):
+                if wish.prune and _falls_behind(trial, job, settings.deliver[-1]):
+                    pool.end(sentinel)
+                    under_way.pop(sentinel)
+                    _tell(study, trial, job, None)
+    finally:
+        pool.stop()
+    return folder
+
+
+def read_search(config: DictConfig) -> SearchSchema:
+    """The checked wishes of a search."""
+    if config.get("search") is None:
+        raise KdxError("search=None: what to search for is needed, e.g. experiment=search_kd")
+    try:
+        wish = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SearchSchema), config.search))
+    except OmegaConfBaseException as error:
+        raise KdxError("search." + explain_key(error)) from error
+    assert isinstance(wish, SearchSchema)
+    problems = Problems()
+    problems.at_least("search.trials", wish.trials, 1)
+    problems.at_least("search.n_jobs", wish.n_jobs, 1)
+    if not wish.name or "/" in wish.name or wish.name.startswith("."):
+        problems.add("search.name", wish.name, "a plain name is needed: it becomes a folder")
+    for key, space in wish.space.items():
+        if OmegaConf.select(config, key, default=problems) is problems:
+            problems.add("search.space", key, f"no such key{suggest(key, flat_keys(config))}")
+        numbers = [space.get(end) for end in ("low", "high")]
+        ordered = all(isinstance(n, int | float) for n in numbers) and numbers[0] < numbers[1]  # type: ignore[operator]
+        if not (set(space) == {"choices"} or (set(space) <= {"low", "high", "log"} and ordered)):
+            problems.add(f"search.space.{key}", space, "{low, high, log} or {choices: [...]} is needed")
+    problems.raise_if_any()
+    return wish
+
+
+def _open_study(wish: SearchSchema, folder: Path, seed: int) -> "optuna.Study":
+    """The search's study in its sqlite file; trials that died with an earlier search are queued again."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name=wish.name,
+        storage=f"sqlite:///{folder / 'study.db'}",
+        sampler=optuna.samplers.TPESampler(seed=seed),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3) if wish.prune else optuna.pruners.NopPruner(),
+        direction="maximize",
+        load_if_exists=True,
+    )
+    for dead in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+        study.tell(dead.number, state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial(dead.params)
+    return study
+
+
+def _trials_left(study: "optuna.Study", wish: SearchSchema) -> int:
+    """How many trials are still to end well or be pruned; none once as many have failed, lest it goes on for ever."""
+    states = [trial.state.name for trial in study.get_trials(deepcopy=False)]
+    failed = states.count("FAIL")
+    return 0 if failed >= wish.trials else wish.trials - states.count("COMPLETE") - states.count("PRUNED")
+
+
+def _propose(trial: "optuna.Trial", key: str, space: dict[str, Any]) -> Any:
+    if "choices" in space:
+        return trial.suggest_categorical(key, list(space["choices"]))
+    low, high = space["low"], space["high"]
+    if isinstance(low, int) and isinstance(high, int):
+        return trial.suggest_int(key, low, high, log=space.get("log", False))
+    return round(trial.suggest_float(key, low, high, log=space.get("log", False)), 6)
+
+
+def _falls_behind(trial: "optuna.Trial", job: Job, role: str) -> bool:
+    """Tell the pruner the epochs of the job's last stage so far; whether it wants the trial to stop."""
+    for row in read_log(job.folder / role):
+        trial.report(row["val_accuracy"], int(row["epoch"]))
+    return trial.should_prune()
+
+
+def _tell(study: "optuna.Study", trial: "optuna.Trial", job: Job, end: JobEnd | None) -> None:
+    import optuna
+
+    values = " ".join(f"{key}={value}" for key, value in trial.params.items())
+    if end is None:
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        log.info("trial %d %s: pruned", trial.number, values)
+    elif end.reason is not None:
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        log.info("trial %d %s: FAILED: %s", trial.number, values, end.reason)
+    else:
+        study.tell(trial, end.value)
+        log.info("trial %d %s: val %.2f (%.0f s)", trial.number, values, end.value, end.seconds)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    with cli.one_line_errors(CONF):
+        if importlib.util.find_spec("optuna") is None:
+            raise KdxError('the search needs optuna: pip install "kdx[search]"')
+        config, base, overrides = cli.compose_line(CONF, sys.argv[1:])
+        settings, wish = read_settings(config), read_search(config)
+        program = Program(run_main, CONF, tuple(base))
+        print(write_report(search(wish, settings, program, overrides, os.cpu_count() or 1)))
+
+
+if __name__ == "__main__":
+    main()
