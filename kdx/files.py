@@ -17,7 +17,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = None
     try:
-        descriptor, temp = tempfile.mkstemp(prefix=TEMP_PREFIX, dir=path.parent)
+        descriptor, temp = tempfile.mkstemp(prefix=f"{TEMP_PREFIX}{path.name}-", dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
@@ -31,6 +31,15 @@ def write_atomic(path: Path, content: bytes) -> None:
     finally:
         if temp is not None and os.path.exists(temp):
             os.unlink(temp)
+
+
+def sweep_temps(folder: Path, name: str = "") -> None:
+    """Remove what writers that were killed left below a folder, of files whose names begin with `name`.
+
+    Call it only while nobody else may be writing them.
+    """
+    for path in folder.rglob(f"{TEMP_PREFIX}{name}*"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdx.errors import BusyError, KdxError
-from kdx.files import read_json, relative, write_json
+from kdx.files import read_json, relative, sweep_temps, write_json
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ def own_folder(folder: Path) -> Iterator[None]:
     except Timeout:
         raise BusyError(f"{folder}: another run is at work in this folder; choose another hydra.run.dir") from None
     try:
+        sweep_temps(folder)
         yield
     finally:
         lock.release()
@@ -111,6 +112,7 @@ class StageIndex:
                 )
         try:
             earlier = self.outputs / read_json(attempt)["folder"] if attempt.exists() else None
+            sweep_temps(self.folder, f"{wanted}.")
             told = {"pid": os.getpid(), "host": socket.gethostname(), "folder": relative(folder, self.outputs)}
             write_json(attempt, told)
             yield earlier, patience > 0

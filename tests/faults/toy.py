@@ -43,8 +43,9 @@ def result_of(folder: Path) -> dict[str, Any]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Files that no finished run may leave."""
-    return [path for path in folder.rglob("*") if path.name.startswith(".tmp-kdx-") or path.suffix == ".attempt"]
+    """Files that no finished run may leave: temporary ones, and marks of attempts at stages that are not finished."""
+    attempts = [path for path in folder.rglob("*.attempt") if not path.with_suffix(".json").exists()]
+    return [*folder.rglob(".tmp-kdx-*"), *attempts]
 
 
 def digest(value: Any) -> str:
