@@ -140,3 +140,12 @@ def test_hooks_are_removed_also_after_an_error() -> None:
     assert not network.get_submodule("stem")._forward_hooks
     with pytest.raises(KdxError, match="layer=stm: .*did you mean 'stem'"), capture_features(network, "stm"):
         pass
+
+
+@pytest.mark.parametrize(("name", "thousands"), [("resnet8", 78), ("resnet20", 272), ("resnet56", 856)])
+def test_thin_networks_have_the_papers_size(name: str, thousands: int) -> None:
+    """Within 1%: the paper's shortcuts without weights, ours are 1x1 convolutions."""
+    spec = NetworkSpec(f"kdx.thin:{name}", 10)
+    network = build_network(spec)
+    assert count_parameters(network) / 1000 == pytest.approx(thousands, rel=0.01)
+    check_network(network, spec, (32, 32))
