@@ -12,7 +12,7 @@ from torch import nn
 from kdx.checkpoint import load_checkpoint, versions
 from kdx.config import Settings
 from kdx.errors import KdxError
-from kdx.files import hash_file, read_json, relative, write_json
+from kdx.files import hash_file, make_folder, read_json, relative, write_json
 from kdx.index import FinishedStage, StageIndex, own_folder
 from kdx.memory import full_cleanup
 from kdx.models import count_parameters
@@ -44,9 +44,10 @@ def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) 
     place = make_workplace(settings, load_dataset(settings))
     plan = make_plan(place, index)
     log.info("%s", "\n".join(describe_plan(plan)))
-    check_plan(place, plan)
+    check_plan(place, plan, run_dir)
     if settings.plan:
         return None
+    make_folder(index.folder)
     with own_folder(run_dir), listening() as stop:
         _refuse_finished(run_dir, plan)
         stages = _Run(place, plan, index, run_dir, overrides, stop).deliver()

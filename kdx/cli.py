@@ -85,6 +85,11 @@ def one_line_errors(conf: Path) -> Iterator[None]:
             raise
         print(f"error: {explain(error, conf)}", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
+    except OSError as error:  # Hydra makes the run's folder before our code runs
+        if asked == "1":
+            raise
+        print(f"error: {error.filename}: {error.strerror}; choose another output_dir", file=sys.stderr)
+        raise SystemExit(USER_ERROR) from None
     except KeyboardInterrupt:
         print("interrupted; to go on, start the same command again (a single run with resume=true)", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None

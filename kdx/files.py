@@ -14,7 +14,7 @@ TEMP_PREFIX = ".tmp-kdx-"
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace `path` by `content`: temp file in the same folder, flush, fsync, rename, fsync of the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temp = None
     try:
         descriptor, temp = tempfile.mkstemp(prefix=f"{TEMP_PREFIX}{path.name}-", dir=path.parent)
@@ -31,6 +31,16 @@ def write_atomic(path: Path, content: bytes) -> None:
     finally:
         if temp is not None and os.path.exists(temp):
             os.unlink(temp)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder if it is not there; `KdxError` where it cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KdxError(f"cannot make the folder {folder}: {error.strerror}; choose another output_dir") from error
+    if not os.access(folder, os.W_OK):
+        raise KdxError(f"cannot write into the folder {folder}: permission denied; choose another output_dir")
 
 
 def sweep_temps(folder: Path, name: str = "") -> None:

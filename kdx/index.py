@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdx.errors import BusyError, KdxError
-from kdx.files import read_json, relative, sweep_temps, write_json
+from kdx.files import make_folder, read_json, relative, sweep_temps, write_json
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ FINGERPRINT_FORMAT = 1  # raise it when the same settings come to mean other wei
 @contextmanager
 def own_folder(folder: Path) -> Iterator[None]:
     """Be the only run in a folder; `BusyError` at once where another one is."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -96,7 +96,7 @@ class StageIndex:
         attempt that did not finish, or None, and whether there was somebody to wait for.
         """
         attempt = self.folder / f"{wanted}.attempt"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         lock = FileLock(self.folder / f"{wanted}.lock")
         patience = 0.0
         while True:

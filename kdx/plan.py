@@ -1,6 +1,7 @@
 """Which stages to reuse, load or train, decided and checked before anything is trained."""
 
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,11 +66,12 @@ def describe_plan(plan: Sequence[Step]) -> list[str]:
     return lines
 
 
-def check_plan(place: Workplace, plan: Sequence[Step]) -> None:
+def check_plan(place: Workplace, plan: Sequence[Step], run_dir: Path) -> None:
     """Build all that will be trained and load all that will be used: what fails, fails now."""
+    parameters = []
     for step in plan:
         if step.checkpoint is None:
-            check_stage(place, step.stage)
+            parameters.append(check_stage(place, step.stage))
         else:
             load_network(place, step.stage, step.checkpoint)
         if step.finished is not None:
@@ -77,6 +79,23 @@ def check_plan(place: Workplace, plan: Sequence[Step]) -> None:
             differ = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
             if differ:
                 log.info("note: the reused %s was made with %s: its last bits may differ", step.role, "; ".join(differ))
+    _check_space(parameters, run_dir)
+
+
+def _check_space(parameters: Sequence[int], run_dir: Path) -> None:
+    """`KdxError` unless the disk can take the checkpoints of networks with these numbers of weights.
+
+    latest.pth holds the weights and up to two optimizer moments, best_acc_*.pth the weights, and one more latest.pth
+    is being written, all in float32.
+    """
+    needed = 4 * (4 * sum(parameters) + 3 * max(parameters, default=0)) / 1e6
+    folder = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    free = shutil.disk_usage(folder).free / 1e6
+    if needed > free:
+        raise KdxError(
+            f"hydra.run.dir={run_dir}: needs about {needed:.1f} MB for checkpoints, the disk has {free:.1f} MB free; "
+            "make room or choose another output_dir"
+        )
 
 
 def reuse_finished(stage: StageSettings, finished: FinishedStage, index: StageIndex) -> Step | None:

@@ -152,12 +152,13 @@ def build_parts(place: Workplace, stage: StageSettings) -> Parts:
     return Parts(network, optimizer, scheduler, build(stage.kd, "kd"))
 
 
-def check_stage(place: Workplace, stage: StageSettings) -> None:
-    """Build everything of a stage and pass two images through, so that nothing can fail for its settings later."""
+def check_stage(place: Workplace, stage: StageSettings) -> int:
+    """Build everything of a stage and pass two images through; the number of its weights."""
     parts = build_parts(place, stage)
     height, width = place.dataset.image_shape[1:]
     resize = place.preprocessing.resize
     check_network(parts.network, network_spec(place, stage), (resize, resize) if resize else (height, width))
+    return count_parameters(parts.network)
 
 
 def load_network(place: Workplace, stage: StageSettings, checkpoint: Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -130,7 +130,15 @@ def test_files_and_functions_stay_small() -> None:
 
 def test_features_are_called_by_the_product() -> None:
     """pitfall(28), pitfall(25): what a module offers is used somewhere else than in its test."""
-    public = {"resnet8", "resnet20", "resnet56", "ProcessLauncher", "get_resnet_model", "get_gpu_memory_usage", "extract_and_visualize_features"}
+    public = {
+        "resnet8",
+        "resnet20",
+        "resnet56",
+        "ProcessLauncher",
+        "get_resnet_model",
+        "get_gpu_memory_usage",
+        "extract_and_visualize_features",
+    }
     text = {
         path: path.read_text()
         for path in [*MODULES, *(REPO / "scripts").glob("*.py"), *(REPO / "conf").rglob("*.yaml")]

@@ -6,51 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.conftest import TINY, same_weights
+from tests.conftest import SLOW_TEACHER, TINY, Start, finish, same_weights, until
 
 PARALLEL = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-
-
-Start = Callable[..., subprocess.Popen[str]]
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Start kdx processes; whatever the test leaves of them is killed."""
-    processes: list[subprocess.Popen[str]] = []
-
-    def begin(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "kdx.run", *arguments]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]
-        processes.append(process)
-        return process
-
-    yield begin
-    for process in processes:
-        process.kill()
-        if process.stdout is not None and not process.stdout.closed:
-            process.communicate()
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=240)
-    return output
-
-
-def until(what: Callable[[], bool], seconds: float = 120) -> None:
-    """Wait for a condition, and fail if it does not come true."""
-    for _ in range(int(seconds / 0.05)):
-        if what():
-            return
-        time.sleep(0.05)
-    pytest.fail("waited in vain")
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -117,17 +77,6 @@ def test_started_again_a_sweep_runs_what_is_missing_only(start: Start, tmp_path:
     assert "2 of 2 jobs were finished before" in finish(third)
     other = start(tmp_path, kdx_environment, "--multirun", *TINY, "kd.temperature=2,8", same_folder)
     assert "holds a sweep with another job 1" in finish(other) and other.returncode == 2
-
-
-SLOW_TEACHER = [override for override in TINY if not override.startswith("model.teacher")]
-SLOW_TEACHER += ["model.teacher=tests.tiny:slow", "epochs=4"]
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> dict[str, str]:
-    """With this environment a slow network waits in its second epoch until `tmp_path/gate` is there."""
-    (tmp_path / "pids").mkdir()
-    return {"TINY_PIDS": str(tmp_path / "pids"), "TINY_GATE": str(tmp_path / "gate")}
 
 
 def alive(folder: Path) -> list[int]:

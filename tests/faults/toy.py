@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ CHAIN = ["stage.student.guide=teacher", "stage.deliver=student", "resume=true"]
 
 def run_toy(folder: Path, *overrides: str) -> None:
     """Run the chain in a folder; a run that died there before is gone on with."""
-    run_chain(settings_of(f"output_dir={folder / 'outputs'}", *CHAIN, *overrides), folder / "run", overrides)
+    settings = replace(settings_of(*CHAIN, *overrides), output_dir=str(folder / "outputs"))
+    run_chain(settings, folder / "run", overrides)
 
 
 def result_of(folder: Path) -> dict[str, Any]:
