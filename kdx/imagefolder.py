@@ -18,6 +18,7 @@ from kdx.sources import carve
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 VAL_SHARE = 0.1
+WORKER_TIMEOUT = 600  # seconds without an image: a worker that hangs becomes an error
 
 
 class DecodedFiles:
@@ -97,11 +98,28 @@ def decoded_batches(images: FileImages, order: Sequence[Sequence[int]], num_work
         # fork: a worker of a worker cannot be spawned, and jobs of a parallel sweep are workers themselves
         multiprocessing_context="fork" if workers and "fork" in get_all_start_methods() else None,
         generator=torch.Generator().manual_seed(0),  # else every pass draws from the global generator
+        worker_init_fn=_let_locks_go if workers else None,
+        timeout=WORKER_TIMEOUT if workers else 0,
     )
     try:
         yield from loader
     except KdxError as error:  # a worker's error arrives with its traceback as text
         raise KdxError(str(error).strip().splitlines()[-1].removeprefix("kdx.errors.KdxError: ")) from None
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise KdxError(
+            f"num_workers={num_workers}: decoding stopped ({reason}); set num_workers=0 to see why"
+        ) from error
+
+
+def _let_locks_go(worker: int) -> None:
+    """Close the lock files that a fork inherits: a worker that outlives its killed parent must not hold its locks."""
+    descriptors = Path("/proc/self/fd")
+    for link in list(descriptors.iterdir()) if descriptors.is_dir() else []:
+        if os.path.realpath(link).endswith(".lock"):
+            os.close(int(link.name))
 
 
 def _open(path: Path) -> Image.Image:

@@ -38,13 +38,18 @@ def write_report(folder: Path, rows_key: str | None = None, columns_key: str | N
     write_atomic(folder / "sweep.csv", _csv(jobs).encode())
     title = f"Sweep {folder.name}"
     counted = f"{sum(job.finished for job in jobs)} of {len(jobs)} jobs finished"
+    best = best_configuration(groups)
+    stages = [] if best is None else [_stage_table(best)]
     text = [f"# {title}", counted + ".", *conclusions, "## Configurations", markdown(*table)]
+    text += [part for shown in stages for part in ("## Stages of the best configuration", markdown(*shown))]
     if failures[1]:
         text += ["## Not finished", markdown(*failures)]
     text += ["## Jobs", markdown(*_job_table(jobs))]
     write_atomic(folder / "sweep.md", ("\n\n".join(text) + "\n").encode())
     write_atomic(folder / "report.html", _html(title, counted, jobs, groups, rows_key, columns_key).encode())
-    told = ["", aligned(*table), "", *conclusions]
+    told = ["", aligned(*table), ""]
+    told += [part for shown in stages for part in ("stages of the best configuration:", aligned(*shown), "")]
+    told += conclusions
     if failures[1]:
         told += ["", "not finished:", aligned(*failures), ""]
     return "\n".join([*told, f"{counted}; report: {relative(folder / 'report.html', Path.cwd())}"])
@@ -68,10 +73,9 @@ def _conclusions(groups: Sequence[Configuration]) -> list[str]:
         lines.append(
             f"Over the same chain without distillation ({_spread(baseline, 'test', 'accuracy')}): {gain:+.2f}."
         )
-    teachers = {job.stages[role]["fingerprint"]: job.stages[role] for job in best.jobs for role in list(job.stages)[:1]}
-    if all(len(job.stages) > 1 for job in best.jobs):
-        accuracies = [stage["test"]["accuracy"] for stage in teachers.values()]
-        mean, spread, count = mean_and_spread(accuracies)
+    roles = list(best.jobs[0].stages)
+    if len(roles) > 1:
+        mean, spread, count = mean_and_spread(best.scores("test", "accuracy", roles[0]))
         lines.append(f"Over its teacher ({_words(mean, spread, count)}): {ours - mean:+.2f}.")
     return lines
 
@@ -87,6 +91,19 @@ def _configuration_table(groups: Sequence[Configuration]) -> tuple[list[str], li
         scores += [_spread(group, "test", name, with_n=False) for name in ("accuracy", "f1_score", "auc")]
         rows.append([*(group.values.get(key, "-") for key in keys), str(count), *scores])
     return header, rows
+
+
+def _stage_table(best: Configuration) -> tuple[list[str], list[list[str]]]:
+    """The stages of one configuration: mean and spread over its seeds."""
+    rows = []
+    for role in best.jobs[0].stages:
+        stages = best.stages(role)
+        scores = [_words(*mean_and_spread(best.scores("validation", "accuracy", role)), with_n=False)]
+        for name, digits in (("accuracy", 2), ("f1_score", 2), ("auc", 4)):
+            scores.append(_words(*mean_and_spread(best.scores("test", name, role)), digits=digits, with_n=False))
+        size = f"{stages[0]['parameters'] / 1e6:.2f} M"
+        rows.append([role, stages[0]["network"], size, str(len(stages)), *scores])
+    return ["stage", "network", "parameters", "n", "val acc", "test acc", "test F1", "test AUC"], rows
 
 
 def _job_table(jobs: Sequence[JobResult]) -> tuple[list[str], list[list[str]]]:
@@ -140,6 +157,9 @@ def _html(
 ) -> str:
     parts = [page.lead(line) for line in (counted + ".", *_conclusions(groups))]
     parts += [page.heading("Configurations"), page.table("configurations", *_configuration_table(groups))]
+    best = best_configuration(groups)
+    if best is not None:
+        parts += [page.heading("Stages of the best configuration"), page.table("stages", *_stage_table(best))]
     failures = _failure_table(jobs)
     if failures[1]:
         parts += [page.heading("Not finished"), page.table("failures", *failures)]

@@ -43,10 +43,14 @@ class Configuration:
     values: dict[str, str]
     jobs: tuple[JobResult, ...]
 
-    def scores(self, split: str, name: str) -> list[float]:
-        """One score of every job's last stage; jobs whose stage is the same one count once."""
-        stages = {job.last["fingerprint"]: job.last for job in self.jobs}
-        scores = [stage[split].get(name) for stage in stages.values()]
+    def stages(self, role: str | None = None) -> list[dict[str, Any]]:
+        """Every job's stage of a role (None: the last one); jobs that share one count once."""
+        found = [job.last if role is None else job.stages[role] for job in self.jobs]
+        return list({stage["fingerprint"]: stage for stage in found}.values())
+
+    def scores(self, split: str, name: str, role: str | None = None) -> list[float]:
+        """One score of each of these stages."""
+        scores = [stage[split].get(name) for stage in self.stages(role)]
         return [score for score in scores if score is not None]
 
 

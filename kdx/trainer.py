@@ -166,6 +166,7 @@ class Trainer:
             wanted = self.stop.number is not None
             if step < len(self.train) and (wanted or is_due(step, self.checkpoint_every_steps)):
                 done.seconds = time.perf_counter() - started
+                self._require_sound_weights(epoch, step)
                 save_checkpoint(self.folder / LATEST, self._state() | {"partial": done.plain()})
                 self.stop.raise_if_asked()
         losses = done.mean_losses()  # the epoch's only wait for the device
@@ -278,6 +279,11 @@ class Trainer:
         for path in self.folder.glob(BEST_PATTERN):
             if self.best is None or path.name != self.best.file:
                 remove_checkpoint(path)
+
+    def _require_sound_weights(self, epoch: int, step: int) -> None:
+        """An infinite gradient spoils the weights though the loss was finite: such a state is never saved."""
+        if not all(torch.isfinite(parameter).all() for parameter in self.network.parameters()):
+            self._require_finite(math.nan, epoch, step, "a weight")
 
     def _require_finite(self, loss: float, epoch: int, step: int, what: str) -> None:
         if not math.isfinite(loss):

@@ -164,6 +164,28 @@ def test_not_a_number_stops_and_leaves_the_last_good_checkpoint(tmp_path: Path) 
     assert all(torch.isfinite(value).all() for value in trainer.network.state_dict().values())  # no step was taken
 
 
+def test_spoiled_weights_are_never_saved_inside_an_epoch(tmp_path: Path) -> None:
+    """An infinite gradient with a finite loss: the step inside the epoch must not become latest.pth."""
+
+    class Spoils(torch.autograd.Function):
+        @staticmethod
+        def forward(context: Any, logits: torch.Tensor) -> torch.Tensor:
+            return logits.clone()
+
+        @staticmethod
+        def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient * float("inf")
+
+    def spoiling(logits: torch.Tensor, guide_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(Spoils.apply(logits), labels)
+
+    trainer = make_trainer(tmp_path, guide=tiny.wide(3, 1), objective=spoiling)
+    trainer.checkpoint_every_steps = 1
+    with pytest.raises(KdxError, match="a weight is nan in epoch 1, step 1"):
+        trainer.fit()
+    assert not (tmp_path / "latest.pth").exists()
+
+
 def test_same_seed_gives_the_same_bits_another_seed_others(tmp_path: Path) -> None:
     """pitfall(13)"""
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
