@@ -18,6 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -40,6 +41,17 @@ class BelowError(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno < logging.ERROR
+
+
+class ReportAtEnd(Callback):
+    """Writes the sweep's report for launchers that are not kdx's own, such as submitit's."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(str(config.hydra.sweep.dir))
+        if not (folder / "report.html").exists():
+            from kdx.report import write_report
+
+            print(write_report(folder))
 
 
 def run_job(config: DictConfig) -> float | None:

@@ -133,7 +133,7 @@ def _read_job(folder: Path, listed: dict[str, Any]) -> JobResult:
     return JobResult(
         number=folder.name,
         folder=folder,
-        overrides=dict(override.split("=", 1) for override in overrides),
+        overrides=dict(override.replace("\\:", ":").split("=", 1) for override in overrides),  # Hydra escapes colons
         state=state,
         reason=reason or told.get("error") or "",
         stages=stages,
