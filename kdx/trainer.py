@@ -3,7 +3,6 @@
 import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -246,18 +245,23 @@ class Trainer:
                 continue
             try:
                 state = load_checkpoint(path)
-                break
             except KdxError as error:
                 log.warning("%s; it is set aside", error)
                 path.replace(path.with_name(path.name + ".damaged"))
+                continue
+            try:
+                best = None if state["best"] is None else load_checkpoint(source / state["best"]["file"])
+                break
+            except KdxError as error:
+                log.warning("%s: without it %s cannot be gone on from", error, path.name)
         else:
             return False
         if state["meta"].get("fingerprint") != self.identity.get("fingerprint"):
             raise KdxError(f"{path}: belongs to another stage than the one configured; choose another run folder")
         self._load_state(state)
         if source != self.folder:
-            if self.best is not None:
-                save_checkpoint(self.folder / self.best.file, load_checkpoint(source / self.best.file))
+            if best is not None:
+                save_checkpoint(self.folder / state["best"]["file"], best)
             save_checkpoint(self.folder / LATEST, state)
         self._drop_other_bests()
         if self.history:
@@ -318,6 +322,3 @@ def step_schedule(
     """The learning rate times `gamma` after each fraction of `epochs`, e.g. [0.5, 0.75]."""
     rounded = [max(1, round(fraction * epochs)) for fraction in milestones]
     return torch.optim.lr_scheduler.MultiStepLR(optimizer, rounded, gamma)
-
-
-SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]

@@ -6,8 +6,9 @@ import os
 import shutil
 import socket
 import stat
+import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class FailingCall:
         return self.function(*arguments, **named)
 
 
-@pytest.mark.parametrize(("name", "number"), [("fsync", errno.ENOSPC), ("replace", errno.EIO)])
+@pytest.mark.parametrize(("name", "number"), [("fsync", errno.ENOSPC), ("replace", errno.EIO), ("fdopen", errno.EIO)])
 def test_failure_of_every_write_is_one_line_and_is_gone_on_from(
     tmp_path: Path, monkeypatch, name: str, number: int
 ) -> None:
@@ -120,6 +121,32 @@ def test_output_folder_that_is_a_file_is_told_before_training(tmp_path: Path) ->
     with pytest.raises(KdxError, match="cannot make the folder .*outputs.*; choose another output_dir"):
         run_toy(tmp_path)
     assert not list(tmp_path.rglob("*.pth"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_file_system_that_fills_up_while_training(small_disk: Path, tmp_path: Path) -> None:
+    """One line, the last good state intact; with room again the run ends like one that had it all along."""
+    run_toy(tmp_path / "clean")
+    (small_disk / "filler").write_bytes(b"x" * 190_000)
+    with pytest.raises(KdxError, match="cannot write .*: No space left on device") as error:
+        run_toy(small_disk)
+    assert "\n" not in str(error.value)
+    for path in small_disk.rglob("*.pth"):
+        load_checkpoint(path)
+    (small_disk / "filler").unlink()
+    run_toy(small_disk)
+    assert result_of(small_disk) == result_of(tmp_path / "clean") and not leftovers(small_disk)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="modes are tested by becoming somebody else, which needs root")

@@ -121,6 +121,21 @@ def test_damaged_latest_is_set_aside_and_a_snapshot_taken(tmp_path: Path, caplog
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
 
 
+def test_without_its_best_checkpoint_a_state_is_not_gone_on_from(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Going on would choose the best among the later epochs only, and say nothing of it."""
+    make_trainer(tmp_path / "whole").fit()
+    first = make_trainer(tmp_path / "parts")
+    first.epochs = 2
+    best = first.fit()
+    (tmp_path / "parts" / best.file).unlink()
+    again = make_trainer(tmp_path / "parts")
+    assert not again.restore(tmp_path / "parts") and "cannot be gone on from" in caplog.text
+    again.fit()
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
 def test_with_nothing_sound_left_it_starts_anew(tmp_path: Path) -> None:
     make_trainer(tmp_path / "whole").fit()
     make_trainer(tmp_path / "parts", epochs=3).fit()
