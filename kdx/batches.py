@@ -1,7 +1,7 @@
 """From uint8 images to the float batches that networks see; everything is a batched tensor operation on the device."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,11 +47,14 @@ def mean_and_std(images: Tensor | FileImages, sample: int = 5000) -> tuple[tuple
 
     Counted exactly for images in memory; of `sample` evenly spaced ones where each must be decoded.
     """
-    if not isinstance(images, Tensor):
-        step = max(1, len(images) // sample)
-        images = torch.stack([images[i] for i in range(0, len(images), step)])
-    histograms = [torch.zeros(256, dtype=torch.float64) for _ in range(images.shape[1])]
-    for chunk in images.split(4096):  # bincount in pieces: a whole set as int64 would be eight times its size
+    if isinstance(images, Tensor):
+        channels = images.shape[1]
+        chunks: Iterable[Tensor] = images.split(4096)  # bincount makes int64: a whole set would be eight times its size
+    else:
+        channels = images.shape[0]
+        chunks = (images[i][None] for i in range(0, len(images), math.ceil(len(images) / sample)))
+    histograms = [torch.zeros(256, dtype=torch.float64) for _ in range(channels)]
+    for chunk in chunks:
         for channel, histogram in enumerate(histograms):
             histogram += torch.bincount(chunk[:, channel].flatten(), minlength=256)
     values = torch.arange(256, dtype=torch.float64) / 255

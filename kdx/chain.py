@@ -103,10 +103,11 @@ class _Run:
 
     def train_or_wait(self, step: Step) -> tuple[Step, Outcome]:
         """Train a stage, unless another run trains the same one: then wait for it and reuse the result."""
-        with self.index.claim(step.fingerprint, step.role, self.run_dir / step.role) as (earlier, waited):
+        folder, stop = self.run_dir / step.role, self.stop.raise_if_asked
+        with self.index.claim(step.fingerprint, step.role, folder, stop) as (earlier, waited):
             reusable = waited or self.place.settings.reuse != "never"
             finished = self.index.find(step.fingerprint) if reusable else None
-            reuse = None if finished is None else reuse_finished(step.stage, finished, self.index)
+            reuse = None if finished is None else reuse_finished(self.place, step.stage, finished, self.index)
             if reuse is not None:
                 return reuse, self.take(reuse)
             return step, self.train(step, earlier if waited or self.place.settings.resume else None)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import version
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -71,7 +72,7 @@ def run_job(config: DictConfig) -> float | None:
         _discard_unstarted(run_dir)
         raise SystemExit(BUSY if isinstance(error, BusyError) else USER_ERROR) from None  # past Hydra's own message
     except Stopped as stopped:
-        again = [*hydra_config.overrides.task, *([] if settings.resume else ["resume=true"])]
+        again = [*sys.argv[1:], *([] if settings.resume else ["resume=true"])]
         log.info("%s; to go on: kdx %s", stopped, shlex.join(again))
         raise SystemExit(stopped.exit_code) from None
     except Exception as error:
@@ -96,6 +97,11 @@ def one_line_errors(conf: Path) -> Iterator[None]:
         if asked == "1":
             raise
         print(f"error: {explain(error, conf)}", file=sys.stderr)
+        raise SystemExit(USER_ERROR) from None
+    except yaml.YAMLError as error:
+        if asked == "1":
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
     except OSError as error:  # Hydra makes the run's folder before our code runs
         if asked == "1":
@@ -129,6 +135,8 @@ def check_jobs(conf: Path, arguments: Sequence[str] | None = None) -> None:
                 print("warning: hydra.sweeper.params is ignored without --multirun", file=sys.stderr)
             read_settings(config)
             return
+        if config.plan:
+            raise KdxError("plan=true: plans one run; leave --multirun out")
         if "BasicSweeper" not in config.hydra.sweeper._target_:
             return  # other sweepers choose their jobs as they go
         params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
@@ -155,7 +163,9 @@ def compose_line(conf: Path, arguments: Sequence[str]) -> tuple[DictConfig, list
     args, unknown = get_args_parser().parse_known_args(list(arguments))
     if unknown:
         raise KdxError(f"unknown option {unknown[0]}: {_as_override(unknown[0], conf)}")
-    base = ["--config-dir", str(Path(args.config_dir).resolve())] if args.config_dir else []
+    base = ["--config-name", args.config_name or "config"]
+    if args.config_dir:
+        base += ["--config-dir", str(Path(args.config_dir).resolve())]
     with _loader(conf, args.config_dir) as loader:
         config = loader.load_configuration(args.config_name or "config", args.overrides, run_mode=RunMode.RUN)
     return config, base, list(args.overrides)

@@ -302,17 +302,26 @@ def _check_dataset(dataset: DatasetSchema, problems: Problems) -> None:
         problems.choice("dataset.augment", choice, AUGMENT)
     if isinstance(dataset.normalize, str):
         problems.choice("dataset.normalize", dataset.normalize, NORMALIZE)
-    elif set(dataset.normalize) != {"mean", "std"} or len(dataset.normalize["mean"]) != len(dataset.normalize["std"]):
-        problems.add("dataset.normalize", dataset.normalize, "{mean: [...], std: [...]} of equal lengths is needed")
-    elif not all(std > 0 for std in dataset.normalize["std"]):
-        problems.add("dataset.normalize.std", dataset.normalize["std"], "numbers above 0 are needed")
+    elif not _is_mean_and_std(dataset.normalize):
+        needed = f"{', '.join(NORMALIZE)} or {{mean: [...], std: [...]}} of equal lengths with std above 0 is needed"
+        problems.add("dataset.normalize", dataset.normalize, needed)
     for key in ("size", "resize"):
         if getattr(dataset, key) is not None:
             problems.at_least(f"dataset.{key}", getattr(dataset, key), 1)
-    if dataset.name.endswith("mnist") and dataset.size not in MEDMNIST_SIZES:
+    source = str(dataset.source.get("_target_")) if isinstance(dataset.source, dict) else ""
+    if source == "kdx.sources.load_medmnist" and dataset.size not in MEDMNIST_SIZES:
         problems.add("dataset.size", dataset.size, f"choose {', '.join(map(str, MEDMNIST_SIZES))}")
-    if dataset.size is not None and not (dataset.name.endswith("mnist") or dataset.name == "imagefolder"):
+    if source in ("kdx.sources.load_cifar", "kdx.sources.load_digits") and dataset.size is not None:
         problems.add("dataset.size", dataset.size, f"{dataset.name} has one size; dataset.resize scales it")
+
+
+def _is_mean_and_std(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) != {"mean", "std"}:
+        return False
+    mean, std = value["mean"], value["std"]
+    if not isinstance(mean, list) or not isinstance(std, list) or len(mean) != len(std):
+        return False
+    return all(isinstance(number, int | float) for number in (*mean, *std)) and all(number > 0 for number in std)
 
 
 def _check_loss_and_optimizer(config: DictConfig, problems: Problems) -> None:
@@ -327,6 +336,8 @@ def _check_loss_and_optimizer(config: DictConfig, problems: Problems) -> None:
     ):
         if key in config.optimizer:
             problems.number(f"optimizer.{key}", config.optimizer[key], test, needed)
+    if "gamma" in config.scheduler:
+        problems.number("scheduler.gamma", config.scheduler.gamma, lambda g: g > 0, "a finite number above 0")
     if config.optimizer.get("_target_") is None:
         problems.add("optimizer._target_", None, "an optimizer is needed: choose adamw, adam, sgd or your own")
 
@@ -402,13 +413,17 @@ def _stage(config: DictConfig, role: str) -> StageSettings:
     plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)
     plain.pop("hydra", None)
-    staged = OmegaConf.create(keep_environment(plain))
-    for key, target in (("epochs", "epochs"), ("batch_size", "batch_size"), ("lr", "optimizer.lr")):
-        if own.get(key) is not None:
-            OmegaConf.update(staged, target, own[key], force_add=True)
-    if own.get("pretrained") is not None:
-        staged.model.pretrained = own.pretrained
-    resolved: Any = OmegaConf.to_container(staged, resolve=True)
+
+    def staged(node: Any) -> Any:
+        copied = OmegaConf.create(node)
+        for key, target in (("epochs", "epochs"), ("batch_size", "batch_size"), ("lr", "optimizer.lr")):
+            if own.get(key) is not None:
+                OmegaConf.update(copied, target, own[key], force_add=True)
+        if own.get("pretrained") is not None:
+            copied.model.pretrained = own.pretrained
+        return OmegaConf.to_container(copied, resolve=True)
+
+    resolved, told = staged(plain), staged(keep_environment(plain))
     guide = own.get("guide") if resolved["kd"].get("_target_") is not None else None
     return StageSettings(
         role=role,
@@ -422,5 +437,5 @@ def _stage(config: DictConfig, role: str) -> StageSettings:
         kd=resolved["kd"] if guide else {},
         optimizer=resolved["optimizer"],
         scheduler=resolved["scheduler"],
-        config=resolved,
+        config=told,
     )

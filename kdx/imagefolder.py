@@ -77,7 +77,8 @@ def load_imagefolder(path: str, size: int | None, in_memory_gb: float, num_worke
     splits = {}
     for split, (paths, labels) in files.items():
         images = DecodedFiles(paths, (height, width), crop=size is not None)
-        splits[split] = Split(_decode_all(images, num_workers) if in_memory else images, torch.from_numpy(labels))
+        decode = _decode_all if in_memory else _try_all
+        splits[split] = Split(decode(images, num_workers), torch.from_numpy(labels))
     check_every_class("imagefolder", splits["train"].labels, "multi-class", class_names)
     digest = _digest(files, class_names, size)
     task = "binary-class" if len(class_names) == 2 else "multi-class"
@@ -126,7 +127,7 @@ def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise KdxError(f"{path}: not a readable image ({error})") from error
 
 
@@ -153,6 +154,14 @@ def _decode_all(images: FileImages, num_workers: int) -> Tensor:
     for indices, batch in zip(order, decoded_batches(images, order, num_workers), strict=True):
         result[indices.start : indices.stop] = batch
     return result
+
+
+def _try_all(images: DecodedFiles, num_workers: int) -> DecodedFiles:
+    """The same images, once each was decoded: costs an epoch's decoding, and no broken file ends a long training."""
+    order = [range(start, min(start + 64, len(images))) for start in range(0, len(images), 64)]
+    for _ in decoded_batches(images, order, num_workers):
+        pass
+    return images
 
 
 def _digest(files: dict[str, tuple[list[Path], np.ndarray]], class_names: list[str], size: int | None) -> str:

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from kdx.files import make_folder, read_json, relative, sweep_temps, write_json
 
 log = logging.getLogger(__name__)
 
-REMIND_SECONDS = 60.0  # how often a waiting job says for whom it waits
+REMIND_SECONDS = 60  # how often a waiting job says for whom it waits
 POLL_SECONDS = 0.2
 FINGERPRINT_FORMAT = 1  # raise it when the same settings come to mean other weights
 
@@ -81,41 +81,47 @@ class StageIndex:
         path = self.folder / f"{wanted}.json"
         return self._read(path) if path.exists() else None
 
-    def find_latest(self, *, role: str, network: str, data_digest: str, num_classes: int) -> FinishedStage | None:
-        """The stage that was finished last among those of this role, network, data and classes."""
+    def newest_first(self, *, role: str, network: str, data_digest: str, num_classes: int) -> list[FinishedStage]:
+        """The stages of this role, network, data and classes; the one that was finished last comes first."""
         wanted = (role, network, data_digest, num_classes)
         stages = [self._read(path) for path in self.folder.glob("*.json")]
         fitting = [s for s in stages if s and (s.role, s.network, s.data_digest, s.num_classes) == wanted]
-        return max(fitting, key=lambda stage: (stage.finished, stage.fingerprint), default=None)
+        return sorted(fitting, key=lambda stage: (stage.finished, stage.fingerprint), reverse=True)
 
     @contextmanager
-    def claim(self, wanted: str, what: str, folder: Path) -> Iterator[tuple[Path | None, bool]]:
+    def claim(
+        self, wanted: str, what: str, folder: Path, while_waiting: Callable[[], None]
+    ) -> Iterator[tuple[Path | None, bool]]:
         """Be the only one who trains the stage `wanted` in `folder`; waits while another holder lives.
 
-        The lock is the operating system's: it is free as soon as its holder is dead. Yields the folder of an
-        attempt that did not finish, or None, and whether there was somebody to wait for.
+        The lock is the operating system's: it is free as soon as its holder is dead. `while_waiting` is called
+        every second and may raise. Yields the folder of an attempt that did not finish, or None, and whether there
+        was somebody to wait for.
         """
         attempt = self.folder / f"{wanted}.attempt"
         make_folder(self.folder)
         lock = FileLock(self.folder / f"{wanted}.lock")
-        patience = 0.0
+        seconds = 0
         while True:
             try:
-                lock.acquire(timeout=patience, poll_interval=POLL_SECONDS)
+                lock.acquire(timeout=min(1, seconds), poll_interval=POLL_SECONDS)
                 break
             except Timeout:
-                patience = REMIND_SECONDS
-                holder = read_json(attempt) if attempt.exists() else {}
-                log.info(
-                    "waiting for the %s that process %s on %s trains in %s",
-                    *(what, holder.get("pid"), holder.get("host"), holder.get("folder")),
-                )
+                if seconds % REMIND_SECONDS == 0:
+                    holder = _told_by(attempt)
+                    log.info(
+                        "waiting for the %s that process %s on %s trains in %s",
+                        *(what, holder.get("pid"), holder.get("host"), holder.get("folder")),
+                    )
+                seconds += 1
+                while_waiting()
         try:
-            earlier = self.outputs / read_json(attempt)["folder"] if attempt.exists() else None
+            before = _told_by(attempt).get("folder")
+            earlier = None if before is None else self.outputs / before
             sweep_temps(self.folder, f"{wanted}.")
             told = {"pid": os.getpid(), "host": socket.gethostname(), "folder": relative(folder, self.outputs)}
             write_json(attempt, told)
-            yield earlier, patience > 0
+            yield earlier, seconds > 0
             attempt.unlink(missing_ok=True)  # not after an error: the next holder goes on from there
         finally:
             lock.release()
@@ -134,3 +140,11 @@ class StageIndex:
         except TypeError as error:
             raise KdxError(f"{path}: not an index entry of this kdx ({error}); delete it") from error
         return stage if self.path_of(stage).is_file() else None
+
+
+def _told_by(attempt: Path) -> dict[str, Any]:
+    """Who is, or was, at work on a stage; nothing where its holder has just finished."""
+    try:
+        return read_json(attempt)
+    except KdxError:
+        return {}

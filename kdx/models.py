@@ -60,23 +60,27 @@ def build_network(spec: NetworkSpec, download: bool = True) -> nn.Module:
     return network
 
 
-def check_network(network: nn.Module, spec: NetworkSpec, size: tuple[int, int]) -> None:
-    """Pass two blank images through the network; `KdxError` where it fails or returns another shape than (2, C)."""
-    was_training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            logits = network(torch.zeros(2, spec.in_channels, *size))
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise KdxError(
-            f"network '{spec.name}' fails on {size[0]}x{size[1]} images ({reason}); set dataset.resize"
-        ) from error
-    finally:
-        network.train(was_training)
-    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if shape != (2, spec.num_classes):
-        raise KdxError(f"network '{spec.name}' returns {shape} for two images, not (2, {spec.num_classes})")
+def check_network(network: nn.Module, spec: NetworkSpec, size: tuple[int, int], batch_size: int = 2) -> None:
+    """Pass blank images through the network, in eval mode and in training mode.
+
+    `KdxError` where it fails or does not return (N, num_classes). Changes batch-norm statistics: for a network that
+    is thrown away.
+    """
+    for training, count in ((False, 2), (True, min(2, batch_size))):
+        network.train(training)
+        try:
+            with torch.no_grad():
+                logits = network(torch.zeros(count, spec.in_channels, *size))
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            what = f"network '{spec.name}' fails on {size[0]}x{size[1]} images"
+            hint = "raise batch_size" if training and count == 1 else "set dataset.resize"
+            raise KdxError(f"{what} ({reason}); {hint}") from error
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if shape != (count, spec.num_classes):
+            raise KdxError(
+                f"network '{spec.name}' returns {shape} for {count} images, not ({count}, {spec.num_classes})"
+            )
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdx.checkpoint import verify
+from kdx.checkpoint import check_identity, load_checkpoint, verify
 from kdx.config import StageSettings
 from kdx.errors import KdxError
 from kdx.files import hash_file, relative
 from kdx.index import FinishedStage, StageIndex
-from kdx.stage import Workplace, check_stage, load_network, stage_fingerprint
+from kdx.stage import Workplace, check_stage, identity, load_network, stage_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -98,13 +98,15 @@ def _check_space(parameters: Sequence[int], run_dir: Path) -> None:
         )
 
 
-def reuse_finished(stage: StageSettings, finished: FinishedStage, index: StageIndex) -> Step | None:
-    """A step that reuses a finished stage, or None where its checkpoint is damaged."""
+def reuse_finished(place: Workplace, stage: StageSettings, finished: FinishedStage, index: StageIndex) -> Step | None:
+    """A step that reuses a finished stage, or None where its checkpoint is damaged or does not fit."""
     path = index.path_of(finished)
     try:
-        verify(path)
+        if verify(path) != finished.sha256:
+            raise KdxError(f"{path}: damaged (its sha256 is not the one in the index)")
+        check_identity(path, load_checkpoint(path)["meta"], identity(place, stage))
     except KdxError as error:
-        log.warning("%s: the %s is trained again", error, stage.role)
+        log.warning("%s: this %s is not reused", error, stage.role)
         return None
     return Step(stage, "reuse", finished.fingerprint, path, finished)
 
@@ -117,13 +119,14 @@ def _find(place: Workplace, stage: StageSettings, own: str, index: StageIndex) -
         if not path.is_file():
             raise KdxError(f"stage.{stage.role}.checkpoint={stage.checkpoint}: no such file")
         return Step(stage, "load", f"file:{hash_file(path)[:16]}", path)
-    finished = None if settings.reuse == "never" else index.find(own)
-    if finished is None and settings.reuse == "latest" and stage.role in settings.teachers():
-        finished = index.find_latest(
+    exact = None if settings.reuse == "never" else index.find(own)
+    candidates = [] if exact is None else [exact]
+    if settings.reuse == "latest" and stage.role in settings.teachers():
+        candidates += index.newest_first(
             role=stage.role,
             network=stage.network,
             data_digest=place.dataset.digest,
             num_classes=place.dataset.num_classes,
         )
-    step = None if finished is None else reuse_finished(stage, finished, index)
-    return step or Step(stage, "train", own)
+    steps = (reuse_finished(place, stage, finished, index) for finished in candidates)
+    return next((step for step in steps if step is not None), Step(stage, "train", own))

@@ -1,5 +1,7 @@
 """`kdx` and `python -m kdx.run`: compose the config, check every job, run the chain."""
 
+import os
+import sys
 from pathlib import Path
 
 import hydra
@@ -18,6 +20,8 @@ def _job(config: DictConfig) -> float | None:
 
 def main() -> None:
     cli.add_plugins()
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m kdx.run` does: a user's own modules beside the call
     with cli.one_line_errors(CONF):
         cli.check_jobs(CONF)
         _job()

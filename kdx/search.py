@@ -16,7 +16,7 @@ from kdx import cli
 from kdx.config import Problems, Settings, explain_key, flat_keys, read_settings
 from kdx.errors import KdxError, suggest
 from kdx.report import write_report
-from kdx.results import read_log
+from kdx.results import read_log, read_sweep
 from kdx.run import CONF
 from kdx.run import main as run_main
 from kdx.sweep import Job, JobEnd, Pool, Program
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
+INSTEAD_OF = "instead_of"  # marks a trial that repeats one which died with an earlier search
 
 
 @dataclass
@@ -86,12 +87,24 @@ def read_search(config: DictConfig) -> SearchSchema:
     for key, space in wish.space.items():
         if OmegaConf.select(config, key, default=problems) is problems:
             problems.add("search.space", key, f"no such key{suggest(key, flat_keys(config))}")
-        numbers = [space.get(end) for end in ("low", "high")]
-        ordered = all(isinstance(n, int | float) for n in numbers) and numbers[0] < numbers[1]  # type: ignore[operator]
-        if not (set(space) == {"choices"} or (set(space) <= {"low", "high", "log"} and ordered)):
-            problems.add(f"search.space.{key}", space, "{low, high, log} or {choices: [...]} is needed")
+        if not _is_space(space):
+            needed = "{low, high, log} with low < high (above 0 if log), or {choices: [...]} is needed"
+            problems.add(f"search.space.{key}", space, needed)
     problems.raise_if_any()
     return wish
+
+
+def _is_space(space: dict[str, Any]) -> bool:
+    if set(space) == {"choices"}:
+        return bool(space["choices"])
+    low, high = space.get("low"), space.get("high")
+    if (
+        not set(space) <= {"low", "high", "log"}
+        or not isinstance(low, int | float)
+        or not isinstance(high, int | float)
+    ):
+        return False
+    return low < high and (low > 0 or not space.get("log", False))
 
 
 def _open_study(wish: SearchSchema, folder: Path, seed: int) -> "optuna.Study":
@@ -109,14 +122,15 @@ def _open_study(wish: SearchSchema, folder: Path, seed: int) -> "optuna.Study":
     )
     for dead in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
         study.tell(dead.number, state=optuna.trial.TrialState.FAIL)
-        study.enqueue_trial(dead.params)
+        study.enqueue_trial(dead.params, user_attrs={INSTEAD_OF: dead.number})
     return study
 
 
 def _trials_left(study: "optuna.Study", wish: SearchSchema) -> int:
     """How many trials are still to end well or be pruned; none once as many have failed, lest it goes on for ever."""
-    states = [trial.state.name for trial in study.get_trials(deepcopy=False)]
-    failed = states.count("FAIL")
+    trials = study.get_trials(deepcopy=False)
+    states = [trial.state.name for trial in trials]
+    failed = states.count("FAIL") - sum(INSTEAD_OF in trial.user_attrs for trial in trials)  # the dead did not fail
     return 0 if failed >= wish.trials else wish.trials - states.count("COMPLETE") - states.count("PRUNED")
 
 
@@ -159,7 +173,13 @@ def main() -> None:
         config, base, overrides = cli.compose_line(CONF, sys.argv[1:])
         settings, wish = read_settings(config), read_search(config)
         program = Program(run_main, CONF, tuple(base))
-        print(write_report(search(wish, settings, program, overrides, os.cpu_count() or 1)))
+        try:
+            folder = search(wish, settings, program, overrides, os.cpu_count() or 1)
+        except ValueError as error:  # optuna's word for a space that changed under an old search's name
+            raise KdxError(f"search.name={wish.name}: {error}; choose another name or space") from error
+        print(write_report(folder))
+        if not any(job.finished for job in read_sweep(folder)):
+            raise KdxError(f"search.name={wish.name}: no trial ended well; see {folder}")
 
 
 if __name__ == "__main__":

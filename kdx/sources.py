@@ -1,5 +1,6 @@
 """Data sets by name: CIFAR, MedMNIST and scikit-learn's digits."""
 
+import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -100,7 +101,7 @@ def _download_medmnist(path: Path, url: str, md5: str, name: str, download: bool
     from torchvision.datasets.utils import download_url
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")  # a half download never bears the final name
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # a half download never bears the final name
     try:
         download_url(url, str(path.parent), filename=part.name, md5=md5)
     except (OSError, RuntimeError) as error:

@@ -17,8 +17,8 @@ from kdx.epoch_log import EpochLogger
 from kdx.errors import KdxError
 from kdx.files import relative, write_json
 from kdx.index import fingerprint
-from kdx.losses import Objective
-from kdx.models import NetworkSpec, build_network, check_network, count_parameters, resolve_stem
+from kdx.losses import Objective, loss_terms
+from kdx.models import NetworkSpec, build_network, capture_features, check_network, count_parameters, resolve_stem
 from kdx.precision import Precision, choose_device, choose_precision
 from kdx.reproducibility import derive_seed, setup_reproducibility
 from kdx.stopping import StopRequest
@@ -153,12 +153,34 @@ def build_parts(place: Workplace, stage: StageSettings) -> Parts:
 
 
 def check_stage(place: Workplace, stage: StageSettings) -> int:
-    """Build everything of a stage and pass two images through; the number of its weights."""
-    parts = build_parts(place, stage)
+    """Build everything of a stage and use it once on blank images; the number of its weights.
+
+    So nothing can fail later for its settings: the network in both modes, the loss, the layer to be drawn.
+    """
+    parts, spec = build_parts(place, stage), network_spec(place, stage)
     height, width = place.dataset.image_shape[1:]
     resize = place.preprocessing.resize
-    check_network(parts.network, network_spec(place, stage), (resize, resize) if resize else (height, width))
+    size = (resize, resize) if resize else (height, width)
+    check_network(parts.network, spec, size, stage.batch_size)
+    if parts.objective is not None:
+        _check_objective(parts.objective, stage, place.dataset)
+    wish = place.settings.visualize
+    if wish.samples and wish.layer is not None:
+        with capture_features(parts.network, wish.layer) as seen:
+            check_network(parts.network, spec, size, stage.batch_size)
+        if not seen or seen[0].ndim != 4:
+            raise KdxError(f"visualize.layer={wish.layer}: gives no maps in the {stage.role}; choose an earlier layer")
     return count_parameters(parts.network)
+
+
+def _check_objective(objective: Objective, stage: StageSettings, dataset: Dataset) -> None:
+    logits = torch.zeros(2, dataset.num_classes, requires_grad=True)
+    try:
+        loss = loss_terms(objective, logits, torch.ones_like(logits), dataset.train.labels[:2])["loss"]
+        loss.backward()
+    except Exception as error:  # a user's own code may raise anything
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise KdxError(f"kd: {stage.kd['_target_']} fails on (2, {dataset.num_classes}) logits ({reason})") from error
 
 
 def load_network(place: Workplace, stage: StageSettings, checkpoint: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -189,8 +211,6 @@ def train_stage(
     """
     settings = place.settings
     stem = file_stem(stage)
-    told = {"role": stage.role, "fingerprint": own, "guide_fingerprint": guide_own, "config": stage.config}
-    write_json(folder / "logs" / f"{stem}_config.json", told)
     parts = build_parts(place, stage)
     parts.network.to(place.device)
     trainer = Trainer(
@@ -219,6 +239,8 @@ def train_stage(
         stop=stop,
     )
     _go_on(trainer, folder, earlier)
+    told = {"role": stage.role, "fingerprint": own, "guide_fingerprint": guide_own, "config": stage.config}
+    write_json(folder / "logs" / f"{stem}_config.json", told)
     best = _fit(trainer, stage)
     checkpoint = folder / "checkpoints" / best.file
     network, content = load_network(place, stage, checkpoint)

@@ -2,10 +2,12 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SAME_WISH_SECONDS = 1.0  # a terminal and a sweep's parent both pass one Ctrl-C on
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -26,11 +28,14 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.noted = 0.0
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None:
+        now = time.monotonic()
+        if self.number is not None and now - self.noted > SAME_WISH_SECONDS:
             os._exit(128 + number)  # asked twice: now
-        self.number = number
+        if self.number is None:
+            self.number, self.noted = number, now
 
     def raise_if_asked(self) -> None:
         if self.number is not None:

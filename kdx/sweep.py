@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from omegaconf import DictConfig
@@ -76,6 +77,7 @@ def run_sweep(board: "Board", program: "Program", n_jobs: int, gpu_ids: Sequence
     jobs = board.unfinished()
     at_once = max(1, min(at_once, len(jobs)))
     pool = Pool(program, gpu_ids, cpus)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         if at_once > 1:
             for wave in _shared_stages(pool, jobs, board.folder):
@@ -84,6 +86,11 @@ def run_sweep(board: "Board", program: "Program", n_jobs: int, gpu_ids: Sequence
         pool.run(jobs, at_once, board.note)
     finally:
         pool.stop()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)  # on its way out the pool asks the jobs to save
 
 
 class Board:
@@ -174,12 +181,19 @@ class Pool:
 
     def end(self, sentinel: int) -> None:
         """Stop one job now."""
-        process, _, _ = self.running.pop(sentinel)
-        process.terminate()
-        process.join(STOP_SECONDS)
-        if process.is_alive():
-            process.kill()
-            process.join()
+        self.stop([sentinel])
+
+    def stop(self, sentinels: Sequence[int] | None = None) -> None:
+        """Ask these jobs (None: all) once to save and stop, and kill those that have not after a while."""
+        ending = [self.running.pop(number)[0] for number in sentinels or list(self.running)]
+        for process in ending:
+            process.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in ending:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
 
     def start(self, job: Job, slot: int, at_once: int) -> int:
         """Start a job; a number that stands for it. Parallel ones write what they would show to console.log."""
@@ -198,13 +212,6 @@ class Pool:
         process.start()
         self.running[process.sentinel] = (process, job, time.monotonic())
         return process.sentinel
-
-    def stop(self) -> None:
-        """End what still runs: after an interrupt, or an error of the sweep itself."""
-        for process, *_ in self.running.values():
-            process.terminate()
-        for sentinel in list(self.running):
-            self.end(sentinel)
 
 
 def _work(main: Callable[[], None], arguments: list[str], console: Path | None, environment: dict[str, str]) -> None:
@@ -261,14 +268,18 @@ def _scout(program: Program, jobs: list[list[str]], answer: Path) -> None:
     from kdx.plan import make_plan
     from kdx.stage import load_dataset, make_workplace
 
+    logging.disable()  # what is wrong here, the jobs tell themselves
     data: dict[str, Any] = {}
     users: dict[tuple[int, str, str], list[int]] = {}
     for number, settings in enumerate(compose_jobs(program.conf, program.base, jobs)):
         key = repr(settings.source)
-        if key not in data:
-            data[key] = load_dataset(settings)
-        place = make_workplace(settings, data[key])
-        for depth, step in enumerate(make_plan(place, StageIndex(Path(settings.output_dir)))):
+        try:
+            if key not in data:
+                data[key] = load_dataset(settings)
+            plan = make_plan(make_workplace(settings, data[key]), StageIndex(Path(settings.output_dir)))
+        except KdxError:
+            continue
+        for depth, step in enumerate(plan):
             if step.action == "train" and settings.reuse != "never":
                 users.setdefault((depth, step.role, step.fingerprint), []).append(number)
     depths = sorted({depth for (depth, _, _), numbers in users.items() if len(numbers) > 1})

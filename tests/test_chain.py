@@ -183,6 +183,22 @@ def test_latest_takes_the_newest_whatever_its_settings(tiny_run) -> None:
     assert other_net.statuses()["teacher"] == "trained"
 
 
+def test_latest_passes_over_what_does_not_fit(tiny_run) -> None:
+    fitting = tiny_run("stage.deliver=teacher", "dataset.resize=12", "epochs=1")
+    tiny_run("stage.deliver=teacher", "epochs=1")  # newer, but for another size
+    run = tiny_run("stage.deliver=assistant", "stage.reuse=latest", "dataset.resize=12")
+    assert run.checkpoint("teacher").resolve() == fitting.checkpoint("teacher").resolve()
+
+
+def test_index_knows_its_checkpoints_hash(tiny_run) -> None:
+    """Also where both the file and the checksum beside it were replaced."""
+    first, other = tiny_run("stage.deliver=teacher"), tiny_run("stage.deliver=teacher", "seed=7")
+    path, wrong = first.checkpoint("teacher"), other.checkpoint("teacher")
+    path.write_bytes(wrong.read_bytes())
+    path.with_name(path.name + ".sha256").unlink()
+    assert tiny_run("stage.deliver=teacher").statuses() == {"teacher": "trained"}
+
+
 def test_direct_distillation_skips_the_assistant(tiny_run) -> None:
     run = tiny_run("stage.deliver=student", "stage.student.guide=teacher")
     assert run.roles() == ["teacher", "student"]
@@ -260,9 +276,13 @@ def test_error_in_the_last_stage_comes_before_the_first_trains(tiny_run, tmp_pat
         ("+optimizer.speed=3", "optimizer: torch.optim.AdamW cannot be built"),
         ("scheduler._target_=torch.optim.lr_scheduler.NoSuch", "scheduler: .*NoSuch"),
         ("kd._target_=kdx.losses.NoSuch", "kd: .*NoSuch"),
+        ("kd={_target_: tests.tiny.OneArgument}", r"kd: tests.tiny.OneArgument fails on \(2, 3\) logits \(TypeError"),
+        ("visualize.samples=1 visualize.layer=layr4", "layer=layr4: the network has no such layer"),
+        ("visualize.samples=1 visualize.layer=head", "visualize.layer=head: gives no maps in the teacher"),
+        ("stage.student.batch_size=1 model.student=tests.tiny:flat", "fails on 8x8 images .*; raise batch_size"),
     ):
         with pytest.raises(KdxError, match=message) as error:
-            tiny_run(override)
+            tiny_run(*(override.split(" ") if "{" not in override else [override]))
         assert "\n" not in str(error.value)
     assert not list(tmp_path.rglob("*.pth"))
 

@@ -171,7 +171,12 @@ BAD = [  # overrides, and what the one line must hold
     ("+model.studnet=resnet18", "model.studnet=resnet18: no role of this name under stage; did you mean 'student'?"),
     ("dataset.augment=[flop]", "dataset.augment=flop: choose crop, flip, jitter, none; did you mean 'flip'?"),
     ("dataset.normalize=imagnet", "did you mean 'imagenet'?"),
-    ("dataset.normalize={mean:[0.5],std:[0]}", "dataset.normalize.std"),
+    ("dataset.normalize={mean:[0.5],std:[0]}", "dataset.normalize="),
+    ("dataset.normalize=null", "dataset.normalize=None: auto, imagenet, dataset or {mean"),
+    ("dataset.normalize={mean:0.5,std:0.2}", "dataset.normalize="),
+    ("scheduler=step scheduler.gamma=abc", "scheduler.gamma=abc"),
+    ("--multirun plan=true seed=1,2", "plan=true: plans one run; leave --multirun out"),
+    ("+dataset.source=abc", "dataset.source"),
     ("dataset.resize=0", "dataset.resize=0"),
     ("dataset=pathmnist dataset.size=32", "dataset.size=32: choose 28, 64, 128, 224"),
     ("dataset.size=64", "dataset.size=64: cifar10 has one size"),
@@ -226,6 +231,28 @@ def test_dump_keeps_the_environment_out(monkeypatch: pytest.MonkeyPatch) -> None
     assert "canary" not in dump and "${oc.env:SECRET_TOKEN}" in dump
     assert settings.source["path"] == "canary"  # the run itself sees the value
     assert keep_environment({"a": ["${oc.env:X}", "${epochs}", 1]}) == {"a": ["\\${oc.env:X}", "${epochs}", 1]}
+
+
+def test_values_from_the_environment_are_the_runs_and_change_its_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = []
+    for rate in ("0.1", "0.2"):
+        monkeypatch.setenv("MY_RATE", rate)
+        rates.append(settings_of("optimizer.lr='${oc.decode:${oc.env:MY_RATE}}'").stage("student").optimizer["lr"])
+    assert rates == [0.1, 0.2]
+
+
+def test_users_own_data_set_may_be_called_mnist() -> None:
+    settings_of("dataset.name=mnist", "dataset.size=64")
+
+
+def test_broken_yaml_of_a_user_is_one_line(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "broken.yaml").write_text("epochs: [1")
+    with pytest.raises(SystemExit), cli.one_line_errors(CONF):
+        cli.check_jobs(CONF, ["--config-dir", str(tmp_path), "experiment=broken"])
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and "broken.yaml" in printed
 
 
 def test_conf_uses_no_hydra_resolver() -> None:

@@ -226,8 +226,8 @@ def test_latest_does_not_trust_file_times(tmp_path: Path) -> None:
     for number, finished in enumerate(["2026-01-02", "2026-01-03", "2026-01-01"]):
         index.add(entry(number, finished))
         os.utime(index.folder / f"{number:016x}.json", (number, number))  # the oldest entry has the newest time
-    found = index.find_latest(role="teacher", network="net", data_digest="digest", num_classes=2)
-    assert found is not None and found.finished == "2026-01-03"
+    found = index.newest_first(role="teacher", network="net", data_digest="digest", num_classes=2)
+    assert [stage.finished for stage in found] == ["2026-01-03", "2026-01-02", "2026-01-01"]
 
 
 def test_ten_thousand_entries_do_not_slow_a_look_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,10 +32,11 @@ def append_to_the_csv(patch: pytest.MonkeyPatch) -> None:
 
 
 def choose_the_latest_by_modification_time(patch: pytest.MonkeyPatch) -> None:
-    def newest(self: StageIndex, **wanted: object) -> FinishedStage | None:
-        return self._read(max(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime))
+    def newest(self: StageIndex, **wanted: object) -> list[FinishedStage]:
+        paths = sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        return [stage for stage in map(self._read, paths) if stage is not None]
 
-    patch.setattr(StageIndex, "find_latest", newest)
+    patch.setattr(StageIndex, "newest_first", newest)
 
 
 def leave_out_the_fsync_of_the_folder(patch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,9 @@ class ProcessLauncher(Launcher):
         finally:
             log.info("%s", write_report(sweep_dir))  # also after an interrupt: what is done is told
         ends = board.ends()
+        failed = sum(end.reason is not None for end in ends)
+        if failed and "BasicSweeper" in self.config.hydra.sweeper._target_:  # others learn from each job's return
+            raise KdxError(f"{failed} of {len(jobs)} jobs failed; see {sweep_dir / 'sweep.md'}")
         return [self._job_return(job, end) for job, end in zip(jobs, ends, strict=True)]
 
     def _job_return(self, job: "sweep.Job", end: "sweep.JobEnd") -> JobReturn:
