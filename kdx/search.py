@@ -169,7 +169,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     with cli.one_line_errors(CONF):
         if importlib.util.find_spec("optuna") is None:
-            raise KdxError('the search needs optuna: pip install "kdx[search]"')
+            raise KdxError('the search needs optuna: pip install -e ".[search]" in the checkout of kdx')
         config, base, overrides = cli.compose_line(CONF, sys.argv[1:])
         settings, wish = read_settings(config), read_search(config)
         program = Program(run_main, CONF, tuple(base))
