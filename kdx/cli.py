@@ -93,20 +93,10 @@ def one_line_errors(conf: Path) -> Iterator[None]:
     os.environ |= {"KDX_TRACEBACK": asked, "HYDRA_FULL_ERROR": "1"}  # Hydra then raises its errors instead of printing
     try:
         yield
-    except (KdxError, HydraException, OmegaConfBaseException) as error:
+    except (KdxError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
         if asked == "1":
             raise
         print(f"error: {explain(error, conf)}", file=sys.stderr)
-        raise SystemExit(USER_ERROR) from None
-    except yaml.YAMLError as error:
-        if asked == "1":
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(USER_ERROR) from None
-    except OSError as error:  # Hydra makes the run's folder before our code runs
-        if asked == "1":
-            raise
-        print(f"error: {error.filename}: {error.strerror}; choose another output_dir", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
     except KeyboardInterrupt:
         print("interrupted; to go on, start the same command again (a single run with resume=true)", file=sys.stderr)
@@ -175,6 +165,8 @@ def explain(error: Exception, conf: Path) -> str:
     """An error of ours or Hydra's as one line with the choices or the near miss."""
     if isinstance(error, KdxError):
         return str(error)
+    if isinstance(error, OSError) and not isinstance(error, HydraException):  # Hydra makes the run's folder itself
+        return f"{error.filename}: {error.strerror}; choose another output_dir"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")

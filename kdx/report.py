@@ -87,10 +87,14 @@ def _configuration_table(groups: Sequence[Configuration]) -> tuple[list[str], li
     rows = []
     for group in ranked:
         count = len(group.scores("validation", "accuracy"))
-        scores = [_spread(group, "validation", "accuracy", with_n=False)]
-        scores += [_spread(group, "test", name, with_n=False) for name in ("accuracy", "f1_score", "auc")]
-        rows.append([*(group.values.get(key, "-") for key in keys), str(count), *scores])
+        rows.append([*(group.values.get(key, "-") for key in keys), str(count), *_score_cells(group)])
     return header, rows
+
+
+def _score_cells(group: Configuration, role: str | None = None) -> list[str]:
+    """Validation accuracy, test accuracy, F1 and AUC of a role's stages (None: the last ones)."""
+    wanted = [("validation", "accuracy"), ("test", "accuracy"), ("test", "f1_score"), ("test", "auc")]
+    return [_spread(group, split, name, role, with_n=False) for split, name in wanted]
 
 
 def _stage_table(best: Configuration) -> tuple[list[str], list[list[str]]]:
@@ -98,11 +102,8 @@ def _stage_table(best: Configuration) -> tuple[list[str], list[list[str]]]:
     rows = []
     for role in best.jobs[0].stages:
         stages = best.stages(role)
-        scores = [_words(*mean_and_spread(best.scores("validation", "accuracy", role)), with_n=False)]
-        for name, digits in (("accuracy", 2), ("f1_score", 2), ("auc", 4)):
-            scores.append(_words(*mean_and_spread(best.scores("test", name, role)), digits=digits, with_n=False))
         size = f"{stages[0]['parameters'] / 1e6:.2f} M"
-        rows.append([role, stages[0]["network"], size, str(len(stages)), *scores])
+        rows.append([role, stages[0]["network"], size, str(len(stages)), *_score_cells(best, role)])
     return ["stage", "network", "parameters", "n", "val acc", "test acc", "test F1", "test AUC"], rows
 
 
@@ -212,8 +213,8 @@ def _as_number(text: str) -> tuple[float, str]:
         return math.inf, text
 
 
-def _spread(group: Configuration, split: str, name: str, with_n: bool = True) -> str:
-    return _words(*mean_and_spread(group.scores(split, name)), digits=4 if name == "auc" else 2, with_n=with_n)
+def _spread(group: Configuration, split: str, name: str, role: str | None = None, with_n: bool = True) -> str:
+    return _words(*mean_and_spread(group.scores(split, name, role)), digits=4 if name == "auc" else 2, with_n=with_n)
 
 
 def _words(mean: float, spread: float, count: int, digits: int = 2, with_n: bool = True) -> str:

@@ -69,10 +69,9 @@ def read_sweep(folder: Path) -> list[JobResult]:
 
 def read_epochs(job: JobResult) -> list[dict[str, float]]:
     """The epochs of a job's last stage, from its CSV; also of a job that still trains it."""
-    logs = sorted(job.folder.glob("*/logs/*_log.csv"), key=lambda path: path.stat().st_mtime_ns)
     if job.finished:
-        checkpoint = job.folder / job.last["checkpoint"]
-        logs = sorted((checkpoint.parent.parent / "logs").glob("*_log.csv"))
+        return read_log((job.folder / job.last["checkpoint"]).parent.parent)
+    logs = sorted(job.folder.glob("*/logs/*_log.csv"), key=lambda path: path.stat().st_mtime_ns)
     return read_csv(logs[-1]) if logs else []
 
 
