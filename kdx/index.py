@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 REMIND_SECONDS = 60  # how often a waiting job says for whom it waits
 POLL_SECONDS = 0.2
+ENTRY_HASH = "entry_hash"  # of all other fields: JSON with a flipped bit is JSON all the same
 FINGERPRINT_FORMAT = 1  # raise it when the same settings come to mean other weights
 
 
@@ -74,7 +75,8 @@ class StageIndex:
 
     def add(self, stage: FinishedStage) -> None:
         """File a stage; the atomic appearance of its entry is what makes it finished."""
-        write_json(self.folder / f"{stage.fingerprint}.json", asdict(stage))
+        told = asdict(stage)
+        write_json(self.folder / f"{stage.fingerprint}.json", told | {ENTRY_HASH: fingerprint(told)})
 
     def find(self, wanted: str) -> FinishedStage | None:
         """The stage with this fingerprint, if it is finished and its checkpoint still there."""
@@ -135,8 +137,18 @@ class StageIndex:
         return relative(checkpoint, self.outputs)
 
     def _read(self, path: Path) -> FinishedStage | None:
+        """The entry, if its checkpoint is still there; a damaged entry is set aside under another name."""
         try:
-            stage = FinishedStage(**read_json(path))
+            told = read_json(path)
+            if not isinstance(told, dict) or told.pop(ENTRY_HASH, None) != fingerprint(told):
+                raise KdxError(f"{path}: damaged (its content does not have the hash that it states)")
+        except KdxError as error:
+            log.warning("%s; it is set aside", error)
+            if path.exists():  # another run may have done so
+                path.replace(path.with_name(path.name + ".damaged"))
+            return None
+        try:
+            stage = FinishedStage(**told)
         except TypeError as error:
             raise KdxError(f"{path}: not an index entry of this kdx ({error}); delete it") from error
         return stage if self.path_of(stage).is_file() else None

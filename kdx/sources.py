@@ -114,5 +114,5 @@ def _read_npz(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {split: (file[f"{split}_images"], file[f"{split}_labels"]) for split in ("train", "val", "test")}
-    except (OSError, TypeError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, TypeError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise KdxError(f"{path} is not a readable MedMNIST file ({error}): delete it or fetch it again") from error

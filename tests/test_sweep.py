@@ -6,7 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
+import torch
 
 from tests.conftest import SLOW_TEACHER, TINY, Start, finish, same_weights, until
 
@@ -125,14 +129,30 @@ def test_a_waiting_run_takes_over_and_ends_like_clean(start: Start, tmp_path: Pa
     assert same_weights(tmp_path / "outputs" / told["checkpoint"], tmp_path / "clean/outputs" / expected["checkpoint"])
 
 
-def test_interrupted_sweep_stops_its_jobs_and_says_so(start: Start, tmp_path: Path, kdx_environment, gate) -> None:
-    sweep = start(tmp_path, kdx_environment | gate, "--multirun", *SLOW_TEACHER, "seed=1,2")
-    until(lambda: bool(list(tmp_path.rglob("latest.pth"))))
-    os.kill(sweep.pid, signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_sweep_saves_its_jobs_and_ends_like_clean(
+    start: Start, tmp_path: Path, kdx_environment, gate, number: int
+) -> None:
+    sweep = start(tmp_path, kdx_environment | gate, "--multirun", *SLOW_TEACHER, "stage=teacher", "seed=1,2")
+    until(lambda: (tmp_path / "gate.reached").exists())
+    os.kill(sweep.pid, number)
+    time.sleep(0.5)  # for the job to be asked before its step ends
+    (tmp_path / "gate").touch()
     output = finish(sweep)
-    assert sweep.returncode == 130, output
+    assert sweep.returncode == 128 + number, output
     until(lambda: not alive(tmp_path), seconds=5)
-    assert "start the same command again" in output and "0 of 2 jobs finished" in output
+    assert "0 of 2 jobs finished" in output and "Traceback" not in output
+    (summary,) = tmp_path.rglob("0/summary.json")
+    assert json.loads(summary.read_text())["status"] == "stopped"
+    latest = torch.load(summary.parent / "teacher/checkpoints/latest.pth", weights_only=True)
+    assert latest["partial"]["step"] == 3  # of the second epoch: nothing of it is lost
+    sweep = ["--multirun", *SLOW_TEACHER, "stage=teacher", "seed=1,2"]
+    again = finish(start(tmp_path, kdx_environment, *sweep, f"hydra.sweep.dir={summary.parent.parent}"))
+    assert "2 of 2 jobs finished" in again and "going on after epoch 1, step 3 of" in again, again
+    (tmp_path / "clean").mkdir()
+    finish(start(tmp_path / "clean", kdx_environment, *sweep))
+    (ours,), (theirs,) = summary.parent.rglob("best_acc_*.pth"), (tmp_path / "clean").rglob("0/**/best_acc_*.pth")
+    assert same_weights(ours, theirs)
 
 
 def test_search_goes_on_where_it_stopped_and_reports(tmp_path: Path, kdx_environment) -> None:
