@@ -1,5 +1,7 @@
 """What many tests share: composing a config, running a tiny chain in a folder of its own."""
 
+import atexit
+import gc
 import json
 import os
 import subprocess
@@ -18,6 +20,8 @@ from kdx.chain import run_chain
 from kdx.config import Settings, read_settings
 
 cli.add_plugins()  # before Hydra looks for plugins, once a process
+atexit.register(gc.unfreeze)
+gc.freeze()  # what torch's import made: each of the chains' garbage collections would go through it, 0.2 s
 REPO = Path(__file__).resolve().parent.parent
 CONF = REPO / "conf"
 TINY = [

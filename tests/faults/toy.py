@@ -4,12 +4,14 @@ import csv
 import hashlib
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kdx.chain import run_chain
+from kdx.config import Settings
 from tests.conftest import settings_of
 
 CHAIN = ["stage.student.guide=teacher", "stage.deliver=student", "resume=true"]
@@ -17,8 +19,14 @@ CHAIN = ["stage.student.guide=teacher", "stage.deliver=student", "resume=true"]
 
 def run_toy(folder: Path, *overrides: str) -> None:
     """Run the chain in a folder; a run that died there before is gone on with."""
-    settings = replace(settings_of(*CHAIN, *overrides), output_dir=str(folder / "outputs"))
+    settings = replace(composed(*overrides), output_dir=str(folder / "outputs"))
     run_chain(settings, folder / "run", overrides)
+
+
+@cache
+def composed(*overrides: str) -> Settings:
+    """The chain's settings; composing them takes longer than all the training."""
+    return settings_of(*CHAIN, *overrides)
 
 
 def result_of(folder: Path) -> dict[str, Any]:
