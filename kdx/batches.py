@@ -1,8 +1,11 @@
 """From uint8 images to the float batches that networks see; everything is a batched tensor operation on the device."""
 
+import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,15 +34,20 @@ class Preprocessing:
     def channels(self) -> int:
         return len(self.mean)
 
-    def apply(self, images: Tensor) -> Tensor:
-        """uint8 or float images (B, C, H, W) of 0-255 as normalised float32 (B, channels, resize, resize)."""
-        images = images.float()
-        if self.resize is not None and images.shape[-2:] != (self.resize, self.resize):
-            shrinks = images.shape[-1] > self.resize
-            images = F.interpolate(images, (self.resize, self.resize), mode="bilinear", antialias=shrinks)
-        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
-        return (images - 255 * mean) / (255 * std)  # a grey image spreads over three means by broadcasting
+    def on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """`normalise` with these numbers on `device`, so that no batch waits for them to be moved there."""
+        offset = 255 * torch.tensor(self.mean, device=device).view(1, -1, 1, 1)
+        scale = 255 * torch.tensor(self.std, device=device).view(1, -1, 1, 1)
+        return partial(normalise, offset=offset, scale=scale, resize=self.resize)
+
+
+def normalise(images: Tensor, offset: Tensor, scale: Tensor, resize: int | None) -> Tensor:
+    """uint8 or float images (B, C, H, W) as float32 (images - offset) / scale, scaled to `resize` pixels first."""
+    images = images.float()
+    if resize is not None and images.shape[-2:] != (resize, resize):
+        shrinks = images.shape[-1] > resize
+        images = F.interpolate(images, (resize, resize), mode="bilinear", antialias=shrinks)
+    return (images - offset) / scale  # a grey image spreads over three means by broadcasting
 
 
 def mean_and_std(images: Tensor | FileImages, sample: int = 5000) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -67,6 +75,14 @@ def mean_and_std(images: Tensor | FileImages, sample: int = 5000) -> tuple[tuple
     return tuple(means), tuple(stds)
 
 
+class Batch(NamedTuple):
+    """Normalised float32 images (B, C, H, W), their labels, and their numbers (B,) in the split, on the device."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
 class Batches:
     """An endless supply of epochs over one split.
 
@@ -88,6 +104,7 @@ class Batches:
         num_workers: int = 0,
     ) -> None:
         self.preprocessing = preprocessing
+        self.prepare = preprocessing.on(device)
         self.batch_size = batch_size
         self.device = device
         self.seed, self.name = seed, name
@@ -104,25 +121,40 @@ class Batches:
         full, rest = divmod(len(self.labels), self.batch_size)
         return full + (rest > (1 if self.shuffle and self.batch_size > 1 else 0))
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised float32 images (B, C, H, W) and labels of epoch `number`, from batch `start` on."""
+    def unshuffled(self) -> "Batches":
+        """The same images in their own order, as they are."""
+        twin = copy.copy(self)
+        twin.shuffle, twin.augment = False, ()
+        return twin
+
+    @property
+    def still(self) -> bool:
+        """Whether an image looks the same in every epoch."""
+        return not self.augment
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of epoch `number`, from batch `start` on.
+
+        Order and augmentation go to the device once an epoch; the loop itself moves nothing there.
+        """
         count = len(self.labels)
         order = torch.arange(count)
         if self.shuffle:
             order = torch.randperm(count, generator=generator(self.seed, self.name, "order", number))
-        views = self._draw_views(number)
-        pieces = list(order.split(self.batch_size))[start : len(self)]
+        views = {name: view.to(self.device) for name, view in self._draw_views(number).items()}
+        pieces = order.to(self.device).split(self.batch_size)[start : len(self)]
         for indices, raw in zip(pieces, self._raw_batches(pieces), strict=True):
-            on_device = indices.to(self.device, non_blocking=True)
-            images = augment(raw, {name: view[indices].to(self.device) for name, view in views.items()})
-            yield self.preprocessing.apply(images), self.labels[on_device]
+            images = augment(raw, {name: view[indices] for name, view in views.items()})
+            yield Batch(self.prepare(images), self.labels[indices], indices)
 
-    def _raw_batches(self, pieces: list[Tensor]) -> Iterator[Tensor]:
+    def _raw_batches(self, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
         if isinstance(self.images, Tensor):
             for indices in pieces:
-                yield self.images[indices.to(self.device, non_blocking=True)]
+                yield self.images[indices]
         else:
-            for batch in decoded_batches(self.images, [p.tolist() for p in pieces], self.num_workers):
+            numbers = torch.cat(list(pieces)).tolist() if pieces else []
+            order = [numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)]
+            for batch in decoded_batches(self.images, order, self.num_workers):
                 yield batch.to(self.device, non_blocking=True)
 
     def _draw_views(self, number: int) -> dict[str, Tensor]:

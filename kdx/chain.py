@@ -7,28 +7,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from kdx.checkpoint import load_checkpoint, versions
-from kdx.config import Settings
+from kdx.checkpoint import versions
 from kdx.errors import KdxError
 from kdx.files import hash_file, make_folder, read_json, relative, write_json
 from kdx.index import FinishedStage, StageIndex, own_folder
 from kdx.memory import full_cleanup
 from kdx.models import count_parameters
 from kdx.plan import Step, check_plan, describe_plan, make_plan, reuse_finished
-from kdx.stage import (
-    Outcome,
-    Workplace,
-    load_dataset,
-    load_network,
-    make_workplace,
-    network_spec,
-    scores_on_test,
-    train_stage,
-)
+from kdx.schema import Settings
+from kdx.stage import Guide, Outcome, load_network, scores_on_test, train_stage
 from kdx.stopping import Stopped, StopRequest, listening
 from kdx.tables import stage_table
+from kdx.workplace import Workplace, load_dataset, make_workplace, network_spec
 
 log = logging.getLogger(__name__)
 
@@ -114,14 +104,12 @@ class _Run:
 
     def train(self, step: Step, earlier: Path | None) -> Outcome:
         """Train a stage under its guide and file it in the index."""
-        guide, guide_own = self.guide_of(step)
         outcome = train_stage(
             self.place,
             step.stage,
             self.run_dir / step.role,
             own=step.fingerprint,
-            guide=guide,
-            guide_own=guide_own,
+            guide=self.guide_of(step),
             earlier=earlier,
             stop=self.stop,
         )
@@ -134,7 +122,7 @@ class _Run:
                 data_digest=self.place.dataset.digest,
                 num_classes=self.place.dataset.num_classes,
                 checkpoint=self.index.entry_path(outcome.checkpoint),
-                sha256=hash_file(outcome.checkpoint),
+                sha256=outcome.sha256,
                 epoch=outcome.epoch,
                 validation=outcome.validation,
                 test=outcome.test,
@@ -154,27 +142,29 @@ class _Run:
         else:
             epoch, validation = content["epoch"], content["validation"]
             test = scores_on_test(self.place, step.stage, network)
-        return Outcome(step.checkpoint, epoch, validation, test, count_parameters(network), seconds=0.0)
+        guide = content["meta"].get("guide_fingerprint")
+        sha256 = hash_file(step.checkpoint)
+        return Outcome(step.checkpoint, sha256, epoch, validation, test, count_parameters(network), 0.0, guide)
 
-    def guide_of(self, step: Step) -> tuple[nn.Module | None, str | None]:
-        """The network that teaches a stage, and its fingerprint."""
+    def guide_of(self, step: Step) -> Guide | None:
+        """Who teaches a stage."""
         role = step.stage.guide
         if role is None:
-            return None, None
-        guide, _ = load_network(self.place, self.steps[role].stage, self.outcomes[role].checkpoint)
-        return guide, self.steps[role].fingerprint
+            return None
+        outcome = self.outcomes[role]
+        network, _ = load_network(self.place, self.steps[role].stage, outcome.checkpoint)
+        return Guide(network, self.steps[role].fingerprint, outcome.sha256)
 
     def describe(self, step: Step, outcome: Outcome) -> None:
         """What summary.json says of a stage that is done."""
-        content = load_checkpoint(outcome.checkpoint)
-        self.lineage.append({"what": step.role, "name": step.stage.network, "hash": hash_file(outcome.checkpoint)})
+        self.lineage.append({"what": step.role, "name": step.stage.network, "hash": outcome.sha256})
         self.stages[step.role] = {
             "network": step.stage.network,
             "stem": network_spec(self.place, step.stage).stem,
             "status": {"train": "trained", "reuse": "reused", "load": "loaded"}[step.action],
             "fingerprint": step.fingerprint,
             "guide": step.stage.guide,
-            "guide_fingerprint": content["meta"].get("guide_fingerprint"),
+            "guide_fingerprint": outcome.guide_fingerprint,
             "checkpoint": relative(outcome.checkpoint, self.run_dir),
             "epoch": outcome.epoch,
             "parameters": outcome.parameters,

@@ -1,6 +1,5 @@
 """Checkpoints: whole files with a checksum beside them, read without running their content."""
 
-import hashlib
 import io
 import platform
 import zipfile
@@ -12,12 +11,11 @@ import torchvision
 
 import kdx
 from kdx.errors import KdxError
-from kdx.files import hash_file, write_atomic
+from kdx.files import hash_path, verify_hash, write_with_hash
 
 FORMAT = 1
 LATEST = "latest.pth"
 BEST_PATTERN = "best_acc_*.pth"
-HASH_SUFFIX = ".sha256"
 
 
 def best_name(accuracy: float) -> str:
@@ -36,25 +34,17 @@ def versions() -> dict[str, str]:
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` (plain values and tensors) and its sha256, so that a crash leaves the old or the new state.
-
-    The checksum file is written first and keeps the hash that the file has now on its second line: whichever of
-    the two files a crash leaves behind, it is known.
-    """
+    """Write `content` (plain values and tensors) with its checksum, so that a crash leaves the old or the new state."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)  # to memory first: a full disk is then reported as such
-    data = buffer.getvalue()
-    beside = _hash_path(path)
-    known = beside.read_text().split("\n")[:1] if beside.exists() and path.exists() else []
-    write_atomic(beside, "\n".join([_line(_sha256(data), path), *known, ""]).encode())
-    write_atomic(path, data)
+    write_with_hash(path, buffer.getvalue())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU; `KdxError` for a missing, damaged or foreign file."""
     if not path.is_file():
         raise KdxError(f"{path}: no such checkpoint")
-    verify(path)
+    verify_hash(path)
     _refuse_bomb(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -68,19 +58,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def verify(path: Path) -> str:
-    """The file's sha256; `KdxError` where the checksum beside it says another."""
-    actual = hash_file(path)
-    beside = _hash_path(path)
-    if beside.exists() and actual not in [line.split(" ")[0] for line in beside.read_text().split("\n")]:
-        raise KdxError(f"{path}: damaged (its sha256 is not the one in {beside.name}); take another or train again")
-    return actual
-
-
 def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint, then its checksum."""
     path.unlink(missing_ok=True)
-    _hash_path(path).unlink(missing_ok=True)
+    hash_path(path).unlink(missing_ok=True)
 
 
 def load_weights(network: torch.nn.Module, content: dict[str, Any], path: Path) -> None:
@@ -123,15 +104,3 @@ def _refuse_bomb(path: Path, factor: int = 4) -> None:
         raise KdxError(f"{path}: not a readable checkpoint ({error})") from error
     if claimed > factor * path.stat().st_size:
         raise KdxError(f"{path}: claims {claimed} bytes in a file of {path.stat().st_size}: refused")
-
-
-def _hash_path(path: Path) -> Path:
-    return path.with_name(path.name + HASH_SUFFIX)
-
-
-def _line(digest: str, path: Path) -> str:
-    return f"{digest}  {path.name}"  # the format of sha256sum
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -24,8 +24,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from kdx.config import Settings, flat_keys, read_settings
+from kdx.config import flat_keys, read_settings
 from kdx.errors import BusyError, KdxError, suggest
+from kdx.schema import Settings
 from kdx.stopping import Stopped
 
 log = logging.getLogger(__name__)

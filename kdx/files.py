@@ -33,6 +33,33 @@ def write_atomic(path: Path, content: bytes) -> None:
             os.unlink(temp)
 
 
+def write_with_hash(path: Path, content: bytes) -> None:
+    """`write_atomic` with the sha256 in a file beside it, so that a crash leaves the old or the new content.
+
+    The checksum file is written first and keeps the hash that the file has now on its second line: whichever of
+    the two files a crash leaves behind, it is known.
+    """
+    beside = hash_path(path)
+    known = beside.read_text().split("\n")[:1] if beside.exists() and path.exists() else []
+    line = f"{hashlib.sha256(content).hexdigest()}  {path.name}"  # the format of sha256sum
+    write_atomic(beside, "\n".join([line, *known, ""]).encode())
+    write_atomic(path, content)
+
+
+def verify_hash(path: Path) -> str:
+    """The file's sha256; `KdxError` where the checksum beside it says another."""
+    actual = hash_file(path)
+    beside = hash_path(path)
+    if beside.exists() and actual not in [line.split(" ")[0] for line in beside.read_text().split("\n")]:
+        raise KdxError(f"{path}: damaged (its sha256 is not the one in {beside.name}); take another or train again")
+    return actual
+
+
+def hash_path(path: Path) -> Path:
+    """Where the checksum of a file lies."""
+    return path.with_name(path.name + ".sha256")
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder if it is not there; `KdxError` where it cannot be made or written to."""
     try:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdx.checkpoint import check_identity, load_checkpoint, verify
-from kdx.config import StageSettings
+from kdx.checkpoint import check_identity, load_checkpoint
 from kdx.errors import KdxError
-from kdx.files import hash_file, relative
+from kdx.files import hash_file, relative, verify_hash
 from kdx.index import FinishedStage, StageIndex
-from kdx.stage import Workplace, check_stage, identity, load_network, stage_fingerprint
+from kdx.schema import StageSettings
+from kdx.stage import check_stage, load_network
+from kdx.workplace import Workplace, identity, stage_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def reuse_finished(place: Workplace, stage: StageSettings, finished: FinishedSta
     """A step that reuses a finished stage, or None where its checkpoint is damaged or does not fit."""
     path = index.path_of(finished)
     try:
-        if verify(path) != finished.sha256:
+        if verify_hash(path) != finished.sha256:
             raise KdxError(f"{path}: damaged (its sha256 is not the one in the index)")
         check_identity(path, load_checkpoint(path)["meta"], identity(place, stage))
     except KdxError as error:

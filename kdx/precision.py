@@ -1,20 +1,22 @@
-"""Automatic mixed precision: which half precision a device is fast at, and the scaler that fp16 needs."""
+"""How networks are computed: half precision and the scaler that fp16 needs, memory format, compiling."""
 
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from kdx.errors import KdxError
 
-CHOICES = ("auto", "bf16", "fp16", "off")
+COMPILE_PAYS_AFTER = 2000  # steps; compiling a network and its guide takes up to a minute
 
 
 @dataclass(frozen=True)
 class Precision:
-    """`half` is torch.bfloat16, torch.float16 or None for float32 throughout."""
+    """`half` is torch.bfloat16, torch.float16 or None for float32 throughout; `channels_last` stores images NHWC."""
 
     device: torch.device
     half: torch.dtype | None
+    channels_last: bool = False
 
     @property
     def name(self) -> str:
@@ -24,16 +26,37 @@ class Precision:
         """The context for forward passes; does nothing where the precision is off."""
         return torch.autocast(self.device.type, dtype=self.half or torch.bfloat16, enabled=self.half is not None)
 
+    def place(self, network: nn.Module) -> nn.Module:
+        """The network on the device, its convolutions in the memory format that is fast there."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return network.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+
     def scaler(self) -> torch.amp.GradScaler:
         """Keeps small fp16 gradients from vanishing (1710.03740); does nothing for the other precisions."""
         return torch.amp.GradScaler(self.device.type, enabled=self.half is torch.float16)
 
 
-def choose_precision(amp: str, device: torch.device) -> Precision:
-    """`auto` is bf16 where the device computes it natively, else fp16 on CUDA, else off."""
+def choose_precision(amp: str, device: torch.device, channels_last: bool | None = None) -> Precision:
+    """`auto` is bf16 where the device computes it natively, else fp16 on CUDA, else off.
+
+    `channels_last=None` uses it together with half precision, where it is faster; in float32 it gains nothing.
+    """
     if amp == "auto":
         amp = "bf16" if _fast_at_bf16(device) else "fp16" if device.type == "cuda" else "off"
-    return Precision(device, {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp])
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
+    if channels_last is None:
+        channels_last = half is not None and device.type in ("cpu", "cuda")
+    return Precision(device, half, channels_last)
+
+
+def choose_compile(wish: str, device: torch.device, steps: int) -> str | None:
+    """The mode for `torch.compile`, or None to leave it out.
+
+    `auto` compiles on CUDA where the steps are many enough to pay for it; on CPU it gained nothing by itself.
+    """
+    if wish == "auto":
+        wish = "default" if device.type == "cuda" and steps >= COMPILE_PAYS_AFTER else "off"
+    return None if wish == "off" else wish
 
 
 def choose_device(name: str) -> torch.device:

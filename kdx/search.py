@@ -13,12 +13,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdx import cli
-from kdx.config import Problems, Settings, explain_key, flat_keys, read_settings
+from kdx.checks import Problems
+from kdx.config import explain_key, flat_keys, read_settings
 from kdx.errors import KdxError, suggest
 from kdx.report import write_report
 from kdx.results import read_log, read_sweep
 from kdx.run import CONF
 from kdx.run import main as run_main
+from kdx.schema import Settings
 from kdx.sweep import Job, JobEnd, Pool, Program
 
 if TYPE_CHECKING:

@@ -1,53 +1,35 @@
-"""One stage of a chain: what determines it, how it is built, trained and tested."""
+"""One stage of a chain: how it is built, checked, trained and tested."""
 
 import logging
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from kdx.batches import IMAGENET_MEAN, IMAGENET_STD, Batches, Preprocessing, mean_and_std
+from kdx.batches import Batches
 from kdx.checkpoint import check_identity, load_checkpoint, load_weights, versions
-from kdx.config import Settings, StageSettings, build
+from kdx.config import build
 from kdx.data import Dataset
 from kdx.epoch_log import EpochLogger
 from kdx.errors import KdxError
-from kdx.files import relative, write_json
+from kdx.files import hash_file, relative, write_json
+from kdx.guide_logits import LogitsCache
 from kdx.index import fingerprint
 from kdx.losses import Objective, loss_terms
-from kdx.models import NetworkSpec, build_network, capture_features, check_network, count_parameters, resolve_stem
-from kdx.precision import Precision, choose_device, choose_precision
+from kdx.models import NetworkSpec, build_network, capture_features, check_network, count_parameters
+from kdx.precision import choose_compile
+from kdx.progress import Best
+from kdx.recompute import recompute_blocks
 from kdx.reproducibility import derive_seed, setup_reproducibility
+from kdx.schema import StageSettings
 from kdx.stopping import StopRequest
-from kdx.trainer import Best, Trainer, evaluate
+from kdx.trainer import Trainer, evaluate
+from kdx.workplace import Workplace, identity, network_spec
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """What all stages of a run share: settings, data, preprocessing, device and precision."""
-
-    settings: Settings
-    dataset: Dataset
-    preprocessing: Preprocessing
-    precision: Precision
-
-    @property
-    def device(self) -> torch.device:
-        return self.precision.device
-
-    def surroundings(self) -> dict[str, Any]:
-        """What may change the last bits of a result without being part of its fingerprint."""
-        return {
-            "device": self.device.type,
-            "precision": self.precision.name,
-            "threads": self.settings.threads or torch.get_num_threads(),
-            "deterministic": self.settings.deterministic,
-        }
 
 
 @dataclass(frozen=True)
@@ -55,11 +37,22 @@ class Outcome:
     """A finished stage as the summary and the table show it."""
 
     checkpoint: Path
+    sha256: str
     epoch: int
     validation: dict[str, float]
     test: dict[str, Any]
     parameters: int
     seconds: float
+    guide_fingerprint: str | None
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A finished network that teaches; `sha256` is that of its checkpoint."""
+
+    network: nn.Module
+    fingerprint: str
+    sha256: str
 
 
 @dataclass
@@ -72,80 +65,13 @@ class Parts:
     objective: Objective | None
 
 
-def load_dataset(settings: Settings) -> Dataset:
-    """The configured data set."""
-    dataset = build(settings.source, "dataset.source")
-    if not isinstance(dataset, Dataset):
-        raise KdxError(f"dataset.source: returned {type(dataset).__name__}, a kdx.data.Dataset is needed")
-    return dataset
-
-
-def make_workplace(settings: Settings, dataset: Dataset) -> Workplace:
-    """Choose preprocessing, device and precision for a data set."""
-    device = choose_device(settings.device)
-    if dataset.mirrored and "flip" in settings.augment:
-        raise KdxError(f"dataset.augment={list(settings.augment)}: a flip changes the class of {dataset.name}'s images")
-    preprocessing = _choose_preprocessing(settings, dataset)
-    return Workplace(settings, dataset, preprocessing, choose_precision(settings.amp, device))
-
-
-def network_spec(place: Workplace, stage: StageSettings) -> NetworkSpec:
-    """The stage's network for this data set."""
-    height, width = place.dataset.image_shape[1:]
-    size = place.preprocessing.resize or max(height, width)
-    return NetworkSpec(
-        name=stage.network,
-        num_classes=place.dataset.num_classes,
-        in_channels=place.preprocessing.channels,
-        pretrained=stage.pretrained,
-        freeze_backbone=place.settings.freeze_backbone,
-        stem=resolve_stem(place.settings.stem, stage.network, stage.pretrained, size),
-    )
-
-
-def stage_fingerprint(place: Workplace, stage: StageSettings, guide_fingerprint: str | None) -> str:
-    """Hash of exactly what determines the stage's weights."""
-    facts: dict[str, Any] = {
-        "role": stage.role,  # seeds are derived from it
-        "data": {
-            "digest": place.dataset.digest,
-            "augment": sorted(set(place.settings.augment) - {"none"}),
-            **_plain(place.preprocessing),
-        },
-        "network": asdict(network_spec(place, stage)),
-        "optimizer": stage.optimizer,
-        "scheduler": stage.scheduler,
-        "epochs": stage.epochs,
-        "batch_size": stage.batch_size,
-        "amp": place.settings.amp,
-        "seed": place.settings.seed,
-    }
-    if stage.distilled:
-        facts |= {"kd": stage.kd, "guide": guide_fingerprint}
-    return fingerprint(facts)
-
-
-def identity(place: Workplace, stage: StageSettings) -> dict[str, Any]:
-    """What a checkpoint must say of itself to stand for this stage's network on this data."""
-    spec = network_spec(place, stage)
-    return {
-        "dataset": place.dataset.name,
-        "data_digest": place.dataset.digest,
-        "task": place.dataset.task,
-        "num_classes": place.dataset.num_classes,
-        "class_names": list(place.dataset.class_names),
-        "network": spec.name,
-        "stem": spec.stem,
-        "in_channels": spec.in_channels,
-        "preprocessing": _plain(place.preprocessing),
-    }
-
-
 def build_parts(place: Workplace, stage: StageSettings) -> Parts:
     """Network, optimizer, scheduler and objective; the network's weights depend on (seed, role) only."""
     settings = place.settings
     setup_reproducibility(derive_seed(settings.seed, stage.role, "init"), settings.deterministic, settings.threads)
     network = build_network(network_spec(place, stage), settings.download)
+    if settings.activation_checkpointing:
+        recompute_blocks(network)
     trainable = [p for p in network.parameters() if p.requires_grad]
     optimizer = build(stage.optimizer, "optimizer", trainable)
     scheduler = build(stage.scheduler, "scheduler", optimizer)
@@ -191,7 +117,7 @@ def load_network(place: Workplace, stage: StageSettings, checkpoint: Path) -> tu
     blank = NetworkSpec(spec.name, spec.num_classes, spec.in_channels, stem=spec.stem)  # no ImageNet weights needed
     network = build_network(blank, place.settings.download)
     load_weights(network, content, checkpoint)
-    return network.to(place.device), content
+    return place.precision.place(network), content
 
 
 def train_stage(
@@ -200,47 +126,18 @@ def train_stage(
     folder: Path,
     *,
     own: str,
-    guide: nn.Module | None,
-    guide_own: str | None,
+    guide: Guide | None,
     earlier: Path | None,
     stop: StopRequest,
 ) -> Outcome:
-    """Train a stage in `folder`, test its best checkpoint once. `own` and `guide_own` are fingerprints.
+    """Train a stage, whose fingerprint is `own`, in `folder`; test its best checkpoint once.
 
     What a run that died left in `folder`, or else in `earlier`, is gone on from.
     """
-    settings = place.settings
-    stem = file_stem(stage)
-    parts = build_parts(place, stage)
-    parts.network.to(place.device)
-    trainer = Trainer(
-        parts.network,
-        name=stage.role,
-        task=place.dataset.task,
-        num_classes=place.dataset.num_classes,
-        train=_batches(place, stage, "train"),
-        val=_batches(place, stage, "val"),
-        epochs=stage.epochs,
-        optimizer=parts.optimizer,
-        scheduler=parts.scheduler,
-        precision=place.precision,
-        logger=EpochLogger(
-            folder / "logs" / f"{stem}_log.csv", stage.role, stage.epochs, log_interval=settings.log_interval
-        ),
-        folder=folder / "checkpoints",
-        identity=identity(place, stage)
-        | {"role": stage.role, "fingerprint": own, "guide_fingerprint": guide_own, "versions": versions()}
-        | {"surroundings": place.surroundings()},
-        guide=guide,
-        objective=parts.objective,
-        save_interval=settings.save_interval,
-        log_interval=settings.log_interval,
-        checkpoint_every_steps=settings.checkpoint_every_steps,
-        stop=stop,
-    )
+    trainer = _make_trainer(place, stage, folder, own, guide, stop)
     _go_on(trainer, folder, earlier)
-    told = {"role": stage.role, "fingerprint": own, "guide_fingerprint": guide_own, "config": stage.config}
-    write_json(folder / "logs" / f"{stem}_config.json", told)
+    told = {"role": stage.role, "fingerprint": own, "guide_fingerprint": trainer.identity["guide_fingerprint"]}
+    write_json(folder / "logs" / f"{file_stem(stage)}_config.json", told | {"config": stage.config})
     best = _fit(trainer, stage)
     checkpoint = folder / "checkpoints" / best.file
     network, content = load_network(place, stage, checkpoint)
@@ -248,7 +145,71 @@ def train_stage(
     write_json(folder / "test_metrics.json", test)
     _draw_feature_maps(place, stage, network, folder)
     seconds = sum(row["epoch_time_sec"] for row in trainer.history)
-    return Outcome(checkpoint, best.epoch, content["validation"], test, count_parameters(network), seconds)
+    return Outcome(
+        checkpoint,
+        hash_file(checkpoint),
+        best.epoch,
+        content["validation"],
+        test,
+        count_parameters(network),
+        seconds,
+        trainer.identity["guide_fingerprint"],
+    )
+
+
+def _make_trainer(
+    place: Workplace, stage: StageSettings, folder: Path, own: str, guide: Guide | None, stop: StopRequest
+) -> Trainer:
+    """The stage's trainer with everything that it needs, its network and data on the device."""
+    settings = place.settings
+    parts = build_parts(place, stage)
+    place.precision.place(parts.network)
+    train = _batches(place, stage, "train")
+    return Trainer(
+        parts.network,
+        name=stage.role,
+        task=place.dataset.task,
+        num_classes=place.dataset.num_classes,
+        train=train,
+        val=_batches(place, stage, "val"),
+        epochs=stage.epochs,
+        optimizer=parts.optimizer,
+        scheduler=parts.scheduler,
+        precision=place.precision,
+        logger=EpochLogger(
+            folder / "logs" / f"{file_stem(stage)}_log.csv",
+            stage.role,
+            stage.epochs,
+            log_interval=settings.log_interval,
+        ),
+        folder=folder / "checkpoints",
+        identity=identity(place, stage)
+        | {"role": stage.role, "fingerprint": own, "guide_fingerprint": guide.fingerprint if guide else None}
+        | {"versions": versions(), "surroundings": place.surroundings()},
+        guide=guide.network if guide else None,
+        objective=parts.objective,
+        save_interval=settings.save_interval,
+        log_interval=settings.log_interval,
+        checkpoint_every_steps=settings.checkpoint_every_steps,
+        accumulate=settings.accumulate,
+        compile_mode=choose_compile(settings.compile, place.device, stage.epochs * len(train)),
+        cache=_logits_cache(place, stage, guide),
+        stop=stop,
+    )
+
+
+def _logits_cache(place: Workplace, stage: StageSettings, guide: Guide | None) -> LogitsCache | None:
+    """Where the guide's logits are kept, under a name that stands for all that determines their bits."""
+    if guide is None or not stage.cache_logits:
+        return None
+    augmented = set(place.settings.augment) - {"none"}
+    known = identity(place, stage)
+    facts: dict[str, Any] = {"guide": guide.sha256, "surroundings": place.surroundings()}
+    facts |= {"data_digest": known["data_digest"], "preprocessing": known["preprocessing"]}
+    facts |= {"augment": sorted(augmented), "batch_size": stage.batch_size, "accumulate": place.settings.accumulate}
+    if augmented:  # then they are those of this stage's views
+        facts |= {"seed": place.settings.seed, "role": stage.role}
+    return LogitsCache(Path(place.settings.output_dir) / "index" / "logits" / fingerprint(facts))
 
 
 def _fit(trainer: Trainer, stage: StageSettings) -> Best:
@@ -285,7 +246,8 @@ def _draw_feature_maps(place: Workplace, stage: StageSettings, network: nn.Modul
     batches = _batches(place, stage, "test")
     layer = wish.layer or last_map_layer(network, next(batches.epoch(0))[0])
     if layer is not None:
-        save_feature_maps(network, batches.epoch(0), layer, folder / "visualizations", wish.samples)
+        pairs = ((batch.images, batch.labels) for batch in batches.epoch(0))
+        save_feature_maps(network, pairs, layer, folder / "visualizations", wish.samples)
 
 
 def scores_on_test(place: Workplace, stage: StageSettings, network: nn.Module) -> dict[str, Any]:
@@ -313,28 +275,3 @@ def _batches(place: Workplace, stage: StageSettings, split: str) -> Batches:
         shuffle=training,
         num_workers=settings.num_workers,
     )
-
-
-def _choose_preprocessing(settings: Settings, dataset: Dataset) -> Preprocessing:
-    """One preprocessing for the whole chain, since a guide and its pupil see the same batch.
-
-    `auto` is ImageNet's as soon as one stage starts from ImageNet weights.
-    """
-    pretrained = any(stage.pretrained for stage in settings.stages)
-    channels = 3 if pretrained else dataset.image_shape[0]
-    how = settings.normalize
-    if how == "imagenet" or (how == "auto" and pretrained):
-        return Preprocessing(IMAGENET_MEAN, IMAGENET_STD, settings.resize)
-    if isinstance(how, dict):
-        mean, std = tuple(map(float, how["mean"])), tuple(map(float, how["std"]))
-    else:
-        mean, std = mean_and_std(dataset.train.images)
-    if len(mean) == 1:
-        mean, std = mean * channels, std * channels
-    if len(mean) != channels:
-        raise KdxError(f"dataset.normalize={how}: {len(mean)} values for images of {channels} channels")
-    return Preprocessing(mean, std, settings.resize)
-
-
-def _plain(preprocessing: Preprocessing) -> dict[str, Any]:
-    return {"mean": list(preprocessing.mean), "std": list(preprocessing.std), "resize": preprocessing.resize}

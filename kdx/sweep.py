@@ -266,7 +266,7 @@ def _scout(program: Program, jobs: list[list[str]], answer: Path) -> None:
     from kdx.cli import compose_jobs
     from kdx.index import StageIndex
     from kdx.plan import make_plan
-    from kdx.stage import load_dataset, make_workplace
+    from kdx.workplace import load_dataset, make_workplace
 
     logging.disable()  # what is wrong here, the jobs tell themselves
     data: dict[str, Any] = {}

@@ -3,14 +3,14 @@
 import logging
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdx.batches import Batches
+from kdx.batches import Batch, Batches
 from kdx.checkpoint import (
     BEST_PATTERN,
     LATEST,
@@ -21,65 +21,30 @@ from kdx.checkpoint import (
 )
 from kdx.epoch_log import EpochLogger
 from kdx.errors import KdxError
+from kdx.guide_logits import LogitsCache
 from kdx.losses import Objective, loss_terms
 from kdx.memory import peak_mb, start_peak
 from kdx.metrics import epoch_scores, full_scores, predict
 from kdx.models import set_training_mode
 from kdx.precision import Precision
+from kdx.progress import Best, Partial
 from kdx.reproducibility import random_state, restore_random_state
 from kdx.stopping import StopRequest
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Best:
-    """The epoch that validation chose so far."""
-
-    epoch: int
-    accuracy: float
-    loss: float
-    file: str
-
-    def beaten_by(self, accuracy: float, loss: float) -> bool:
-        """Higher accuracy wins; the lower loss decides between equals. NaN never wins."""
-        return accuracy > self.accuracy or (accuracy == self.accuracy and loss < self.loss)
+def _view(epoch: int) -> str:
+    return f"epoch_{epoch:04d}"
 
 
-@dataclass
-class Partial:
-    """An epoch under way: the sums of losses weighted by the batch's size, and what was predicted so far."""
-
-    step: int = 0
-    count: int = 0
-    seconds: float = 0.0
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    predictions: list[Tensor] = field(default_factory=list)
-    labels: list[Tensor] = field(default_factory=list)
-
-    def add(self, step: int, terms: dict[str, Tensor], predictions: Tensor, labels: Tensor) -> None:
-        """Count a step; everything stays on the device."""
-        for name, value in terms.items():
-            self.sums[name] = self.sums[name] + value * len(labels) if name in self.sums else value * len(labels)
-        self.step, self.count = step, self.count + len(labels)
-        self.predictions.append(predictions)
-        self.labels.append(labels)
-
-    def mean_losses(self) -> dict[str, float]:
-        return {name: float(total) / self.count for name, total in self.sums.items()}
-
-    def plain(self) -> dict[str, Any]:
-        """As a checkpoint keeps it."""
-        kept = {"sums": {name: value.cpu() for name, value in self.sums.items()}}
-        for name in ("predictions", "labels"):
-            kept[name] = [torch.cat(getattr(self, name)).cpu()]  # type: ignore[assignment]
-        return {"step": self.step, "count": self.count, "seconds": self.seconds, **kept}
-
-    @classmethod
-    def of(cls, kept: dict[str, Any], device: torch.device) -> "Partial":
-        moved = {name: [value.to(device) for value in kept[name]] for name in ("predictions", "labels")}
-        sums = {name: value.to(device) for name, value in kept["sums"].items()}
-        return cls(kept["step"], kept["count"], kept["seconds"], sums, **moved)
+def parts_of(
+    batch: Batch, guide_logits: Tensor | None, accumulate: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Images, labels and known guide logits in up to `accumulate` nearly equal parts of at least two images."""
+    count = max(1, min(accumulate, len(batch.labels) // 2))
+    guides = [None] * count if guide_logits is None else guide_logits.tensor_split(count)
+    return zip(batch.images.tensor_split(count), batch.labels.tensor_split(count), guides, strict=True)
 
 
 def is_due(number: int, interval: int) -> bool:
@@ -111,6 +76,9 @@ class Trainer:
         save_interval: int = 0,
         log_interval: int = 10,
         checkpoint_every_steps: int = 0,
+        accumulate: int = 1,
+        compile_mode: str | None = None,
+        cache: LogitsCache | None = None,
         stop: StopRequest | None = None,
     ) -> None:
         self.network, self.guide, self.objective = network, guide, objective
@@ -122,10 +90,12 @@ class Trainer:
         self.scaler = precision.scaler()
         self.logger, self.folder, self.identity = logger, folder, identity
         self.checkpoint_every_steps, self.stop = checkpoint_every_steps, stop or StopRequest()
+        self.accumulate, self.compile_mode, self.cache = accumulate, compile_mode, cache
         self.partial: Partial | None = None
         self.history: list[dict[str, Any]] = []
         self.best: Best | None = None
         self.guide_val_logits: Tensor | None = None
+        self.still_logits: Tensor | None = None
         if guide is not None:
             guide.eval().requires_grad_(False)
 
@@ -135,8 +105,11 @@ class Trainer:
         Raises `KdxError` that names epoch and step where a loss is not finite; `latest.pth` is then the last
         epoch that was sound.
         """
-        if self.guide is not None:
-            self.guide_val_logits = self._logits(self.guide)  # never changes: once a stage, not once an epoch
+        for network in (self.network, self.guide) if self.compile_mode else ():
+            if network is not None:
+                network.compile(mode=self.compile_mode)
+        if self.guide is not None:  # what it says of the validation split never changes: once a stage
+            self.guide_val_logits = self._cached("val", self.val)
         for epoch in range(len(self.history) + 1, self.epochs + 1):
             started = time.perf_counter() - (self.partial.seconds if self.partial else 0.0)
             start_peak(self.device)
@@ -158,10 +131,14 @@ class Trainer:
         """One pass over the training split; mean losses and scores of the predictions made on the way."""
         set_training_mode(self.network)
         done, self.partial = self.partial or Partial(), None
+        known, to_keep = self._known_guide_logits(epoch, done.step)
         steps = self.logger.bar(self.train.epoch(epoch, start=done.step), epoch, len(self.train), done.step)
-        for step, (images, labels) in enumerate(steps, start=done.step + 1):
-            logits, terms = self._train_step(images, labels, epoch, step)
-            done.add(step, terms, predict(logits, self.task), labels)
+        for step, batch in enumerate(steps, start=done.step + 1):
+            guide_logits = None if known is None else known[batch.indices]
+            logits, guide_logits, terms = self._train_step(batch, guide_logits, epoch, step)
+            done.add(step, terms, predict(logits, self.task), batch.labels)
+            if to_keep is not None and guide_logits is not None:
+                to_keep[batch.indices] = guide_logits
             wanted = self.stop.number is not None
             if step < len(self.train) and (wanted or is_due(step, self.checkpoint_every_steps)):
                 done.seconds = time.perf_counter() - started
@@ -170,35 +147,80 @@ class Trainer:
                 self.stop.raise_if_asked()
         losses = done.mean_losses()  # the epoch's only wait for the device
         self._require_finite(losses["loss"], epoch, done.step, "mean training loss")
+        if to_keep is not None and self.cache is not None:
+            self.cache.save(_view(epoch), to_keep)
         predictions, labels_seen = torch.cat(done.predictions), torch.cat(done.labels)
         return losses | epoch_scores(predictions, labels_seen, self.task, self.num_classes)
 
-    def _train_step(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Forward, loss, backward, update. Losses are computed in float32 whatever the precision."""
-        with self.precision.autocast():
-            logits = self.network(images)
-            with torch.no_grad():
-                guide_logits = None if self.guide is None else self.guide(images)
-        logits = logits.float()
-        terms = loss_terms(self.objective, logits, None if guide_logits is None else guide_logits.float(), labels)
-        if self.device.type == "cpu" or step % self.log_interval == 0:  # elsewhere each look is a host sync
-            self._require_finite(terms["loss"].item(), epoch, step, "loss")
+    def _train_step(
+        self, batch: Batch, guide_logits: Tensor | None, epoch: int, step: int
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """Forward, loss, backward for each part of the batch, then one update; losses in float32 at any precision.
+
+        The guide is asked where its logits are not known. Returns the logits of both and the batch's mean losses.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(terms["loss"]).backward()
+        seen, taught, losses = [], [], []
+        for images, labels, known in parts_of(batch, guide_logits, self.accumulate):
+            with self.precision.autocast():
+                logits = self.network(images).float()
+            known = self._ask_guide(images) if known is None else known
+            terms = loss_terms(self.objective, logits, known, labels)
+            if self.device.type == "cpu":  # elsewhere a look is a host sync: there the epoch's mean tells
+                self._require_finite(terms["loss"].item(), epoch, step, "loss")
+            share = len(labels) / len(batch.labels)
+            self.scaler.scale(terms["loss"] * share).backward()
+            seen.append(logits.detach())
+            taught += [] if known is None else [known]
+            losses.append({name: value.detach() * share for name, value in terms.items()})
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return logits.detach(), {key: value.detach() for key, value in terms.items()}
+        mean_losses = {name: torch.stack([part[name] for part in losses]).sum() for name in losses[0]}
+        return torch.cat(seen), torch.cat(taught) if taught else None, mean_losses
+
+    def _ask_guide(self, images: Tensor) -> Tensor | None:
+        if self.guide is None:
+            return None
+        with torch.inference_mode(), self.precision.autocast():
+            logits = self.guide(images).float()
+        return logits.clone()  # as a plain tensor: one of inference mode cannot enter a loss
+
+    def _cached(self, view: str, batches: Batches) -> Tensor:
+        """What the guide says of a whole split, from the cache where there is one."""
+        assert self.guide is not None
+        known = None if self.cache is None else self.cache.load(view)
+        if known is None:
+            known = self._logits(self.guide, batches)
+            if self.cache is not None:
+                self.cache.save(view, known)
+        return known.to(self.device)
+
+    def _known_guide_logits(self, epoch: int, steps_done: int) -> tuple[Tensor | None, Tensor | None]:
+        """The guide's logits (N, C) of this epoch's views if they are known, else the place to keep them for later."""
+        if self.guide is None or self.cache is None:
+            return None, None
+        if self.train.still:
+            if self.still_logits is None:
+                self.still_logits = self._cached("still", self.train.unshuffled())
+            return self.still_logits, None
+        known = self.cache.load(_view(epoch))
+        if known is not None:
+            return known.to(self.device), None
+        whole = steps_done == 0  # of an epoch that is gone on with, the first part is not known
+        return None, torch.full(
+            (len(self.train.labels), self.num_classes), math.nan, device=self.device
+        ) if whole else None
 
     def _validate(self, epoch: int) -> dict[str, float]:
         """The same losses as in training, and scores, on the validation split."""
-        logits = self._logits(self.network)
+        logits = self._logits(self.network, self.val)
         labels = self.val.labels
         terms = {k: float(v) for k, v in loss_terms(self.objective, logits, self.guide_val_logits, labels).items()}
         self._require_finite(terms["loss"], epoch, len(self.train), "validation loss")
         return terms | epoch_scores(predict(logits, self.task), labels, self.task, self.num_classes)
 
-    def _logits(self, network: nn.Module) -> Tensor:
-        return logits_of(network, self.val, self.precision)
+    def _logits(self, network: nn.Module, batches: Batches) -> Tensor:
+        return logits_of(network, batches, self.precision)
 
     def _finish_epoch(self, row: dict[str, Any]) -> None:
         """Keep the epoch: best checkpoint first, then latest.pth, which says which best one counts, then the CSV."""
@@ -271,6 +293,7 @@ class Trainer:
     def _load_state(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        _match_layout(self.optimizer)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
@@ -298,11 +321,23 @@ class Trainer:
             )
 
 
+def _match_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Lay the moments out in memory as their weights are: fused kernels go through both by address.
+
+    They differ where a state was saved under another `channels_last`.
+    """
+    for weight, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if isinstance(moment, Tensor) and moment.shape == weight.shape and moment.stride() != weight.stride():
+                moments[name] = torch.empty_like(weight, dtype=moment.dtype).copy_(moment)
+
+
 def logits_of(network: nn.Module, batches: Batches, precision: Precision) -> Tensor:
     """float32 logits (N, C) of a whole split in its own order, in eval mode and without gradient."""
     network.eval()
-    with torch.no_grad(), precision.autocast():
-        return torch.cat([network(images).float() for images, _ in batches.epoch(0)])
+    with torch.inference_mode(), precision.autocast():
+        logits = torch.cat([network(batch.images).float() for batch in batches.epoch(0)])
+    return logits.clone()  # a plain tensor again, which may enter a loss
 
 
 def evaluate(network: nn.Module, batches: Batches, precision: Precision, task: str, num_classes: int) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 
 from kdx import cli
 from kdx.chain import run_chain
-from kdx.config import Settings, read_settings
+from kdx.config import read_settings
+from kdx.schema import Settings
 
 cli.add_plugins()  # before Hydra looks for plugins, once a process
 atexit.register(gc.unfreeze)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdx.config import Settings
 from kdx.errors import KdxError
 from kdx.index import StageIndex
 from kdx.plan import make_plan
-from kdx.stage import load_dataset, make_workplace
+from kdx.schema import Settings
+from kdx.workplace import load_dataset, make_workplace
 from tests.conftest import TinyRun, same_weights, settings_of
 
 
@@ -97,6 +97,7 @@ CHANGES = {  # override -> roles whose weights it changes
     "optimizer.weight_decay=0": "tas",
     "scheduler=none": "tas",
     "amp=bf16": "tas",
+    "accumulate=2": "tas",
     "dataset.augment=[none]": "tas",
     "dataset.resize=12": "tas",
     "dataset.normalize={mean:[0.5],std:[0.5]}": "tas",
@@ -127,12 +128,16 @@ CHANGES = {  # override -> roles whose weights it changes
     "stage.reuse=never": "",
     "stage.missing=error stage.deliver=all": "",
     "device=cpu": "",
+    "channels_last=true": "",
+    "compile=default": "",
+    "activation_checkpointing=true model=thin": "",
+    "kd.cache_logits=true": "",
 }
 
 
 @pytest.mark.parametrize("override", CHANGES)
 def test_fingerprints_change_with_what_changes_weights_only(override: str) -> None:
-    before, after = fingerprints(), fingerprints(*override.split(" "))
+    before, after = fingerprints(*override.split(" ")[1:]), fingerprints(*override.split(" "))
     changed = "".join(role[0] for role in ("teacher", "assistant", "student") if before[role] != after[role])
     assert changed == CHANGES[override]
 

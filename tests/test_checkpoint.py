@@ -64,7 +64,7 @@ def test_crash_between_checksum_and_file_leaves_the_old_one_readable(
             raise KeyboardInterrupt
         write_atomic(path, content)
 
-    monkeypatch.setattr("kdx.checkpoint.write_atomic", crash_on_the_second)
+    monkeypatch.setattr("kdx.files.write_atomic", crash_on_the_second)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(saved, {"model": {}, "epoch": 2})
     assert load_checkpoint(saved)["epoch"] == 1

@@ -11,15 +11,18 @@ from tests.conftest import REPO
 
 MODULES = sorted((REPO / "kdx").rglob("*.py"))
 LAYERS = [  # a module imports from lines above its own only
-    {"errors"},
+    {"errors", "schema"},
     {"files", "reproducibility", "memory", "stopping", "thin"},
-    {"losses", "metrics", "models", "precision", "index", "epoch_log", "config"},
+    {"losses", "metrics", "models", "precision", "index", "epoch_log", "progress", "recompute", "guide_logits"},
+    {"checks"},
+    {"config"},
     {"data", "checkpoint", "visualize", "results", "page", "plots", "tables"},
     {"report"},
     {"sources"},
     {"imagefolder"},
     {"batches"},
     {"trainer"},
+    {"workplace"},
     {"stage"},
     {"plan"},
     {"chain"},

@@ -35,6 +35,8 @@ def make_trainer(
     network: nn.Module | None = None,
     save_interval: int = 0,
     count: int = 30,
+    augment: str = "crop",
+    **options: Any,
 ) -> Trainer:
     data = tiny.dataset(task, classes=2 if task == "binary-class" else 3, count=count)
     preprocessing = Preprocessing(*mean_and_std(data.train.images))
@@ -46,7 +48,7 @@ def make_trainer(
         name="student",
         task=task,
         num_classes=data.num_classes,
-        train=Batches(data.train, preprocessing, batch_size=8, device=CPU, shuffle=True, augment=["crop"], seed=seed),
+        train=Batches(data.train, preprocessing, batch_size=8, device=CPU, shuffle=True, augment=[augment], seed=seed),
         val=Batches(data.val, preprocessing, batch_size=16, device=CPU),
         epochs=epochs,
         optimizer=optimizer,
@@ -58,6 +60,7 @@ def make_trainer(
         guide=guide,
         objective=objective,
         save_interval=save_interval,
+        **options,
     )
 
 

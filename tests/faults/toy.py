@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from kdx.chain import run_chain
-from kdx.config import Settings
+from kdx.schema import Settings
 from tests.conftest import settings_of
 
 CHAIN = ["stage.student.guide=teacher", "stage.deliver=student", "resume=true"]
