@@ -1,0 +1,218 @@
+"""Measure kdx beside the bare loop, other frameworks, other pipelines and naive sweeps, interleaved in one run.
+
+    python scripts/bench.py                 # everything, about ten minutes on two CPU cores
+    python scripts/bench.py loop memory     # some parts; --rounds 5, --out FOLDER
+
+Needs the extra `bench` for the part `frameworks`. Writes bench.md, bench.json and bench.png. For a GPU: bench_gpu.py.
+"""
+
+import argparse
+import json
+import multiprocessing
+import platform
+import resource
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from measure import Case, Row, bare_loop, interleave, kdx_epoch, kdx_trainer, rows_of
+from torch.utils.data import DataLoader
+
+RESNETS = Case("resnet34", "resnet18", "small", images=256, batch_size=64)
+THIN = Case()
+
+
+def loop(rounds: int) -> Iterator[Row]:
+    """(a) An epoch of kdx against the bare loop, and the levers one by one."""
+    for name, case in (("thin ResNet-20 -> 8", THIN), ("ResNet-34 -> 18", RESNETS)):
+        seconds = interleave({"bare loop": bare_loop(case), "kdx": kdx_epoch(case)}, rounds)
+        yield from rows_of(f"loop, {name}, fp32", seconds, "bare loop", case.images)
+
+
+def levers(rounds: int) -> Iterator[Row]:
+    """Each lever by itself and together, as kdx epochs; ratio: times faster than kdx in fp32."""
+    bf16 = {"half": torch.bfloat16}
+    for name, case in (("thin ResNet-20 -> 8", THIN), ("ResNet-34 -> 18", RESNETS)):
+        cases = {
+            "fp32": case,
+            "fp32 channels_last": replace(case, channels_last=True),
+            "bf16": replace(case, **bf16),
+            "bf16 channels_last (amp=auto here)": replace(case, **bf16, channels_last=True),
+            "fp32, logits cached": replace(case, cached=True),
+            "bf16 channels_last, logits cached": replace(case, **bf16, channels_last=True, cached=True),
+            "bf16 channels_last, compiled": replace(case, **bf16, channels_last=True, compile_mode="default"),
+        }
+        seconds = interleave({name: kdx_epoch(case) for name, case in cases.items()}, rounds)
+        yield from rows_of(f"levers, {name}", seconds, "fp32", case.images, slower_is_above_one=False)
+
+
+def frameworks(rounds: int) -> Iterator[Row]:
+    """(b) The same epoch in other frameworks, with torchvision's per-image crop and flip."""
+    from bench_frameworks import lightning_epoch, torchdistill_epoch
+
+    for name, case in (("thin ResNet-20 -> 8", THIN), ("ResNet-34 -> 18", RESNETS)):
+        contestants = {"kdx": kdx_epoch(case), "Lightning": lightning_epoch(case)}
+        seconds = interleave({**contestants, "torchdistill": torchdistill_epoch(case)}, rounds)
+        yield from rows_of(f"frameworks, {name}, fp32", seconds, "kdx", case.images)
+
+
+def pipelines(rounds: int) -> Iterator[Row]:
+    """(c) Images/s of data pipelines alone: crop and flip at 32 px."""
+    from bench_frameworks import Pictures
+    from PIL import Image
+    from torchvision.transforms import v2
+
+    case = replace(THIN, images=8192)
+    ours, epochs = case.batches(), iter(range(10**6))
+    per_image = DataLoader(Pictures(case), case.batch_size, shuffle=True, num_workers=2)
+    large = Pictures(replace(case, images=1024))
+    steps = [v2.Resize(256), v2.RandomCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+    large.transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)])
+    large.images = [Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0))) for image in large.images]
+    pil = DataLoader(large, case.batch_size, shuffle=True, num_workers=2)
+
+    def through(batches: object) -> None:
+        for _ in batches:  # type: ignore[attr-defined]
+            pass
+
+    contestants = {
+        "kdx: batched, in memory": lambda: through(ours.epoch(next(epochs))),
+        "torchvision v2 per image, 2 workers": lambda: through(per_image),
+        "PIL 32 -> 256 -> 224 per image, 2 workers (1,024 images)": lambda: through(pil),
+    }
+    seconds = interleave(contestants, rounds)
+    seconds[list(seconds)[2]] = [time * case.images / 1024 for time in seconds[list(seconds)[2]]]
+    yield from rows_of("pipelines", seconds, list(seconds)[0], case.images)
+
+
+def scaling(rounds: int) -> Iterator[Row]:
+    """(e) Seconds of a kdx epoch as images, classes and the batch grow; ratio to the first of each."""
+    growing = {
+        "images": [replace(THIN, images=count) for count in (512, 1024, 2048, 4096)],
+        "classes": [replace(THIN, images=1024, classes=count) for count in (10, 100, 1000)],
+        "batch_size": [replace(THIN, images=1024, batch_size=count) for count in (16, 64, 256)],
+    }
+    for what, cases in growing.items():
+        names = [f"{what}={getattr(case, what)}" for case in cases]
+        seconds = interleave({name: kdx_epoch(case) for name, case in zip(names, cases, strict=True)}, rounds)
+        for name, times in seconds.items():
+            ratios = sorted(time / base for time, base in zip(times, seconds[names[0]], strict=True))
+            middle, spread = sorted(times)[len(times) // 2], f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+            yield Row("scaling, thin ResNet-20 -> 8", name, middle, "s", ratios[len(ratios) // 2], spread)
+
+
+def memory(rounds: int) -> Iterator[Row]:
+    """(f) How much an epoch adds to the memory of a process that has imported everything."""
+    case = replace(RESNETS, images=128)
+    cases = {
+        "bare loop": (case, False),
+        "kdx": (case, False),
+        "kdx accumulate=4": (replace(case, accumulate=4), False),
+        "kdx activation_checkpointing": (case, True),
+        "kdx both": (replace(case, accumulate=4), True),
+        "kdx bf16": (replace(case, half=torch.bfloat16, channels_last=True), False),
+    }
+    first = None
+    for name, (setting, recompute) in cases.items():
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            used = pool.apply(_peak_of_an_epoch, (name == "bare loop", setting, recompute))
+        first = first or used
+        yield Row("memory, ResNet-34 -> 18, batch 64, 32 px", name, used, "MB", used / first)
+
+
+def _peak_of_an_epoch(bare: bool, case: Case, recompute: bool) -> float:
+    from kdx.metrics import epoch_scores  # noqa: F401  imports torchmetrics before the first measurement
+    from kdx.recompute import recompute_blocks
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if bare:
+        bare_loop(case)()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = kdx_trainer(case, Path(folder))
+            if recompute:
+                recompute_blocks(trainer.network)
+            trainer._train_epoch(1, 0.0)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def sweep(rounds: int) -> Iterator[Row]:
+    """(d) A 3x3 sweep of temperature and alpha."""
+    from bench_sweep import sweep_rows
+
+    yield from sweep_rows()
+
+
+def jobs(rounds: int) -> Iterator[Row]:
+    """Several jobs on one machine."""
+    from bench_sweep import job_rows
+
+    yield from job_rows(rounds)
+
+
+PARTS = (loop, levers, frameworks, pipelines, scaling, memory, jobs, sweep)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown, one table a part."""
+    lines: list[str] = []
+    for part in dict.fromkeys(row.part for row in rows):
+        lines += [f"\n### {part}\n", "| what | median | ratio | spread of the ratio | |", "|---|---|---|---|---|"]
+        for row in (row for row in rows if row.part == part):
+            ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
+            value = f"{row.value:,.0f}" if row.value >= 100 else f"{row.value:.2f}"
+            lines.append(f"| {row.name} | {value} {row.unit} | {ratio} | {row.spread} | {row.note} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """A bar a row, a panel a part."""
+    from matplotlib.figure import Figure
+
+    parts = list(dict.fromkeys(row.part for row in rows))
+    heights = [1 + sum(row.part == part for row in rows) for part in parts]
+    figure = Figure(figsize=(9, 0.35 * sum(heights) + 0.6 * len(parts)), layout="constrained")
+    panels = figure.subplots(len(parts), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for part, axes in zip(parts, panels, strict=True):
+        own = [row for row in rows if row.part == part]
+        axes.barh([row.name for row in own], [row.value for row in own], color="#4477aa")
+        axes.invert_yaxis()
+        axes.set_title(f"{part} ({own[0].unit})", loc="left", fontsize=9)
+        axes.tick_params(labelsize=8)
+    figure.savefig(path, dpi=100)
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            model = line.split(":", 1)[1].strip()
+    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def main() -> None:
+    parts = {part.__name__: part for part in PARTS}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*parts, []], help="default: all")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench"))
+    arguments = parser.parse_args()
+    rows: list[Row] = []
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    print(machine(), flush=True)
+    for name in arguments.parts or parts:
+        new = list(parts[name](arguments.rounds))
+        rows += new
+        print(table(new), flush=True)
+        told = {"machine": machine(), "rounds": arguments.rounds, "rows": [asdict(row) for row in rows]}
+        (arguments.out / "bench.json").write_text(json.dumps(told, indent=2) + "\n")
+        (arguments.out / "bench.md").write_text(f"{machine()}; medians of {arguments.rounds} rounds\n{table(rows)}")
+        draw(rows, arguments.out / "bench.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""What the benchmarks share: networks and images made up for speed, interleaved timing, ratios."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kdx.batches import Batches, Preprocessing
+from kdx.data import Split
+from kdx.epoch_log import EpochLogger
+from kdx.guide_logits import LogitsCache
+from kdx.losses import KnowledgeDistillationLoss
+from kdx.models import NetworkSpec, build_network
+from kdx.precision import Precision
+from kdx.trainer import Trainer
+
+PIXELS = Preprocessing((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A distillation step: who teaches whom, on how many images of which size, and how it is computed."""
+
+    guide: str = "kdx.thin:resnet20"
+    student: str = "kdx.thin:resnet8"
+    stem: str = "imagenet"
+    images: int = 2048
+    size: int = 32
+    classes: int = 10
+    batch_size: int = 128
+    half: torch.dtype | None = None
+    channels_last: bool = False
+    device: str = "cpu"
+    cached: bool = False
+    compile_mode: str | None = None
+    accumulate: int = 1
+
+    def precision(self) -> Precision:
+        return Precision(torch.device(self.device), self.half, self.channels_last)
+
+    def network(self, name: str) -> nn.Module:
+        torch.manual_seed(0)
+        return self.precision().place(build_network(NetworkSpec(name, self.classes, stem=self.stem)))
+
+    def split(self) -> Split:
+        draw = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (self.images, 3, self.size, self.size), dtype=torch.uint8, generator=draw)
+        return Split(images, torch.arange(self.images) % self.classes)
+
+    def batches(self, **options: object) -> Batches:
+        options = {"shuffle": True, "augment": () if self.cached else ("crop", "flip"), **options}
+        device = torch.device(self.device)
+        return Batches(self.split(), PIXELS, batch_size=self.batch_size, device=device, **options)  # type: ignore[arg-type]
+
+
+def sync(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def bare_loop(case: Case) -> Callable[[], None]:
+    """One epoch of nothing but the mathematics, on float tensors that are in place already."""
+    guide, student, precision = case.network(case.guide).eval(), case.network(case.student).train(), case.precision()
+    for network in (guide, student) if case.compile_mode else ():
+        network.compile(mode=case.compile_mode)
+    optimizer = torch.optim.AdamW(student.parameters(), fused=True)
+    objective, scaler = KnowledgeDistillationLoss(4.0, 0.7), precision.scaler()
+    plain = case.batches(shuffle=False, augment=())
+    batches = [(batch.images, batch.labels) for batch in plain.epoch(0)]
+    known: list[Tensor] = []
+    if case.cached:
+        with torch.inference_mode(), precision.autocast():
+            known = [guide(images).float() for images, _ in batches]
+        known = [logits.clone() for logits in known]
+
+    def epoch() -> None:
+        for number, (images, labels) in enumerate(batches):
+            with precision.autocast():
+                logits = student(images).float()
+                if not known:
+                    with torch.no_grad():
+                        taught = guide(images).float()
+            loss = objective(logits, known[number] if known else taught, labels)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        sync(case.device)
+
+    return epoch
+
+
+def kdx_trainer(case: Case, folder: Path) -> Trainer:
+    """A trainer as a stage makes it."""
+    student = case.network(case.student)
+    return Trainer(
+        student,
+        name="student",
+        task="multi-class",
+        num_classes=case.classes,
+        train=case.batches(),
+        val=replace(case, images=min(case.images, 256)).batches(shuffle=False, augment=()),
+        epochs=10**6,
+        optimizer=torch.optim.AdamW(student.parameters(), fused=True),
+        scheduler=None,
+        precision=case.precision(),
+        logger=EpochLogger(folder / "log.csv", "student", 10**6),
+        folder=folder,
+        identity={},
+        guide=case.network(case.guide),
+        objective=KnowledgeDistillationLoss(4.0, 0.7),
+        accumulate=case.accumulate,
+        compile_mode=case.compile_mode,
+        cache=LogitsCache(folder / "cache") if case.cached else None,
+    )
+
+
+def kdx_epoch(case: Case) -> Callable[[], None]:
+    """One training epoch of kdx with its data pipeline, augmentation, metrics, CSV and progress bar."""
+    folder = tempfile.TemporaryDirectory()
+    trainer = kdx_trainer(case, Path(folder.name))
+    for network in (trainer.network, trainer.guide) if case.compile_mode else ():
+        assert network is not None
+        network.compile(mode=case.compile_mode)
+
+    def epoch() -> None:
+        number = len(trainer.history) + 1
+        scores = {f"train_{key}": value for key, value in trainer._train_epoch(number, time.perf_counter()).items()}
+        trainer.history.append({"epoch": number, **scores})
+        trainer.logger.write(trainer.history)
+        sync(case.device)
+        assert folder
+
+    return epoch
+
+
+def interleave(contestants: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round, after one that warms up; a new order every round."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds + 1):
+        names = list(contestants)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            began = time.perf_counter()
+            contestants[name]()
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: what, in which unit, and how it compares with the baseline of its part, round by round."""
+
+    part: str
+    name: str
+    value: float
+    unit: str
+    ratio: float | None = None
+    spread: str = ""
+    note: str = ""
+
+
+def rows_of(
+    part: str, seconds: dict[str, list[float]], baseline: str, images: int, *, slower_is_above_one: bool = True
+) -> Iterator[Row]:
+    """Medians in images/s; ratios are of the same round, so that a noisy minute touches both sides."""
+    for name, times in seconds.items():
+        pairs = zip(times, seconds[baseline], strict=True)
+        ratios = sorted(own / base if slower_is_above_one else base / own for own, base in pairs)
+        rate = images / statistics.median(times)
+        yield Row(part, name, rate, "images/s", statistics.median(ratios), f"{ratios[0]:.3f} to {ratios[-1]:.3f}")
