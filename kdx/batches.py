@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdx.data import FileImages, Split
+from kdx.dataset import FileImages, Split
 from kdx.errors import KdxError
 from kdx.imagefolder import decoded_batches
 from kdx.reproducibility import generator
@@ -43,11 +43,15 @@ class Preprocessing:
 
 def normalise(images: Tensor, offset: Tensor, scale: Tensor, resize: int | None) -> Tensor:
     """uint8 or float images (B, C, H, W) as float32 (images - offset) / scale, scaled to `resize` pixels first."""
-    images = images.float()
-    if resize is not None and images.shape[-2:] != (resize, resize):
-        shrinks = images.shape[-1] > resize
-        images = F.interpolate(images, (resize, resize), mode="bilinear", antialias=shrinks)
+    images = resized(images.float(), resize)
     return (images - offset) / scale  # a grey image spreads over three means by broadcasting
+
+
+def resized(images: Tensor, size: int | None) -> Tensor:
+    """Float images (B, C, H, W) scaled to `size` pixels, smoothed first where they shrink; None leaves them."""
+    if size is None or images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=images.shape[-1] > size)
 
 
 def mean_and_std(images: Tensor | FileImages, sample: int = 5000) -> tuple[tuple[float, ...], tuple[float, ...]]:

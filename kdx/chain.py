@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from kdx.checkpoint import versions
+from kdx.efficiency import measure_network
 from kdx.errors import KdxError
 from kdx.files import hash_file, make_folder, read_json, relative, write_json
 from kdx.index import FinishedStage, StageIndex, own_folder
 from kdx.memory import full_cleanup
 from kdx.models import count_parameters
 from kdx.plan import Step, check_plan, describe_plan, make_plan, reuse_finished
+from kdx.run_report import write_run_report
 from kdx.schema import Settings
 from kdx.stage import Guide, Outcome, load_network, scores_on_test, train_stage
 from kdx.stopping import Stopped, StopRequest, listening
@@ -42,6 +44,8 @@ def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) 
         _refuse_finished(run_dir, plan)
         stages = _Run(place, plan, index, run_dir, overrides, stop).deliver()
     log.info("\n%s\n", stage_table(stages))
+    if settings.report:
+        log.info("%s\n", write_run_report(run_dir))
     log.info("results: %s", relative(run_dir, Path.cwd()))
     return stages[plan[-1].role]["validation"]["accuracy"]
 
@@ -70,6 +74,7 @@ class _Run:
             "surroundings": place.surroundings(),
             "versions": versions(),
             "git_commit": _git_commit(),
+            "class_names": list(place.dataset.class_names),
         }
 
     def deliver(self) -> dict[str, dict[str, Any]]:
@@ -171,7 +176,17 @@ class _Run:
             "validation": outcome.validation,
             "test": outcome.test,
             "seconds": round(outcome.seconds, 3),
+            "checkpoint_mb": outcome.checkpoint.stat().st_size / 1e6,
+            "efficiency": self.costs_of(step, outcome),
         }
+
+    def costs_of(self, step: Step, outcome: Outcome) -> dict[str, Any] | None:
+        """What the stage's network costs to use, where a report is wanted."""
+        if not self.place.settings.report:
+            return None
+        network, _ = load_network(self.place, step.stage, outcome.checkpoint)
+        spec, (height, width) = network_spec(self.place, step.stage), self.place.input_size
+        return measure_network(network, (spec.in_channels, height, width), self.place.device)
 
     def write_summary(self, status: str, error: str | None = None) -> None:
         """Write summary.json; each role that is done is a key of its own."""

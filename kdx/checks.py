@@ -18,7 +18,17 @@ IF_MISSING = ("train", "error")
 AUGMENT = ("crop", "flip", "jitter", "none")
 NORMALIZE = ("auto", "imagenet", "dataset")
 MEDMNIST_SIZES = (28, 64, 128, 224)
-RESERVED_ROLES = ("plan", "status", "error", "lineage", "versions", "git_commit", "overrides", "surroundings")
+RESERVED_ROLES = (
+    "plan",
+    "status",
+    "error",
+    "lineage",
+    "versions",
+    "git_commit",
+    "overrides",
+    "surroundings",
+    "class_names",
+)
 
 
 class Problems:

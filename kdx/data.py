@@ -1,142 +1,103 @@
-"""What a data set is to the rest of kdx: three checked splits and what is known of them."""
+"""Data sets before training: which there are, fetching them, checking them. For users' code: `from_arrays`."""
 
-import hashlib
+import argparse
+import os
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
+from kdx.dataset import Dataset, Split, from_arrays
+from kdx.download import md5_of
+from kdx.errors import KdxError, suggest
+from kdx.sources import load_cifar, load_digits, load_medmnist, medmnist_file
+from kdx.tables import aligned
 
-from kdx.errors import KdxError
-from kdx.metrics import MULTI_LABEL
+__all__ = ["Dataset", "Split", "from_arrays"]  # the public names for a data set of one's own
 
-TASKS = ("multi-class", "binary-class", "ordinal-regression", MULTI_LABEL)
-
-
-class FileImages(Protocol):
-    """Images that are decoded when asked for: `images[i]` is uint8 (C, H, W)."""
-
-    shape: tuple[int, int, int]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Tensor: ...
+CIFAR = {  # classes, MB of the archive
+    "cifar10": (10, 170.5),
+    "cifar100": (100, 169.0),
+}
 
 
-@dataclass(frozen=True)
-class Split:
-    """uint8 images (N, C, H, W), in memory or decoded on demand; labels int64 (N,), or uint8 (N, L) if multi-label."""
+def names() -> list[str]:
+    """Every data set that kdx can fetch by itself, and the one that needs no fetching."""
+    from medmnist import INFO
 
-    images: Tensor | FileImages
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
+    flat = [name for name, info in INFO.items() if "3d" not in name and info["n_channels"] in (1, 3)]
+    return [*CIFAR, "digits", *flat]
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """train, val and test with the facts that networks, metrics and file names need.
+def list_all(root: Path, size: int) -> str:
+    """A table of the data sets with task, classes, images, licence and whether they are there."""
+    from medmnist import INFO
 
-    `digest` is a hash of all images, labels and class names; `mirrored` says that a flip would change the class.
-    """
-
-    name: str
-    task: str
-    class_names: tuple[str, ...]
-    train: Split
-    val: Split
-    test: Split
-    digest: str
-    mirrored: bool = False
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        images = self.train.images
-        return tuple(images.shape[1:]) if isinstance(images, Tensor) else images.shape  # type: ignore[return-value]
+    rows = []
+    for name in names():
+        if name in INFO:
+            info = INFO[name]
+            path = medmnist_file(name, size, root)
+            counts = "/".join(str(info["n_samples"][split]) for split in ("train", "val", "test"))
+            cells = [info["task"].split(",")[0], str(len(info["label"])), counts, info["license"]]
+            where = f"{path.stat().st_size / 1e6:.1f} MB" if path.exists() else "-"
+        elif name in CIFAR:
+            classes, megabytes = CIFAR[name]
+            cells = ["multi-class", str(classes), "45000/5000/10000", f"none stated ({megabytes:.0f} MB)"]
+            folder = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]
+            where = "there" if (root / folder).is_dir() else "-"
+        else:
+            cells, where = ["multi-class", "10", "1257/180/360", "CC BY 4.0 (UCI)"], "in scikit-learn"
+        rows.append([name, *cells, where])
+    return aligned(["name", "task", "classes", "train/val/test", "licence", f"in {root}"], rows)
 
 
-def from_arrays(
-    name: str,
-    arrays: dict[str, tuple[np.ndarray, np.ndarray]],
-    *,
-    task: str,
-    class_names: Sequence[str],
-    mirrored: bool = False,
-) -> Dataset:
-    """A checked data set from {"train": (images, labels), "val": ..., "test": ...}.
-
-    Images are uint8 (N, H, W) or (N, H, W, C), labels integers (N,) or (N, 1), or 0/1 (N, L) if multi-label.
-    Raises `KdxError` that names the split, and the index of the first bad label.
-    """
-    splits = {}
-    digest = hashlib.sha256(repr((task, list(class_names))).encode())
-    for split in ("train", "val", "test"):
-        images, labels = arrays[split]
-        images = check_images(images, f"{name}/{split}")
-        labels = check_labels(labels, len(images), task, len(class_names), f"{name}/{split}")
-        digest.update(repr((split, images.shape, labels.shape)).encode())
-        digest.update(np.ascontiguousarray(images).data)
-        digest.update(np.ascontiguousarray(labels).data)
-        channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-        splits[split] = Split(torch.from_numpy(channels_first), torch.from_numpy(labels))
-    check_same_shape(name, splits)
-    check_every_class(name, splits["train"].labels, task, class_names)
-    return Dataset(name, task, tuple(class_names), **splits, digest=digest.hexdigest(), mirrored=mirrored)
+def load(name: str, root: Path, size: int, download: bool) -> Dataset:
+    """One data set by its name, every image and label checked."""
+    if name not in names():
+        raise KdxError(f"{name}: no such data set{suggest(name, names())}; choose {', '.join(names())}")
+    if name in CIFAR:
+        return load_cifar(name, str(root), download)
+    if name == "digits":
+        return load_digits()
+    return load_medmnist(name, size, str(root), download)
 
 
-def check_images(images: np.ndarray, where: str) -> np.ndarray:
-    """Images as uint8 (N, H, W, C)."""
-    if images.dtype != np.uint8:
-        raise KdxError(f"{where}: images are {images.dtype}, not uint8")
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
-        raise KdxError(f"{where}: images have shape {images.shape}, not (N>0, H, W) or (N>0, H, W, 1 or 3)")
-    return images
+def prepare(wanted: Sequence[str], root: Path, size: int, download: bool = True) -> str:
+    """Fetch (or only check) data sets and tell what they hold; a line each."""
+    from medmnist import INFO
+
+    lines = []
+    for name in wanted:
+        data = load(name, root, size, download)
+        if name in INFO:
+            path = medmnist_file(name, size, root)
+            expected = INFO[name]["MD5" if size == 28 else f"MD5_{size}"]
+            if md5_of(path) != expected:
+                raise KdxError(f"{path}: its md5 is not {expected}: delete it and fetch it again")
+        counts = "/".join(str(len(split)) for split in (data.train, data.val, data.test))
+        shape = "x".join(map(str, data.image_shape))
+        lines.append(f"{name}: sound; {counts} images of {shape}, {data.num_classes} classes")
+    return "\n".join(lines)
 
 
-def check_labels(labels: np.ndarray, count: int, task: str, num_classes: int, where: str) -> np.ndarray:
-    """Labels as int64 (N,), or uint8 (N, L) if multi-label; each in range."""
-    if task not in TASKS:
-        raise KdxError(f"{where}: task '{task}' is none of {', '.join(TASKS)}")
-    if len(labels) != count:
-        raise KdxError(f"{where}: {count} images but {len(labels)} labels")
-    if labels.dtype.kind not in "iub":
-        raise KdxError(f"{where}: labels are {labels.dtype}, not integers")
-    if task == MULTI_LABEL:
-        if labels.shape != (count, num_classes):
-            raise KdxError(f"{where}: labels have shape {labels.shape}, not ({count}, {num_classes})")
-        bad = np.flatnonzero(((labels != 0) & (labels != 1)).any(axis=1))
-    else:
-        if labels.shape not in ((count,), (count, 1)):
-            raise KdxError(f"{where}: labels have shape {labels.shape}, not ({count},)")
-        labels = labels.reshape(count)
-        bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if len(bad):
-        raise KdxError(f"{where}: label {labels[bad[0]]} of image {bad[0]} is out of range for {num_classes} classes")
-    return labels.astype(np.uint8 if task == MULTI_LABEL else np.int64)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m kdx.data", description=__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--list", action="store_true", help="the data sets, their sizes and licences")
+    what.add_argument("--prepare", nargs="+", metavar="NAME", help="fetch and check")
+    what.add_argument("--verify", nargs="+", metavar="NAME", help="check what is there, without network")
+    parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("KDX_DATA", "data")))
+    parser.add_argument("--size", type=int, default=28, choices=(28, 64, 128, 224), help="MedMNIST+: pixels")
+    args = parser.parse_args(arguments)
+    try:
+        if args.list:
+            print(list_all(args.data_dir, args.size))
+        else:
+            print(prepare(args.prepare or args.verify, args.data_dir, args.size, download=bool(args.prepare)))
+    except KdxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
-def check_same_shape(name: str, splits: dict[str, Split]) -> None:
-    """All splits must have images of one shape."""
-    shapes = {split: tuple(data.images.shape[-3:]) for split, data in splits.items()}
-    if len(set(shapes.values())) > 1:
-        raise KdxError(f"{name}: the splits' images differ in shape (C, H, W): {shapes}")
-
-
-def check_every_class(name: str, labels: Tensor, task: str, class_names: Sequence[str]) -> None:
-    """A class without a training image cannot be learned."""
-    if task == MULTI_LABEL:
-        return
-    counts = torch.bincount(labels, minlength=len(class_names))
-    empty = [class_names[i] for i in torch.nonzero(counts == 0).flatten().tolist()]
-    if empty:
-        raise KdxError(f"{name}/train: no image of class {', '.join(empty)}")
+if __name__ == "__main__":
+    main()

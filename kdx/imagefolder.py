@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kdx.data import Dataset, FileImages, Split, check_every_class
+from kdx.dataset import Dataset, FileImages, Split, check_every_class
 from kdx.errors import KdxError
 from kdx.sources import carve
 

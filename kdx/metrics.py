@@ -20,6 +20,7 @@ from torchmetrics.classification import (
 
 MULTI_LABEL = "multi-label"
 BINARY = "binary-class"
+CALIBRATION_BINS = 15
 
 
 def predict(logits: Tensor, task: str) -> Tensor:
@@ -73,7 +74,32 @@ def full_scores(logits: Tensor, labels: Tensor, task: str, num_classes: int) -> 
         matrix = tmf.multiclass_confusion_matrix(predictions, labels, num_classes)
     scores["confusion_matrix"] = matrix.tolist()
     scores["per_class"] = _per_class(predictions, labels, task, num_classes)
+    scores["calibration"] = calibration(logits, labels, task)
     return scores
+
+
+def calibration(logits: Tensor, labels: Tensor, task: str) -> dict[str, Any]:
+    """How far confidence is from accuracy: ECE over equal-width bins, in percent (1706.04599), and the bins.
+
+    Confidence is the probability of the predicted class; for a multi-label set that of every label being present.
+    """
+    shares = probabilities(logits.cpu(), task)
+    if task == MULTI_LABEL:
+        confidence, right = shares.flatten(), labels.cpu().flatten().double()
+    else:
+        confidence, predicted = shares.max(dim=1)
+        right = (predicted == labels.cpu()).double()
+    where = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1  # bins are open below
+    counts = torch.bincount(where, minlength=CALIBRATION_BINS)
+    sums = [torch.bincount(where, weights=value, minlength=CALIBRATION_BINS) for value in (confidence, right)]
+    gaps = (sums[0] - sums[1]).abs().sum() / counts.sum()
+    means = [(total / counts.clamp(min=1)).tolist() for total in sums]
+    return {"ece": _percent(gaps), "confidence": means[0], "accuracy": means[1], "count": counts.tolist()}
+
+
+def agreement(logits: Tensor, guide_logits: Tensor, task: str) -> float:
+    """On how many images (labels of a multi-label set) the network says what its guide says, in percent."""
+    return _percent((predict(logits, task) == predict(guide_logits, task)).double().mean())
 
 
 def area_under_curve(scores: Tensor, labels: Tensor, task: str) -> float | None:

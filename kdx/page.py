@@ -15,7 +15,7 @@ td.long { white-space: normal; min-width: 14rem; text-align: left; }
 th { cursor: pointer; user-select: none; position: sticky; top: 0; background: Canvas; }
 th[aria-sort=ascending]::after { content: " \\25B2"; } th[aria-sort=descending]::after { content: " \\25BC"; }
 figure { margin: 1rem 0; background: #fff; color: #111; border-radius: .3rem; padding: .3rem; }
-figure svg { max-width: 100%; height: auto; display: block; }
+figure svg, figure img { max-width: 100%; height: auto; display: block; }
 .lead { font-size: 1.1rem; }
 """
 

@@ -7,7 +7,11 @@ from kdx.errors import KdxError
 
 
 def heat_map(
-    rows: Sequence[str], columns: Sequence[str], values: Mapping[tuple[str, str], float], names: tuple[str, str]
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Mapping[tuple[str, str], float],
+    names: tuple[str, str],
+    digits: int = 2,
 ) -> str:
     """`values[row, column]` as a labelled heat map; missing cells stay blank. `names` are those of rows and columns."""
     import numpy as np
@@ -17,7 +21,8 @@ def heat_map(
         raise KdxError("a heat map without a value")
     figure, axes = _figure(1.5 + 0.9 * len(columns), 1.2 + 0.6 * len(rows))
     image = axes.imshow(table, cmap="viridis", aspect="auto")
-    axes.set_xticks(range(len(columns)), columns)
+    slanted = max(map(len, columns)) > 6
+    axes.set_xticks(range(len(columns)), columns, rotation=40 if slanted else 0, ha="right" if slanted else "center")
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xlabel(names[1])
     axes.set_ylabel(names[0])
@@ -26,7 +31,7 @@ def heat_map(
         for x in range(len(columns)):
             if not np.isnan(table[y, x]):
                 colour = "black" if table[y, x] > middle else "white"
-                axes.text(x, y, f"{table[y, x]:.2f}", ha="center", va="center", color=colour)
+                axes.text(x, y, f"{table[y, x]:.{digits}f}", ha="center", va="center", color=colour)
     figure.colorbar(image)
     return _svg(figure)
 
@@ -38,9 +43,27 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x_name: str, y_na
         axes.plot([x for x, _ in points], [y for _, y in points], label=name, linewidth=1.2, marker=".", markersize=3)
     axes.set_xlabel(x_name)
     axes.set_ylabel(y_name)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     if 1 < len(lines) <= 12:
         axes.legend(fontsize=7)
+    return _svg(figure)
+
+
+def bars_and_line(
+    x: Sequence[float], y: Sequence[float], counts: Sequence[int], names: tuple[str, str], bins: int = 15
+) -> str:
+    """A reliability diagram (1706.04599): (confidence, accuracy) of each bin as a dot, its images as a bar."""
+    figure, axes = _figure(4.8, 4.2)
+    filled = [i for i, count in enumerate(counts) if count]
+    behind = axes.twinx()
+    behind.bar([(i + 0.5) / bins for i in range(bins)], counts, width=0.9 / bins, color="#cccccc")
+    behind.set_ylabel("images")
+    axes.set_zorder(behind.get_zorder() + 1)
+    axes.patch.set_visible(False)
+    axes.plot([0, 1], [0, 1], color="#888888", linewidth=1)
+    axes.plot([x[i] for i in filled], [y[i] for i in filled], marker="o", color="#4477aa")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=names[0], ylabel=names[1])
     return _svg(figure)
 
 

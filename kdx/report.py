@@ -1,4 +1,4 @@
-"""What a sweep found, as sweep.csv, sweep.md and report.html: `python -m kdx.report DIR...`. Imports no torch."""
+"""What a sweep found, as sweep.csv, sweep.md and report.html: `python -m kdx.report DIR...`, also for a single run."""
 
 import argparse
 import csv
@@ -23,6 +23,7 @@ from kdx.results import (
     read_sweep,
     swept_keys,
 )
+from kdx.run_report import write_run_report
 from kdx.tables import aligned, markdown
 
 GRID = ("kd.temperature", "kd.alpha")  # drawn as a heat map where both were swept
@@ -230,13 +231,14 @@ def _name(group: Configuration) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m kdx.report", description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a sweep's folder")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="the folder of a sweep or of a run")
     parser.add_argument("--rows", metavar="KEY", help="the heat map's rows, e.g. kd.temperature")
     parser.add_argument("--columns", metavar="KEY", help="the heat map's columns, e.g. kd.alpha")
     args = parser.parse_args(arguments)
     try:
         for folder in args.folders:
-            print(write_report(folder, args.rows, args.columns))
+            single = (folder / "summary.json").exists()
+            print(write_run_report(folder) if single else write_report(folder, args.rows, args.columns))
     except KdxError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -22,7 +22,7 @@ class RoleSchema:
 @dataclass
 class DatasetSchema:
     name: str = MISSING
-    source: Any = MISSING  # returns a kdx.data.Dataset
+    source: Any = MISSING  # returns a kdx.dataset.Dataset
     path: str | None = None  # imagefolder only
     size: int | None = None
     resize: int | None = None
@@ -64,6 +64,7 @@ class Schema:
     threads: int | None = MISSING
     plan: bool = MISSING
     resume: bool = MISSING
+    report: bool = MISSING
     visualize: VisualizeSchema = field(default_factory=VisualizeSchema)
     data_dir: str = MISSING
     download: bool = MISSING
@@ -123,6 +124,7 @@ class Settings:
     threads: int | None
     plan: bool
     resume: bool
+    report: bool
     visualize: VisualizeSchema
     download: bool
     output_dir: str

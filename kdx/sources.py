@@ -1,13 +1,13 @@
 """Data sets by name: CIFAR, MedMNIST and scikit-learn's digits."""
 
-import os
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from kdx.data import Dataset, from_arrays
+from kdx.dataset import Dataset, from_arrays
+from kdx.download import fetch
 from kdx.errors import KdxError
 
 SPLIT_SEED = 0  # one split for every run: the run's seed must not move images between train and validation
@@ -59,15 +59,13 @@ def load_cifar(name: str, root: str, download: bool) -> Dataset:
             parts.append(reader(root, train=is_train))
             continue
         except RuntimeError:
-            by_hand = f"put the unpacked folder {reader.base_folder} (from {reader.url}) into data_dir={root}"
-            if not download:
-                raise KdxError(
-                    f"dataset={name}: not found or damaged in {root} and download=false: {by_hand}"
-                ) from None
+            archive = Path(root) / reader.filename
+            if not archive.exists():
+                _fetch(reader.url, archive, reader.tgz_md5, name, download)
         try:
-            parts.append(reader(root, train=is_train, download=True))
+            parts.append(reader(root, train=is_train, download=True))  # unpacks the archive
         except (OSError, RuntimeError) as error:
-            raise KdxError(f"dataset={name}: the download failed ({error}): {by_hand}") from error
+            raise KdxError(f"dataset={name}: {archive} cannot be unpacked ({error}): delete it") from error
     train, test = parts
     labels = np.asarray(train.targets)
     kept, carved = carve(labels, CIFAR_VAL)
@@ -84,30 +82,29 @@ def load_medmnist(name: str, size: int, root: str, download: bool) -> Dataset:
     from medmnist import INFO
 
     info = INFO[name]
-    suffix = "" if size == 28 else f"_{size}"
-    path = Path(root) / f"{name}{suffix}.npz"
+    path = medmnist_file(name, size, Path(root))
     if not path.exists():
-        _download_medmnist(path, info[f"url{suffix}"], info[f"MD5{suffix}"], name, download)
+        suffix = "" if size == 28 else f"_{size}"
+        _fetch(info[f"url{suffix}"], path, info[f"MD5{suffix}"], name, download)
     arrays = _read_npz(path)
     names = [info["label"][str(number)] for number in range(len(info["label"]))]
     task = "multi-label" if info["task"].startswith("multi-label") else info["task"]
     return from_arrays(name, arrays, task=task, class_names=names, mirrored=name in MIRRORED)
 
 
-def _download_medmnist(path: Path, url: str, md5: str, name: str, download: bool) -> None:
+def medmnist_file(name: str, size: int, root: Path) -> Path:
+    """Where the file of a MedMNIST set of some size lies."""
+    return root / (f"{name}.npz" if size == 28 else f"{name}_{size}.npz")
+
+
+def _fetch(url: str, path: Path, md5: str, name: str, download: bool) -> None:
     by_hand = f"put {path.name} from {url} into data_dir={path.parent}"
     if not download:
         raise KdxError(f"dataset={name}: {path} is not there and download=false: {by_hand}")
-    from torchvision.datasets.utils import download_url
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # a half download never bears the final name
     try:
-        download_url(url, str(path.parent), filename=part.name, md5=md5)
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
+        fetch(url, path, md5)
+    except KdxError as error:
         raise KdxError(f"dataset={name}: the download failed ({error}): {by_hand}") from error
-    part.replace(path)
 
 
 def _read_npz(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -12,7 +12,7 @@ from torch import nn
 from kdx.batches import Batches
 from kdx.checkpoint import check_identity, load_checkpoint, load_weights, versions
 from kdx.config import build
-from kdx.data import Dataset
+from kdx.dataset import Dataset
 from kdx.epoch_log import EpochLogger
 from kdx.errors import KdxError
 from kdx.files import hash_file, relative, write_json
@@ -84,9 +84,7 @@ def check_stage(place: Workplace, stage: StageSettings) -> int:
     So nothing can fail later for its settings: the network in both modes, the loss, the layer to be drawn.
     """
     parts, spec = build_parts(place, stage), network_spec(place, stage)
-    height, width = place.dataset.image_shape[1:]
-    resize = place.preprocessing.resize
-    size = (resize, resize) if resize else (height, width)
+    size = place.input_size
     check_network(parts.network, spec, size, stage.batch_size)
     if parts.objective is not None:
         _check_objective(parts.objective, stage, place.dataset)
@@ -141,7 +139,7 @@ def train_stage(
     best = _fit(trainer, stage)
     checkpoint = folder / "checkpoints" / best.file
     network, content = load_network(place, stage, checkpoint)
-    test = scores_on_test(place, stage, network) | {"epoch": best.epoch}
+    test = scores_on_test(place, stage, network, trainer.guide) | {"epoch": best.epoch}
     write_json(folder / "test_metrics.json", test)
     _draw_feature_maps(place, stage, network, folder)
     seconds = sum(row["epoch_time_sec"] for row in trainer.history)
@@ -250,10 +248,12 @@ def _draw_feature_maps(place: Workplace, stage: StageSettings, network: nn.Modul
         save_feature_maps(network, pairs, layer, folder / "visualizations", wish.samples)
 
 
-def scores_on_test(place: Workplace, stage: StageSettings, network: nn.Module) -> dict[str, Any]:
-    """Loss and scores on the test split."""
+def scores_on_test(
+    place: Workplace, stage: StageSettings, network: nn.Module, guide: nn.Module | None = None
+) -> dict[str, Any]:
+    """Loss and scores on the test split, and the agreement with the guide."""
     test = _batches(place, stage, "test")
-    return evaluate(network, test, place.precision, place.dataset.task, place.dataset.num_classes)
+    return evaluate(network, test, place.precision, place.dataset.task, place.dataset.num_classes, guide)
 
 
 def file_stem(stage: StageSettings) -> str:

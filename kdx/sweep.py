@@ -201,8 +201,9 @@ class Pool:
         arguments = [*self.program.base, *job.overrides, f"hydra.run.dir={_quoted(str(job.folder))}", "hydra.mode=RUN"]
         if at_once > 1 and not any(override.startswith("threads=") for override in job.overrides):
             arguments.append(f"threads={max(1, self.cpus // at_once)}")
-        if not any(override.startswith("resume=") for override in job.overrides):
-            arguments.append("resume=true")
+        for key, value in (("resume", "true"), ("report", "false")):
+            if not any(override.startswith(f"{key}=") for override in job.overrides):
+                arguments.append(f"{key}={value}")
         environment = {}
         if self.gpu_ids:
             environment["CUDA_VISIBLE_DEVICES"] = str(self.gpu_ids[slot % len(self.gpu_ids)])

@@ -35,21 +35,21 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def stage_table(stages: dict[str, dict[str, Any]]) -> str:
     """The stages of a summary, aligned."""
-    rows = []
-    for role, stage in stages.items():
-        test, auc = stage["test"], stage["test"]["auc"]
-        rows.append(
-            [
-                role,
-                stage["network"],
-                f"{stage['parameters'] / 1e6:.2f} M",
-                stage["status"],
-                str(stage["epoch"]),
-                f"{stage['validation']['accuracy']:.2f}",
-                f"{test['accuracy']:.2f}",
-                f"{test['f1_score']:.2f}",
-                "-" if auc is None else f"{auc:.4f}",
-                f"{stage['seconds']:.1f} s",
-            ]
-        )
-    return aligned(STAGE_HEADER, rows)
+    return aligned(STAGE_HEADER, [stage_cells(role, stage) for role, stage in stages.items()])
+
+
+def stage_cells(role: str, stage: dict[str, Any]) -> list[str]:
+    """A stage of a summary as the cells of STAGE_HEADER."""
+    test, auc = stage["test"], stage["test"]["auc"]
+    return [
+        role,
+        stage["network"],
+        f"{stage['parameters'] / 1e6:.2f} M",
+        stage["status"],
+        str(stage["epoch"]),
+        f"{stage['validation']['accuracy']:.2f}",
+        f"{test['accuracy']:.2f}",
+        f"{test['f1_score']:.2f}",
+        "-" if auc is None else f"{auc:.4f}",
+        f"{stage['seconds']:.1f} s",
+    ]

@@ -24,7 +24,7 @@ from kdx.errors import KdxError
 from kdx.guide_logits import LogitsCache
 from kdx.losses import Objective, loss_terms
 from kdx.memory import peak_mb, start_peak
-from kdx.metrics import epoch_scores, full_scores, predict
+from kdx.metrics import agreement, epoch_scores, full_scores, predict
 from kdx.models import set_training_mode
 from kdx.precision import Precision
 from kdx.progress import Best, Partial
@@ -340,15 +340,25 @@ def logits_of(network: nn.Module, batches: Batches, precision: Precision) -> Ten
     return logits.clone()  # a plain tensor again, which may enter a loss
 
 
-def evaluate(network: nn.Module, batches: Batches, precision: Precision, task: str, num_classes: int) -> dict[str, Any]:
-    """Loss by the labels alone, and all scores, of a network on a split."""
+def evaluate(
+    network: nn.Module,
+    batches: Batches,
+    precision: Precision,
+    task: str,
+    num_classes: int,
+    guide: nn.Module | None = None,
+) -> dict[str, Any]:
+    """Loss by the labels alone, all scores, and the agreement with a guide, of a network on a split."""
     logits = logits_of(network, batches, precision)
     loss = float(loss_terms(None, logits, None, batches.labels)["loss"])
-    return {
+    scores = {
         "loss": loss,
         **full_scores(logits, batches.labels, task, num_classes),
         "num_samples": len(batches.labels),
     }
+    if guide is not None:
+        scores["guide_agreement"] = agreement(logits, logits_of(guide, batches, precision), task)
+    return scores
 
 
 def step_schedule(

@@ -7,7 +7,7 @@ import torch
 
 from kdx.batches import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, mean_and_std
 from kdx.config import build
-from kdx.data import Dataset
+from kdx.dataset import Dataset
 from kdx.errors import KdxError
 from kdx.index import fingerprint
 from kdx.models import NetworkSpec, resolve_stem
@@ -27,6 +27,13 @@ class Workplace:
     @property
     def device(self) -> torch.device:
         return self.precision.device
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images that networks see."""
+        height, width = self.dataset.image_shape[1:]
+        resize = self.preprocessing.resize
+        return (resize, resize) if resize else (height, width)
 
     def surroundings(self) -> dict[str, Any]:
         """What may change the last bits of a result without being part of its fingerprint."""
@@ -106,6 +113,7 @@ def identity(place: Workplace, stage: StageSettings) -> dict[str, Any]:
         "network": spec.name,
         "stem": spec.stem,
         "in_channels": spec.in_channels,
+        "image_shape": list(place.dataset.image_shape),
         "preprocessing": _plain(place.preprocessing),
     }
 

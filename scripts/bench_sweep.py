@@ -13,13 +13,20 @@ import torch
 from measure import Row
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdx.data import Dataset, from_arrays
+from kdx.dataset import Dataset, from_arrays
 from kdx.models import NetworkSpec, build_network
 
 AXES = ["kd.temperature=2,4,8", "kd.alpha=0.3,0.5,0.7"]
 NETWORKS = {"teacher": "kdx.thin:resnet56", "assistant": "kdx.thin:resnet20", "student": "kdx.thin:resnet8"}
 BASE = ["model=thin", "dataset=digits", "dataset.name=made-up", "dataset.source._target_=bench_sweep.made_up"]
-BASE += ["epochs=2", "batch_size=128", "visualize.samples=0", "save_interval=0", "dataset.augment=[none]"]
+BASE += [
+    "epochs=2",
+    "batch_size=128",
+    "visualize.samples=0",
+    "save_interval=0",
+    "dataset.augment=[none]",
+    "report=false",
+]
 BASE += [f"model.{role}={name}" for role, name in NETWORKS.items()]
 IMAGES = 1024
 
@@ -59,7 +66,8 @@ def kdx(folder: str, *arguments: str) -> float:
     scripts = str(Path(__file__).resolve().parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([scripts, os.environ.get("PYTHONPATH", "")])}
     began = time.perf_counter()
-    command = [sys.executable, "-m", "kdx.run", *BASE, *arguments]
+    flags = [argument for argument in arguments if argument.startswith("--")]
+    command = [sys.executable, "-m", "kdx.run", *flags, *BASE, *(a for a in arguments if a not in flags)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)}: {done.stderr or done.stdout}")

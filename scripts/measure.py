@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdx.batches import Batches, Preprocessing
-from kdx.data import Split
+from kdx.dataset import Split
 from kdx.epoch_log import EpochLogger
 from kdx.guide_logits import LogitsCache
 from kdx.losses import KnowledgeDistillationLoss

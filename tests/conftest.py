@@ -40,6 +40,7 @@ TINY = [
     "threads=1",
     "optimizer.lr=0.01",
     "visualize.samples=0",
+    "report=false",
 ]
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from kdx.batches import IMAGENET_MEAN, IMAGENET_STD, Batches, Preprocessing, augment, mean_and_std
-from kdx.data import Split
+from kdx.dataset import Split
 from tests import tiny
 
 CPU = torch.device("cpu")

@@ -128,6 +128,7 @@ CHANGES = {  # override -> roles whose weights it changes
     "stage.reuse=never": "",
     "stage.missing=error stage.deliver=all": "",
     "device=cpu": "",
+    "report=true": "",
     "channels_last=true": "",
     "compile=default": "",
     "activation_checkpointing=true model=thin": "",

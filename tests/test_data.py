@@ -8,7 +8,7 @@ import torch
 from medmnist import INFO
 from PIL import Image
 
-from kdx.data import Dataset, from_arrays
+from kdx.dataset import Dataset, from_arrays
 from kdx.errors import KdxError
 from kdx.imagefolder import decoded_batches, load_imagefolder
 from kdx.sources import carve, load_cifar, load_digits, load_medmnist

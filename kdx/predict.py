@@ -1,0 +1,31 @@
+"""Ask a trained network about pictures."""
+
+from pathlib import Path
+
+from kdx.command import run_command
+from kdx.deploy import answers, load_model, ranking, read_picture
+from kdx.errors import KdxError
+
+USAGE = """
+python -m kdx.predict MODEL PICTURE... [top=3] [role=student] [network=package.module:callable]
+
+MODEL is a run's folder, a checkpoint (.pth) or what kdx.export wrote (.onnx, .pt2, .safetensors). Prints a line a
+picture: the likeliest classes with their probabilities; for multi-label sets those of each label by itself.
+"""
+
+
+def predict_pictures(words: list[str], top: int, role: str, network: str | None) -> str:
+    """A line for each picture in `words[1:]`."""
+    if top < 1:
+        raise KdxError("top=0: a whole number of at least 1 is needed")
+    model, card = load_model(Path(words[0]), role, network)
+    lines = []
+    for name in words[1:]:
+        logits = answers(model, card, read_picture(Path(name), card))[0]
+        told = (f"{class_name} {100 * share:.1f} %" for class_name, share in ranking(logits, card)[:top])
+        lines.append(f"{name}: " + ", ".join(told))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command(USAGE, predict_pictures, {"top": 3, "role": "student", "network": None}, least=2)
