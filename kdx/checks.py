@@ -11,6 +11,7 @@ from kdx.errors import KdxError, suggest
 from kdx.schema import DatasetSchema, RoleSchema, Schema
 
 AMP = ("auto", "bf16", "fp16", "off")
+LOGGER = ("none", "tensorboard", "mlflow", "wandb")
 COMPILE = ("auto", "off", "default", "reduce-overhead")
 STEMS = ("auto", "small", "imagenet")
 REUSE = ("exact", "latest", "never")
@@ -75,6 +76,8 @@ def check_run(run: Schema, problems: Problems) -> None:
     problems.at_least("seed", run.seed, 0)
     problems.at_least("checkpoint_every_steps", run.checkpoint_every_steps, 0)
     problems.at_least("visualize.samples", run.visualize.samples, 0)
+    problems.at_least("visualize.every", run.visualize.every, 0)
+    problems.choice("logger", run.logger, LOGGER)
     if run.threads is not None:
         problems.at_least("threads", run.threads, 1)
 

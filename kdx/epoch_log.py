@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from kdx.files import write_atomic
+from kdx.trackers import Tracker, Untracked
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +33,21 @@ class EpochLogger:
     The whole file is written anew from its rows each time: after a crash it has every epoch once.
     """
 
-    def __init__(self, path: Path, name: str, epochs: int, progress: bool = True, log_interval: int = 10) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        epochs: int,
+        progress: bool = True,
+        log_interval: int = 10,
+        tracker: Tracker | None = None,
+    ) -> None:
         self.path = path
         self.name = name
         self.epochs = epochs
         self.progress = progress
         self.log_interval = log_interval
+        self.tracker = tracker or Untracked()
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write all rows so far; columns beyond COLUMNS follow in the order of their first appearance."""
@@ -47,6 +57,7 @@ class EpochLogger:
         writer.writeheader()
         writer.writerows(rows)
         write_atomic(self.path, text.getvalue().encode())
+        self.tracker.log(rows)
 
     def announce(self, row: dict[str, Any], is_best: bool) -> None:
         """One line for the epoch that has just ended."""

@@ -35,6 +35,7 @@ class DatasetSchema:
 class VisualizeSchema:
     samples: int = 2
     layer: str | None = None
+    every: int = 0
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Schema:
     plan: bool = MISSING
     resume: bool = MISSING
     report: bool = MISSING
+    logger: str = MISSING
     visualize: VisualizeSchema = field(default_factory=VisualizeSchema)
     data_dir: str = MISSING
     download: bool = MISSING
@@ -125,6 +127,7 @@ class Settings:
     plan: bool
     resume: bool
     report: bool
+    logger: str
     visualize: VisualizeSchema
     download: bool
     output_dir: str

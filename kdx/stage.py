@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from kdx.config import build
 from kdx.dataset import Dataset
 from kdx.epoch_log import EpochLogger
 from kdx.errors import KdxError
-from kdx.files import hash_file, relative, write_json
+from kdx.files import hash_file, relative, write_atomic, write_json
 from kdx.guide_logits import LogitsCache
 from kdx.index import fingerprint
 from kdx.losses import Objective, loss_terms
@@ -26,7 +27,8 @@ from kdx.recompute import recompute_blocks
 from kdx.reproducibility import derive_seed, setup_reproducibility
 from kdx.schema import StageSettings
 from kdx.stopping import StopRequest
-from kdx.trainer import Trainer, evaluate
+from kdx.trackers import check_tracker, open_tracker
+from kdx.trainer import Trainer, evaluate, is_due
 from kdx.workplace import Workplace, identity, network_spec
 
 log = logging.getLogger(__name__)
@@ -83,6 +85,7 @@ def check_stage(place: Workplace, stage: StageSettings) -> int:
 
     So nothing can fail later for its settings: the network in both modes, the loss, the layer to be drawn.
     """
+    check_tracker(place.settings.logger)
     parts, spec = build_parts(place, stage), network_spec(place, stage)
     size = place.input_size
     check_network(parts.network, spec, size, stage.batch_size)
@@ -137,11 +140,13 @@ def train_stage(
     told = {"role": stage.role, "fingerprint": own, "guide_fingerprint": trainer.identity["guide_fingerprint"]}
     write_json(folder / "logs" / f"{file_stem(stage)}_config.json", told | {"config": stage.config})
     best = _fit(trainer, stage)
+    trainer.logger.tracker.close()
     checkpoint = folder / "checkpoints" / best.file
     network, content = load_network(place, stage, checkpoint)
     test = scores_on_test(place, stage, network, trainer.guide) | {"epoch": best.epoch}
     write_json(folder / "test_metrics.json", test)
-    _draw_feature_maps(place, stage, network, folder)
+    _leave_clean_script(folder)
+    _draw_feature_maps(place, stage, network, folder / "visualizations")
     seconds = sum(row["epoch_time_sec"] for row in trainer.history)
     return Outcome(
         checkpoint,
@@ -179,6 +184,7 @@ def _make_trainer(
             stage.role,
             stage.epochs,
             log_interval=settings.log_interval,
+            tracker=open_tracker(settings.logger, folder, Path(settings.output_dir), stage.config),
         ),
         folder=folder / "checkpoints",
         identity=identity(place, stage)
@@ -193,7 +199,14 @@ def _make_trainer(
         compile_mode=choose_compile(settings.compile, place.device, stage.epochs * len(train)),
         cache=_logits_cache(place, stage, guide),
         stop=stop,
+        after_epoch=_drawing(place, stage, parts.network, folder),
     )
+
+
+def _leave_clean_script(folder: Path) -> None:
+    path = folder / "clean.sh"
+    write_atomic(path, (Path(__file__).parent / "clean.sh").read_bytes())
+    path.chmod(path.stat().st_mode | 0o111)
 
 
 def _logits_cache(place: Workplace, stage: StageSettings, guide: Guide | None) -> LogitsCache | None:
@@ -234,18 +247,33 @@ def _go_on(trainer: Trainer, folder: Path, earlier: Path | None) -> None:
                 return
 
 
-def _draw_feature_maps(place: Workplace, stage: StageSettings, network: nn.Module, folder: Path) -> None:
-    """`visualizations/feature_maps_*.png` of the first test images, where the network has maps to draw."""
+def _draw_feature_maps(
+    place: Workplace, stage: StageSettings, network: nn.Module, folder: Path, split: str = "test"
+) -> None:
+    """`feature_maps_*.png` in `folder` of the first images of a split, where the network has maps to draw."""
     wish = place.settings.visualize
     if not wish.samples:
         return
     from kdx.visualize import last_map_layer, save_feature_maps  # imports matplotlib
 
-    batches = _batches(place, stage, "test")
-    layer = wish.layer or last_map_layer(network, next(batches.epoch(0))[0])
+    batches = _batches(place, stage, split).unshuffled()
+    layer = wish.layer or last_map_layer(network, next(batches.epoch(0)).images)
     if layer is not None:
         pairs = ((batch.images, batch.labels) for batch in batches.epoch(0))
-        save_feature_maps(network, pairs, layer, folder / "visualizations", wish.samples)
+        save_feature_maps(network, pairs, layer, folder, wish.samples)
+
+
+def _drawing(place: Workplace, stage: StageSettings, network: nn.Module, folder: Path) -> Callable[[int], None] | None:
+    """What draws feature maps of validation images every `visualize.every` epochs."""
+    every = place.settings.visualize.every
+    if not every:
+        return None
+
+    def draw(epoch: int) -> None:
+        if is_due(epoch, every):
+            _draw_feature_maps(place, stage, network, folder / "visualizations" / f"epoch_{epoch:04d}", "val")
+
+    return draw
 
 
 def scores_on_test(

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,7 @@ class Trainer:
         accumulate: int = 1,
         compile_mode: str | None = None,
         cache: LogitsCache | None = None,
+        after_epoch: Callable[[int], None] | None = None,
         stop: StopRequest | None = None,
     ) -> None:
         self.network, self.guide, self.objective = network, guide, objective
@@ -91,6 +92,7 @@ class Trainer:
         self.logger, self.folder, self.identity = logger, folder, identity
         self.checkpoint_every_steps, self.stop = checkpoint_every_steps, stop or StopRequest()
         self.accumulate, self.compile_mode, self.cache = accumulate, compile_mode, cache
+        self.after_epoch = after_epoch
         self.partial: Partial | None = None
         self.history: list[dict[str, Any]] = []
         self.best: Best | None = None
@@ -237,6 +239,8 @@ class Trainer:
         self._drop_other_bests()
         self.logger.write(self.history)
         self.logger.announce(row, is_best)
+        if self.after_epoch is not None:
+            self.after_epoch(row["epoch"])
         self.stop.raise_if_asked()
 
     def _content(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -129,6 +129,7 @@ CHANGES = {  # override -> roles whose weights it changes
     "stage.missing=error stage.deliver=all": "",
     "device=cpu": "",
     "report=true": "",
+    "logger=tensorboard": "",
     "channels_last=true": "",
     "compile=default": "",
     "activation_checkpointing=true model=thin": "",
