@@ -73,7 +73,7 @@ if [ $checkpoints = 1 ]; then
     while IFS= read -r -d '' file; do
         if in_use "$file"; then echo "left alone, its run is alive: $file"; else remove "$file"; fi
     done < <(find "$folder" -path '*/checkpoints/*' -type f -print0 |
-        grep -zvE '/(latest\.pth|best_acc_[0-9.]+\.pth)(\.sha256)?$' || true)
+        grep -zvE '/(\.tmp-kdx-.*|latest\.pth|best_acc_[0-9.]+\.pth)(\.sha256)?$' || true)
 fi
 
 while IFS= read -r -d '' lock; do

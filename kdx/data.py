@@ -1,4 +1,7 @@
-"""Data sets before training: which there are, fetching them, checking them. For users' code: `from_arrays`."""
+"""Data sets before training: which there are, fetching them, checking them.
+
+Users' own data sets are made with `Dataset`, `Split` and `from_arrays` of this module.
+"""
 
 import argparse
 import os
@@ -6,13 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdx.dataset import Dataset, Split, from_arrays
+from kdx.dataset import Dataset
+from kdx.dataset import Split as Split
+from kdx.dataset import from_arrays as from_arrays
 from kdx.download import md5_of
 from kdx.errors import KdxError, suggest
 from kdx.sources import load_cifar, load_digits, load_medmnist, medmnist_file
 from kdx.tables import aligned
-
-__all__ = ["Dataset", "Split", "from_arrays"]  # the public names for a data set of one's own
 
 CIFAR = {  # classes, MB of the archive
     "cifar10": (10, 170.5),

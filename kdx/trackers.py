@@ -89,12 +89,12 @@ class MLflow:
             experiment = (
                 known.experiment_id if known else self.client.create_experiment(PROJECT, str(outputs / "mlruns"))
             )
-            tag = f"tags.`kdx.folder` = '{_quoted(name)}'"
-            earlier = self.client.search_runs([experiment], tag)
+            identity = _identity(name)  # a path may hold quotes, which the search cannot escape
+            earlier = self.client.search_runs([experiment], f"tags.`kdx.id` = '{identity}'")
             if earlier:
                 self.run = earlier[0].info.run_id
             else:
-                self.run = self.client.create_run(experiment, run_name=name, tags={"kdx.folder": name}).info.run_id
+                self.run = self.client.create_run(experiment, run_name=name, tags={"kdx.id": identity}).info.run_id
                 for key, value in _flat(config).items():
                     self.client.log_param(self.run, key, value)
         self.sent = 0
@@ -126,7 +126,7 @@ class WandB:
         self.run = wandb.init(
             project=PROJECT,
             name=name,
-            id=hashlib.sha256(name.encode()).hexdigest()[:16],
+            id=_identity(name),
             resume="allow",
             dir=folder,
             config=config,
@@ -159,5 +159,5 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _quoted(text: str) -> str:
-    return text.replace("'", "''")
+def _identity(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]

@@ -4,6 +4,7 @@ import atexit
 import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -112,6 +113,24 @@ def _same_surroundings() -> Iterator[None]:
 def kdx_environment() -> dict[str, str]:
     """The environment for a kdx process that must find the tests' tiny networks."""
     return {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": ""}
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Callable[..., str]:
+    """A page as a headless browser has it once its script has run; skips where no browser is installed."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine (.ci/run installs it)")
+
+    def opened(page: Path, fragment: str = "") -> str:
+        command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+        command += ["--disable-background-networking", "--disable-component-update"]
+        command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.resolve().as_uri() + fragment]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return opened
 
 
 Start = Callable[..., subprocess.Popen[str]]

@@ -1,0 +1,90 @@
+"""clean.sh frees what the dead left and nothing else."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from tests.conftest import REPO
+
+SCRIPT = REPO / "scripts" / "clean.sh"
+
+
+def clean(*arguments: object, answer: str = "") -> str:
+    command = ["bash", str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, input=answer).stdout
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    """Two runs in a folder with a blank in its name; one is alive in the tests that hold its lock."""
+    for run in ("dead", "alive"):
+        folder = tmp_path / "my outputs" / run / "teacher" / "checkpoints"
+        folder.mkdir(parents=True)
+        for name in (
+            "latest.pth",
+            "best_acc_95.23.pth",
+            "epoch_0050.pth",
+            "latest.pth.damaged",
+            ".tmp-kdx-latest.pth-x",
+        ):
+            (folder / name).write_bytes(b"12345")
+            if name.endswith(".pth"):
+                (folder / f"{name}.sha256").write_text("hash")
+        (tmp_path / "my outputs" / run / ".lock").touch()
+    return tmp_path / "my outputs"
+
+
+def names(outputs: Path, run: str) -> list[str]:
+    return sorted(path.name for path in (outputs / run).rglob("*") if path.is_file())
+
+
+def test_dry_run_changes_nothing_and_says_what_it_would(outputs: Path) -> None:
+    before = names(outputs, "dead") + names(outputs, "alive")
+    told = clean(outputs, "--dry-run", "--checkpoints")
+    assert names(outputs, "dead") + names(outputs, "alive") == before
+    assert "would remove" in told and "10 files, 38 bytes would be freed" in told
+
+
+def test_living_runs_are_left_alone(outputs: Path) -> None:
+    with FileLock(outputs / "alive" / ".lock"):
+        told = clean(outputs, "--checkpoints")
+        assert len(names(outputs, "alive")) == 9
+    assert told.count("left alone, its run is alive") == 4 and "held by a living run" in told
+    kept = ["best_acc_95.23.pth", "best_acc_95.23.pth.sha256", "latest.pth", "latest.pth.sha256"]
+    assert names(outputs, "dead") == kept and "5 files, 19 bytes freed" in told
+
+
+def test_without_the_flag_checkpoints_stay(outputs: Path) -> None:
+    clean(outputs)
+    left = names(outputs, "dead")
+    assert "epoch_0050.pth" in left and ".tmp-kdx-latest.pth-x" not in left and ".lock" not in left
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no shared memory here")
+def test_shared_memory_of_dead_processes_is_freed(outputs: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    ours, theirs = Path(f"/dev/shm/torch_{dead.pid}_1_0"), Path(f"/dev/shm/torch_{os.getpid()}_1_0")
+    for segment in (ours, theirs):
+        segment.write_bytes(b"123")
+    try:
+        clean(outputs)
+        assert not ours.exists() and theirs.exists()
+    finally:
+        ours.unlink(missing_ok=True)
+        theirs.unlink()
+
+
+def test_unknown_option_and_folder_are_told(tmp_path: Path) -> None:
+    for argument, text in (("--chekpoints", "unknown option"), (str(tmp_path / "nowhere"), "no such folder")):
+        done = subprocess.run(["bash", str(SCRIPT), argument], capture_output=True, text=True)
+        assert done.returncode == 2 and text in done.stderr
+
+
+def test_page_cache_is_dropped_only_if_answered_yes(outputs: Path) -> None:
+    told = clean(outputs, "--system", answer="n\n")
+    assert "page cache dropped" not in told
