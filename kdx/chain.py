@@ -186,7 +186,11 @@ class _Run:
             return None
         network, _ = load_network(self.place, step.stage, outcome.checkpoint)
         spec, (height, width) = network_spec(self.place, step.stage), self.place.input_size
-        return measure_network(network, (spec.in_channels, height, width), self.place.device)
+        try:
+            return measure_network(network, (spec.in_channels, height, width), self.place.device)
+        except (RuntimeError, MemoryError) as error:  # a batch of 64 may not fit; the result stands without it
+            log.warning("the costs of the %s cannot be measured: %s", step.role, str(error).split("\n")[0])
+            return None
 
     def write_summary(self, status: str, error: str | None = None) -> None:
         """Write summary.json; each role that is done is a key of its own."""

@@ -62,6 +62,8 @@ class Problems:
 def check_run(run: Schema, problems: Problems) -> None:
     problems.choice("amp", run.amp, AMP)
     problems.choice("compile", run.compile, COMPILE)
+    if run.activation_checkpointing and run.compile not in ("auto", "off"):
+        problems.add("compile", run.compile, "does not go together with activation_checkpointing=true; choose off")
     if run.device.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
         problems.add("device", run.device, "choose auto, cpu, cuda, cuda:<number> or mps")
     for key, least in (

@@ -5,19 +5,21 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-clean.sh [FOLDER] [--dry-run] [--checkpoints] [--system]
+clean.sh [FOLDER] [--dry-run] [--checkpoints] [--logits] [--system]
   FOLDER         a stage's, a run's or the whole output folder (default: where this script lies, else outputs)
   --dry-run      only say what would be done
   --checkpoints  also remove all checkpoints but latest.pth and best_acc_*.pth
+  --logits       also remove what kd.cache_logits has kept
   --system       also drop the system's page cache (asks first, needs root)
 TEXT
 }
 
-folder="" dry=0 checkpoints=0 system=0 freed=0 count=0
+folder="" dry=0 checkpoints=0 logits=0 system=0 freed=0 count=0
 for argument in "$@"; do
     case "$argument" in
         --dry-run) dry=1 ;;
         --checkpoints) checkpoints=1 ;;
+        --logits) logits=1 ;;
         --system) system=1 ;;
         -h | --help) usage; exit 0 ;;
         -*) echo "error: unknown option $argument" >&2; usage >&2; exit 2 ;;
@@ -60,7 +62,11 @@ remove() {
     freed=$((freed + size))
     count=$((count + 1))
     echo "$([ $dry = 1 ] && echo "would remove" || echo "removed") $1 ($size bytes)"
-    [ $dry = 1 ] || rm -f "$1"
+    [ $dry = 1 ] && return
+    case "$1" in
+        *.lock) flock --nonblock "$1" rm -f "$1" || true ;; # in one go: who takes it a moment later makes a new one
+        *) rm -f "$1" ;;
+    esac
 }
 
 show_gpus
@@ -72,23 +78,27 @@ done < <(find "$folder" -name '.tmp-kdx-*' -type f -print0)
 if [ $checkpoints = 1 ]; then
     while IFS= read -r -d '' file; do
         if in_use "$file"; then echo "left alone, its run is alive: $file"; else remove "$file"; fi
-    done < <(find "$folder" -path '*/checkpoints/*' -type f -print0 |
-        grep -zvE '/(\.tmp-kdx-.*|latest\.pth|best_acc_[0-9.]+\.pth)(\.sha256)?$' || true)
+    done < <(find "$folder" -type f -regex '.*/checkpoints/[^/]*\.pth\(\.sha256\|\.damaged\)?' -print0 |
+        grep -zvE '/(latest\.pth|best_acc_[0-9.]+\.pth)(\.sha256)?$' || true)
+fi
+
+if [ $logits = 1 ]; then
+    while IFS= read -r -d '' file; do remove "$file"; done \
+        < <(find "$folder" -regex '.*/index/logits/[0-9a-f]+/[^/]*\.npy\(\.sha256\)?' -type f -print0)
 fi
 
 while IFS= read -r -d '' lock; do
     if held "$lock"; then
         echo "left alone, held by a living run: $lock"
-    elif [ $dry = 1 ]; then
-        remove "$lock"
     else
-        remove "$lock" # nobody waits for it: the check above has just taken and freed it
+        remove "$lock"
     fi
 done < <(find "$folder" \( -name '.lock' -o -name '*.lock' \) -type f -print0)
 
-# torch names its segments torch_<process>_<number>_<number>: ours are those whose process is gone
+# torch names its segments torch_<process>_<number>_<number>: ours are those whose process is gone; young ones stay,
+# since a process in another container may not be seen from here
 for segment in /dev/shm/torch_*; do
-    [ -O "$segment" ] || continue
+    [ -O "$segment" ] && [ -n "$(find "$segment" -mmin +60)" ] || continue
     process="$(basename "$segment" | cut -d_ -f2)"
     case "$process" in '' | *[!0-9]*) continue ;; esac
     kill -0 "$process" 2>/dev/null || remove "$segment"

@@ -95,20 +95,27 @@ def read_picture(path: Path, card: Card) -> Tensor:
     channels, height, width = card.image_shape
     try:
         with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
+            picture = opened.convert("L" if channels == 1 else "RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise KdxError(f"{path}: not a readable image ({error})") from error
     picture = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(picture).reshape(height, width, channels)).permute(2, 0, 1)[None]
 
 
-def load_model(path: Path, role: str = "student", network: str | None = None) -> tuple[Model, Card]:
-    """Anything that holds a network, as a function of pixels: a run's folder, a checkpoint or an exported file."""
+def load_model(
+    path: Path, role: str = "student", network: str | None = None, trust: bool = False
+) -> tuple[Model, Card]:
+    """Anything that holds a network, as a function of pixels: a run's folder, a checkpoint or an exported file.
+
+    torch.export's files are read by torch with code in them: `KdxError` unless `trust` says that this one may run it.
+    """
     if path.is_dir():
         stage = load_stage(path, role, network)
         return _in_torch(stage.network, Card.of(stage.meta, stage.checkpoint))
     if not path.is_file() or path.suffix not in SUFFIXES:
         raise KdxError(f"{path}: no run's folder, nor a file that ends in {', '.join(SUFFIXES)}")
+    if path.suffix == ".pt2" and not trust:
+        raise KdxError(f"{path}: torch runs code that such a file holds: say trust=true if you know where it is from")
     if path.suffix == ".pth":
         content = load_checkpoint(path)
         built = network_of(content.get("meta", {}), path, network)

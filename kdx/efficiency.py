@@ -1,6 +1,5 @@
 """What a network costs to use: weights, multiply-adds, latency, throughput, memory."""
 
-import copy
 import statistics
 import time
 import weakref
@@ -19,13 +18,13 @@ LEAST_RUNS = 3
 
 
 def measure_network(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> dict[str, Any]:
-    """Costs of a network in eval mode for float images of `shape` (C, H, W), in float32.
+    """Costs of a network, which is moved about for it, in eval mode and float32 for images of `shape` (C, H, W).
 
     Multiply-adds are of one image, by torch's flop counter; latencies are medians in ms; peak memory in MB is that of
     tensors for a batch of 64, weights included. On the CPU, and on `device` where that is another.
     """
     with torch.inference_mode():
-        plain = copy.deepcopy(network).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        plain = network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         costs: dict[str, Any] = {"parameters": count_parameters(plain), "multiply_adds": _multiply_adds(plain, shape)}
         costs |= {"cpu": _timings(plain, shape, torch.device("cpu"))}
         if device.type != "cpu":
@@ -59,6 +58,8 @@ def _median_seconds(network: nn.Module, images: Tensor) -> float:
         network(images)
         if images.device.type == "cuda":
             torch.cuda.synchronize()
+        elif images.device.type == "mps":
+            torch.mps.synchronize()
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds)
 

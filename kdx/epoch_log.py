@@ -57,7 +57,11 @@ class EpochLogger:
         writer.writeheader()
         writer.writerows(rows)
         write_atomic(self.path, text.getvalue().encode())
-        self.tracker.log(rows)
+        try:
+            self.tracker.log(rows)
+        except Exception as error:  # a server that went away must not end a training: the CSV has all of it
+            log.warning("the tracker fails and gets no more: %s: %s", type(error).__name__, str(error).split("\n")[0])
+            self.tracker = Untracked()
 
     def announce(self, row: dict[str, Any], is_best: bool) -> None:
         """One line for the epoch that has just ended."""

@@ -25,6 +25,15 @@ Writes the network alone: no guide, no optimizer. ONNX and torch.export files ta
 and normalise them themselves; all formats carry class names, image size and preprocessing. The file is compared with
 PyTorch on the first `samples` test images.
 """
+DEFAULTS = {
+    "role": "student",
+    "format": "onnx",
+    "quantize": None,
+    "output": None,
+    "samples": 512,
+    "data_dir": None,
+    "network": None,
+}
 FORMATS = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
 CALIBRATION = 256  # validation images from which int8 learns the range of every activation
 OPSET = 18
@@ -42,6 +51,8 @@ def export_stage(
 ) -> str:
     """Export the stage of the run in `words[0]`; what was written and how it compares, in words."""
     run_dir = Path(words[0])
+    if samples < 1:
+        raise KdxError(f"samples={samples}: a whole number of at least 1 is needed")
     choice("format", format, list(FORMATS))
     choice("quantize", quantize or "null", ("null", "int8"))
     if quantize and format != "onnx":
@@ -59,7 +70,7 @@ def export_stage(
     if quantize:
         content = _int8(content, card, _first(data.val, CALIBRATION)[0])
     write_atomic(path, content)
-    model, _ = load_model(path, network=network)
+    model, _ = load_model(path, network=network, trust=True)
     images, labels = _first(data.test, samples)
     told = [f"wrote {path} ({len(content) / 1e6:.2f} MB; the checkpoint has {_size_mb(stage.checkpoint):.2f} MB)"]
     return "\n".join([*told, _compare(plain, model, card, images, labels)])
@@ -163,5 +174,4 @@ def _size_mb(path: Path) -> float:
 
 
 if __name__ == "__main__":
-    DEFAULTS = {"role": "student", "format": "onnx", "quantize": None, "output": None}
-    run_command(USAGE, export_stage, DEFAULTS | {"samples": 512, "data_dir": None, "network": None})
+    run_command(USAGE, export_stage, DEFAULTS)

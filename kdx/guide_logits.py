@@ -39,10 +39,13 @@ class LogitsCache:
             return None
 
     def save(self, view: str, logits: Tensor) -> None:
-        """Keep the logits of a view."""
+        """Keep the logits of a view; where that fails, training goes on and asks the guide."""
         buffer = io.BytesIO()
         np.save(buffer, logits.cpu().numpy(), allow_pickle=False)
-        write_with_hash(self._path(view), buffer.getvalue())
+        try:
+            write_with_hash(self._path(view), buffer.getvalue())
+        except KdxError as error:
+            log.warning("kd.cache_logits: %s", error)
 
     def _path(self, view: str) -> Path:
         return self.folder / f"{view}.npy"

@@ -30,7 +30,7 @@ def own_folder(folder: Path) -> Iterator[None]:
     make_folder(folder)
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0.5)  # clean.sh looks at it for a moment
     except Timeout:
         raise BusyError(f"{folder}: another run is at work in this folder; choose another hydra.run.dir") from None
     try:

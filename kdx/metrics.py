@@ -4,19 +4,7 @@ import warnings
 from typing import Any
 
 import torch
-import torchmetrics.functional.classification as tmf
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassF1Score,
-    MulticlassPrecision,
-    MulticlassRecall,
-    MultilabelAccuracy,
-    MultilabelF1Score,
-    MultilabelPrecision,
-    MultilabelRecall,
-)
 
 MULTI_LABEL = "multi-label"
 BINARY = "binary-class"
@@ -39,23 +27,20 @@ def epoch_scores(predictions: Tensor, labels: Tensor, task: str, num_classes: in
     A class that occurs neither among labels nor predictions does not enter the macro averages; one that is
     never predicted has precision 0, one without a label recall 0. Multi-label accuracy is the mean over labels.
     """
-    kind: dict[str, Any]
-    parts: tuple[Metric, ...]
-    if task == MULTI_LABEL:
-        kind = {"num_labels": num_classes, "average": "macro", "validate_args": False}
-        parts = (
-            MultilabelAccuracy(**kind),
-            MultilabelPrecision(**kind),
-            MultilabelRecall(**kind),
-            MultilabelF1Score(**kind),
-        )
-    else:
-        kind = {"num_classes": num_classes, "average": "macro", "validate_args": False}
-        accuracy = MulticlassAccuracy(**{**kind, "average": "micro"})
-        parts = (accuracy, MulticlassPrecision(**kind), MulticlassRecall(**kind), MulticlassF1Score(**kind))
-    names = ("accuracy", "precision", "recall", "f1_score")
-    collection = MetricCollection(dict(zip(names, parts, strict=True)))
-    return {name: _percent(value) for name, value in collection(predictions.cpu(), labels.cpu()).items()}
+    import torchmetrics.functional.classification as tmf  # seconds, and needed at an epoch's end only
+
+    many = task == MULTI_LABEL
+    prefix, count = ("multilabel", "num_labels") if many else ("multiclass", "num_classes")
+    predictions, labels = predictions.cpu(), labels.long().cpu()
+    scores = {}
+    for name in ("accuracy", "precision", "recall", "f1_score"):
+        average = "micro" if name == "accuracy" and not many else "macro"
+        score = getattr(tmf, f"{prefix}_{name}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # an absent class scores 0 here, as documented above
+            value = score(predictions, labels, **{count: num_classes}, average=average, validate_args=False)
+        scores[name] = _percent(value)
+    return scores
 
 
 def full_scores(logits: Tensor, labels: Tensor, task: str, num_classes: int) -> dict[str, Any]:
@@ -64,6 +49,8 @@ def full_scores(logits: Tensor, labels: Tensor, task: str, num_classes: int) -> 
     AUC as in MedMNIST v2: of the positive class for a binary set, else the unweighted mean one-vs-rest (or
     over labels). Classes without both a positive and a negative image have no AUC and are left out of the mean.
     """
+    import torchmetrics.functional.classification as tmf
+
     logits, labels = logits.cpu(), labels.cpu()
     predictions = predict(logits, task)
     scores: dict[str, Any] = epoch_scores(predictions, labels, task, num_classes)
@@ -99,11 +86,13 @@ def calibration(logits: Tensor, labels: Tensor, task: str) -> dict[str, Any]:
 
 def agreement(logits: Tensor, guide_logits: Tensor, task: str) -> float:
     """On how many images (labels of a multi-label set) the network says what its guide says, in percent."""
-    return _percent((predict(logits, task) == predict(guide_logits, task)).double().mean())
+    return _percent((predict(logits.cpu(), task) == predict(guide_logits.cpu(), task)).double().mean())
 
 
 def area_under_curve(scores: Tensor, labels: Tensor, task: str) -> float | None:
     """AUC of probabilities (N, C); None where no class has both positive and negative images."""
+    import torchmetrics.functional.classification as tmf
+
     truth = labels if task == MULTI_LABEL else torch.nn.functional.one_hot(labels, scores.shape[1])
     columns = [1] if task == BINARY else range(scores.shape[1])
     areas = [
@@ -120,6 +109,8 @@ def _percent(share: Tensor) -> float:
 
 def _per_class(predictions: Tensor, labels: Tensor, task: str, num_classes: int) -> dict[str, list[float]]:
     """Precision, recall, F1 in percent and the number of images, each by class number."""
+    import torchmetrics.functional.classification as tmf
+
     prefix = "multilabel" if task == MULTI_LABEL else "multiclass"
     result = {}
     for name in ("precision", "recall", "f1_score"):

@@ -21,6 +21,7 @@ def heat_map(
         raise KdxError("a heat map without a value")
     figure, axes = _figure(1.5 + 0.9 * len(columns), 1.2 + 0.6 * len(rows))
     image = axes.imshow(table, cmap="viridis", aspect="auto")
+    rows, columns = ([_plain(name) for name in labels] for labels in (rows, columns))
     slanted = max(map(len, columns)) > 6
     axes.set_xticks(range(len(columns)), columns, rotation=40 if slanted else 0, ha="right" if slanted else "center")
     axes.set_yticks(range(len(rows)), rows)
@@ -40,7 +41,9 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x_name: str, y_na
     """Named lines of (x, y) points; the legend is left out where it would cover the lines."""
     figure, axes = _figure(6.4, 3.6)
     for name, points in lines.items():
-        axes.plot([x for x, _ in points], [y for _, y in points], label=name, linewidth=1.2, marker=".", markersize=3)
+        axes.plot(
+            [x for x, _ in points], [y for _, y in points], label=_plain(name), linewidth=1.2, marker=".", markersize=3
+        )
     axes.set_xlabel(x_name)
     axes.set_ylabel(y_name)
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -65,6 +68,11 @@ def bars_and_line(
     axes.plot([x[i] for i in filled], [y[i] for i in filled], marker="o", color="#4477aa")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=names[0], ylabel=names[1])
     return _svg(figure)
+
+
+def _plain(text: str) -> str:
+    """Text in which a dollar sign does not begin a formula."""
+    return text.replace("$", r"\$")
 
 
 def _figure(width: float, height: float):  # type: ignore[no-untyped-def]

@@ -1,5 +1,8 @@
 """How networks are computed: half precision and the scaler that fp16 needs, memory format, compiling."""
 
+import importlib.util
+import os
+import shutil
 from dataclasses import dataclass
 
 import torch
@@ -52,10 +55,12 @@ def choose_precision(amp: str, device: torch.device, channels_last: bool | None 
 def choose_compile(wish: str, device: torch.device, steps: int) -> str | None:
     """The mode for `torch.compile`, or None to leave it out.
 
-    `auto` compiles on CUDA where the steps are many enough to pay for it; on CPU it gained nothing by itself.
+    `auto` compiles on CUDA where a compiler is there and the steps are many enough to pay for it; on CPU it gained
+    nothing by itself.
     """
     if wish == "auto":
-        wish = "default" if device.type == "cuda" and steps >= COMPILE_PAYS_AFTER else "off"
+        pays = device.type == "cuda" and steps >= COMPILE_PAYS_AFTER and _can_compile()
+        wish = "default" if pays else "off"
     return None if wish == "off" else wish
 
 
@@ -74,6 +79,12 @@ def choose_device(name: str) -> torch.device:
     if not there:
         raise KdxError(f"device={name}: not available here (CUDA devices: {torch.cuda.device_count()}, MPS: {has_mps})")
     return device
+
+
+def _can_compile() -> bool:
+    """Whether torch.compile finds triton and a C compiler, which it needs on CUDA."""
+    compilers = (os.environ.get("CC", "cc"), "gcc")
+    return importlib.util.find_spec("triton") is not None and any(map(shutil.which, compilers))
 
 
 def _fast_at_bf16(device: torch.device) -> bool:

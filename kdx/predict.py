@@ -7,18 +7,22 @@ from kdx.deploy import answers, load_model, ranking, read_picture
 from kdx.errors import KdxError
 
 USAGE = """
-python -m kdx.predict MODEL PICTURE... [top=3] [role=student] [network=package.module:callable]
+python -m kdx.predict MODEL PICTURE... [top=3] [role=student] [network=package.module:callable] [trust=true]
 
-MODEL is a run's folder, a checkpoint (.pth) or what kdx.export wrote (.onnx, .pt2, .safetensors). Prints a line a
-picture: the likeliest classes with their probabilities; for multi-label sets those of each label by itself.
+MODEL is a run's folder, a checkpoint (.pth) or what kdx.export wrote (.onnx, .safetensors, .pt2 with trust=true).
+Prints a line a picture: the likeliest classes with their probabilities; for multi-label sets those of each label by
+itself.
 """
 
 
-def predict_pictures(words: list[str], top: int, role: str, network: str | None) -> str:
+DEFAULTS = {"top": 3, "role": "student", "network": None, "trust": False}
+
+
+def predict_pictures(words: list[str], top: int, role: str, network: str | None, trust: bool) -> str:
     """A line for each picture in `words[1:]`."""
     if top < 1:
         raise KdxError("top=0: a whole number of at least 1 is needed")
-    model, card = load_model(Path(words[0]), role, network)
+    model, card = load_model(Path(words[0]), role, network, trust)
     lines = []
     for name in words[1:]:
         logits = answers(model, card, read_picture(Path(name), card))[0]
@@ -28,4 +32,4 @@ def predict_pictures(words: list[str], top: int, role: str, network: str | None)
 
 
 if __name__ == "__main__":
-    run_command(USAGE, predict_pictures, {"top": 3, "role": "student", "network": None}, least=2)
+    run_command(USAGE, predict_pictures, DEFAULTS, least=2)

@@ -18,12 +18,14 @@ def _job(config: DictConfig) -> float | None:
     return cli.run_job(config)
 
 
-def main() -> None:
+def main(check: bool = True) -> None:
+    """Run the command line; `check=False` for a job of a sweep, which was checked before the sweep began."""
     cli.add_plugins()
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m kdx.run` does: a user's own modules beside the call
     with cli.one_line_errors(CONF):
-        cli.check_jobs(CONF)
+        if check:
+            cli.check_jobs(CONF)
         _job()
 
 

@@ -89,7 +89,8 @@ def _curves(run_dir: Path, stages: Stages) -> list[str]:
     """Validation accuracy and cross-entropy of all stages on common axes, and training beside validation."""
     accuracy, loss, gap = {}, {}, {}
     for role, stage in stages.items():
-        rows = read_log((run_dir / stage["checkpoint"]).parent.parent)
+        place = (run_dir / stage["checkpoint"]).parent
+        rows = read_log(place.parent) if place.name == "checkpoints" else []  # a named file has no log
         if not rows:
             continue
         accuracy[role] = [(row["epoch"], row["val_accuracy"]) for row in rows]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from kdx.dataset import Dataset, from_arrays
-from kdx.download import fetch
+from kdx.download import fetch, md5_of
 from kdx.errors import KdxError
 
 SPLIT_SEED = 0  # one split for every run: the run's seed must not move images between train and validation
@@ -62,6 +62,9 @@ def load_cifar(name: str, root: str, download: bool) -> Dataset:
             archive = Path(root) / reader.filename
             if not archive.exists():
                 _fetch(reader.url, archive, reader.tgz_md5, name, download)
+            if md5_of(archive) != reader.tgz_md5:
+                damaged = f"{archive} is damaged (its md5 is not {reader.tgz_md5}): delete it"
+                raise KdxError(f"dataset={name}: {damaged}") from None
         try:
             parts.append(reader(root, train=is_train, download=True))  # unpacks the archive
         except (OSError, RuntimeError) as error:

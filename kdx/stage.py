@@ -139,8 +139,10 @@ def train_stage(
     _go_on(trainer, folder, earlier)
     told = {"role": stage.role, "fingerprint": own, "guide_fingerprint": trainer.identity["guide_fingerprint"]}
     write_json(folder / "logs" / f"{file_stem(stage)}_config.json", told | {"config": stage.config})
-    best = _fit(trainer, stage)
-    trainer.logger.tracker.close()
+    try:
+        best = _fit(trainer, stage)
+    finally:
+        trainer.logger.tracker.close()
     checkpoint = folder / "checkpoints" / best.file
     network, content = load_network(place, stage, checkpoint)
     test = scores_on_test(place, stage, network, trainer.guide) | {"epoch": best.epoch}
@@ -196,11 +198,17 @@ def _make_trainer(
         log_interval=settings.log_interval,
         checkpoint_every_steps=settings.checkpoint_every_steps,
         accumulate=settings.accumulate,
-        compile_mode=choose_compile(settings.compile, place.device, stage.epochs * len(train)),
+        compile_mode=_compile_mode(place, stage, len(train)),
         cache=_logits_cache(place, stage, guide),
         stop=stop,
         after_epoch=_drawing(place, stage, parts.network, folder),
     )
+
+
+def _compile_mode(place: Workplace, stage: StageSettings, steps: int) -> str | None:
+    settings = place.settings
+    recomputed = settings.compile == "auto" and settings.activation_checkpointing  # the two do not go together
+    return None if recomputed else choose_compile(settings.compile, place.device, stage.epochs * steps)
 
 
 def _leave_clean_script(folder: Path) -> None:
@@ -215,7 +223,9 @@ def _logits_cache(place: Workplace, stage: StageSettings, guide: Guide | None) -
         return None
     augmented = set(place.settings.augment) - {"none"}
     known = identity(place, stage)
+    card = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else None
     facts: dict[str, Any] = {"guide": guide.sha256, "surroundings": place.surroundings()}
+    facts |= {"versions": versions(), "card": card}
     facts |= {"data_digest": known["data_digest"], "preprocessing": known["preprocessing"]}
     facts |= {"augment": sorted(augmented), "batch_size": stage.batch_size, "accumulate": place.settings.accumulate}
     if augmented:  # then they are those of this stage's views

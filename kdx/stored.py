@@ -86,8 +86,9 @@ def load_data(stage: StoredStage, data_dir: str | None = None) -> Dataset:
     for key in ("root", "path"):
         if key in source:
             recorded = source[key]
-            from_environment = "${" in recorded
-            source[key] = data_dir or (os.environ.get("KDX_DATA", "data") if from_environment else recorded)
+            if data_dir is None and "${" in recorded and not recorded.startswith("${oc.env:KDX_DATA"):
+                raise KdxError(f"{configs[0]}: the images lie in {recorded}: say where that is with data_dir=")
+            source[key] = data_dir or (os.environ.get("KDX_DATA", "data") if "${" in recorded else recorded)
     if "download" in source:
         source["download"] = False
     if "num_workers" in source:

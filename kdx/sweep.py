@@ -155,7 +155,7 @@ class Pool:
     def __init__(self, program: Program, gpu_ids: Sequence[int], cpus: int) -> None:
         self.program, self.gpu_ids, self.cpus = program, list(gpu_ids), cpus
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["kdx.chain", "kdx.cli"])
+        self.context.set_forkserver_preload(["kdx.chain", "kdx.cli", "torchmetrics.functional.classification"])
         self.running: dict[int, tuple[ForkServerProcess, Job, float]] = {}
 
     def run(self, jobs: Sequence[Job], at_once: int, note: Callable[[Job, JobEnd], None]) -> None:

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +107,8 @@ class Trainer:
         Raises `KdxError` that names epoch and step where a loss is not finite; `latest.pth` is then the last
         epoch that was sound.
         """
-        for network in (self.network, self.guide) if self.compile_mode else ():
-            if network is not None:
-                network.compile(mode=self.compile_mode)
+        if self.compile_mode:
+            compile_networks([n for n in (self.network, self.guide) if n is not None], self.compile_mode)
         if self.guide is not None:  # what it says of the validation split never changes: once a stage
             self.guide_val_logits = self._cached("val", self.val)
         for epoch in range(len(self.history) + 1, self.epochs + 1):
@@ -172,7 +171,7 @@ class Trainer:
                 self._require_finite(terms["loss"].item(), epoch, step, "loss")
             share = len(labels) / len(batch.labels)
             self.scaler.scale(terms["loss"] * share).backward()
-            seen.append(logits.detach())
+            seen.append(logits.detach().clone() if self.accumulate > 1 else logits.detach())
             taught += [] if known is None else [known]
             losses.append({name: value.detach() * share for name, value in terms.items()})
         self.scaler.step(self.optimizer)
@@ -325,6 +324,18 @@ class Trainer:
             )
 
 
+def compile_networks(networks: Sequence[nn.Module], mode: str) -> None:
+    """torch.compile in place, so that the names of weights stay.
+
+    All ResNets share the code of one `forward`: what earlier stages compiled is forgotten first, and there is room for
+    every network in both modes and for two batch sizes, without which torch would silently leave the rest uncompiled.
+    """
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(networks))
+    for network in networks:
+        network.compile(mode=mode)
+
+
 def _match_layout(optimizer: torch.optim.Optimizer) -> None:
     """Lay the moments out in memory as their weights are: fused kernels go through both by address.
 
@@ -340,7 +351,9 @@ def logits_of(network: nn.Module, batches: Batches, precision: Precision) -> Ten
     """float32 logits (N, C) of a whole split in its own order, in eval mode and without gradient."""
     network.eval()
     with torch.inference_mode(), precision.autocast():
-        logits = torch.cat([network(batch.images).float() for batch in batches.epoch(0)])
+        logits = torch.cat(
+            [network(batch.images).float().clone() for batch in batches.epoch(0)]
+        )  # CUDA graphs reuse theirs
     return logits.clone()  # a plain tensor again, which may enter a loss
 
 

@@ -26,6 +26,17 @@ test images of a finished run, and next to each other what the stage and the one
 """
 
 
+DEFAULTS = {
+    "role": "student",
+    "layer": None,
+    "samples": 4,
+    "compare": "teacher",
+    "cam": False,
+    "data_dir": None,
+    "network": None,
+}
+
+
 def visualize_feature_maps(
     feature_maps: Tensor, num_maps: int = 16, title: str = "feature maps", save_path: str | Path | None = None
 ) -> Figure:
@@ -146,6 +157,8 @@ def draw_run(
     network: str | None,
 ) -> str:
     """Pictures of a finished run, into the stage's folder; what was drawn, in words."""
+    if samples < 1:
+        raise KdxError(f"samples={samples}: a whole number of at least 1 is needed")
     run_dir = Path(words[0])
     stage = load_stage(run_dir, role, network)
     data = load_data(stage, data_dir)
@@ -203,7 +216,7 @@ def _draw_side_by_side(image: Tensor, panels: dict[str, Tensor], title: str, pat
     """An image (C, H, W) of 0-255 and maps (H, W) laid over it, each scaled to its own range."""
     figure = Figure(figsize=(2.6 * (1 + len(panels)), 3.1), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
+    figure.suptitle(title.replace("$", r"\$"))
     shown = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
     height, width = shown.shape[:2]
     for position, (name, heat) in enumerate([("image", None), *panels.items()]):
@@ -222,5 +235,4 @@ def _label_names(label: Tensor, data: Dataset) -> str:
 
 
 if __name__ == "__main__":
-    DEFAULTS = {"role": "student", "layer": None, "samples": 4, "compare": "teacher", "cam": False}
-    run_command(USAGE, draw_run, DEFAULTS | {"data_dir": None, "network": None})
+    run_command(USAGE, draw_run, DEFAULTS)

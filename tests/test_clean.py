@@ -71,6 +71,7 @@ def test_shared_memory_of_dead_processes_is_freed(outputs: Path) -> None:
     ours, theirs = Path(f"/dev/shm/torch_{dead.pid}_1_0"), Path(f"/dev/shm/torch_{os.getpid()}_1_0")
     for segment in (ours, theirs):
         segment.write_bytes(b"123")
+        os.utime(segment, (0, 0))
     try:
         clean(outputs)
         assert not ours.exists() and theirs.exists()
@@ -88,3 +89,23 @@ def test_unknown_option_and_folder_are_told(tmp_path: Path) -> None:
 def test_page_cache_is_dropped_only_if_answered_yes(outputs: Path) -> None:
     told = clean(outputs, "--system", answer="n\n")
     assert "page cache dropped" not in told
+
+
+def test_a_folder_above_may_be_called_checkpoints(tmp_path: Path) -> None:
+    stage = tmp_path / "checkpoints" / "run" / "student"
+    for name in ("checkpoints/epoch_0050.pth", "checkpoints/latest.pth", "logs/a_log.csv", "test_metrics.json"):
+        (stage / name).parent.mkdir(parents=True, exist_ok=True)
+        (stage / name).write_text("x")
+    clean(tmp_path, "--checkpoints")
+    left = sorted(path.name for path in stage.rglob("*") if path.is_file())
+    assert left == ["a_log.csv", "latest.pth", "test_metrics.json"]
+
+
+def test_cached_logits_go_when_asked(tmp_path: Path) -> None:
+    kept = tmp_path / "index" / "logits" / "0123456789abcdef" / "epoch_0001.npy"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("x")
+    clean(tmp_path)
+    assert kept.exists()
+    clean(tmp_path, "--logits")
+    assert not kept.exists()

@@ -16,7 +16,7 @@ from kdx.models import NetworkSpec, build_network
 from kdx.precision import Precision, choose_compile, choose_precision
 from kdx.recompute import recompute_blocks
 from kdx.thin import resnet8
-from kdx.trainer import Trainer
+from kdx.trainer import Trainer, compile_networks
 from tests import tiny
 from tests.conftest import settings_of
 from tests.test_trainer import CPU, make_trainer
@@ -206,3 +206,36 @@ def test_compiled_networks_learn_the_same(tmp_path: Path) -> None:
     compiled = make_trainer(tmp_path / "compiled", network=without_norm(), epochs=1, compile_mode="default")
     one, two = weights(plain), weights(compiled)
     assert one.keys() == two.keys() and near(one, two)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_every_stage_is_compiled_not_only_the_first_two() -> None:
+    """ResNets share the code of one forward; torch gives up on it after some variants, with a warning at most."""
+    compiled = []
+
+    def counting(module: Any, inputs: Any) -> Any:
+        compiled.append(1)
+        return module.forward
+
+    for _ in range(4):
+        compiled.clear()
+        torch._dynamo.reset()
+        networks = [build_network(NetworkSpec("resnet18", 3, stem="small")) for _ in range(2)]
+        compile_networks(networks, "default")
+        for network in networks:
+            network.compile(backend=counting)
+            for training, count in ((True, 4), (True, 3), (False, 4)):
+                network.train(training)(torch.zeros(count, 3, 8, 8))
+        assert len(compiled) >= 4
+
+
+def test_compiling_and_recomputing_do_not_go_together() -> None:
+    with pytest.raises(KdxError, match="compile=default: does not go together with activation_checkpointing=true"):
+        settings_of("compile=default", "activation_checkpointing=true")
+    assert settings_of("activation_checkpointing=true").compile == "auto"
+
+
+def test_cache_that_cannot_be_written_does_not_end_a_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "cache").write_text("no folder")
+    assert distilled(tmp_path / "run", tmp_path / "cache").fit()
+    assert "kd.cache_logits: cannot make the folder" in caplog.text

@@ -1,5 +1,6 @@
 """The README's commands, as they stand there."""
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -7,6 +8,7 @@ import subprocess
 import pytest
 
 from kdx import cli
+from kdx.command import read_keys
 from tests.conftest import CONF, REPO
 
 README = (REPO / "README.md").read_text()
@@ -27,6 +29,11 @@ def test_command_is_valid(command: str) -> None:
     if program == "make":
         done = subprocess.run(["make", "--dry-run", *arguments], cwd=REPO, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+    elif program == "python" and arguments[0] == "-m":
+        module = importlib.import_module(arguments[1])
+        assert hasattr(module, "main") or read_keys(arguments[2:], module.DEFAULTS)[0]
+    elif program in ("python", "bash"):
+        assert (REPO / arguments[0]).exists(), command
     else:
         assert program == "kdx"
         cli.check_jobs(CONF, arguments)
@@ -55,7 +62,7 @@ def test_every_flag_of_old_scripts_is_mapped_to_a_key_that_works(flag: str) -> N
 
 
 def test_files_that_the_readme_names_exist_in_a_run(tiny_run) -> None:
-    run = tiny_run("visualize.samples=1")
+    run = tiny_run("visualize.samples=1", "report=true")
     for pattern in re.findall(r"^\| `([^|]+?)` \|", README, re.MULTILINE):
         for name in pattern.replace("`", "").split(", "):
             if not name.startswith("--") and "=" not in name:

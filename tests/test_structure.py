@@ -91,6 +91,12 @@ def test_start_up_modules_do_not_import_torch(name: str) -> None:
     assert not heavy & {found.split(".")[0] for found in imports_of(REPO / "kdx" / f"{name}.py", top_level_only=True)}
 
 
+def test_torchmetrics_is_imported_where_an_epoch_ends_only() -> None:
+    """It takes seconds, which would pass before the first training step."""
+    for path in MODULES:
+        assert not any(name.startswith("torchmetrics") for name in imports_of(path, top_level_only=True)), path
+
+
 def test_every_torch_load_is_weights_only_and_nothing_is_unpickled() -> None:
     """pitfall(5)"""
     for path in [*MODULES, *(REPO / "scripts").glob("*.py")]:

@@ -8,6 +8,7 @@ import pytest
 from kdx.errors import KdxError
 from kdx.trackers import check_tracker, open_tracker
 from tests.conftest import TinyRun
+from tests.test_trainer import make_trainer, rows_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the packages' own
 
@@ -70,3 +71,19 @@ def test_a_run_with_a_tracker_and_pictures_while_it_trains(tiny_run) -> None:
     assert drawn == ["epoch_0001", "epoch_0002", "visualizations"]
     plain: TinyRun = tiny_run("stage.deliver=teacher", "stage.reuse=never")
     assert plain.summary["teacher"]["test"] == run.summary["teacher"]["test"]
+
+
+class Gone:
+    def log(self, rows: object) -> None:
+        raise ConnectionError("the server is gone")
+
+    def close(self) -> None:
+        pass
+
+
+def test_tracker_that_fails_does_not_end_a_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.logger.tracker = Gone()
+    trainer.fit()
+    assert len(rows_of(tmp_path / "log.csv")) == 3
+    assert caplog.text.count("the tracker fails and gets no more: ConnectionError: the server is gone") == 1

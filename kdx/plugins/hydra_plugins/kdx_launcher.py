@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
@@ -60,7 +61,7 @@ class ProcessLauncher(Launcher):
         ]
         from kdx.run import CONF, main
 
-        program = sweep.Program(main, CONF, tuple(sweep.config_arguments(self.config)))
+        program = sweep.Program(partial(main, check=False), CONF, tuple(sweep.config_arguments(self.config)))
         board = sweep.Board(sweep_dir, jobs)
         try:
             sweep.run_sweep(board, program, self.n_jobs, list(self.gpu_ids or []))
