@@ -3,10 +3,11 @@
 import importlib.util
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdx.errors import KdxError
 
@@ -79,6 +80,29 @@ def choose_device(name: str) -> torch.device:
     if not there:
         raise KdxError(f"device={name}: not available here (CUDA devices: {torch.cuda.device_count()}, MPS: {has_mps})")
     return device
+
+
+def compile_networks(networks: Sequence[nn.Module], mode: str) -> None:
+    """torch.compile in place, so that the names of weights stay.
+
+    All ResNets share the code of one `forward`: what earlier stages compiled is forgotten first, and there is room for
+    every network in both modes and for two batch sizes, without which torch would silently leave the rest uncompiled.
+    """
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(networks))
+    for network in networks:
+        network.compile(mode=mode)
+
+
+def match_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Lay the moments out in memory as their weights are: fused kernels go through both by address.
+
+    They differ where a state was saved under another `channels_last`.
+    """
+    for weight, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if isinstance(moment, Tensor) and moment.shape == weight.shape and moment.stride() != weight.stride():
+                moments[name] = torch.empty_like(weight, dtype=moment.dtype).copy_(moment)
 
 
 def _can_compile() -> bool:

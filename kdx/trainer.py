@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from kdx.losses import Objective, loss_terms
 from kdx.memory import peak_mb, start_peak
 from kdx.metrics import agreement, epoch_scores, full_scores, predict
 from kdx.models import set_training_mode
-from kdx.precision import Precision
+from kdx.precision import Precision, compile_networks, match_layout
 from kdx.progress import Best, Partial
 from kdx.reproducibility import random_state, restore_random_state
 from kdx.stopping import StopRequest
@@ -296,7 +296,7 @@ class Trainer:
     def _load_state(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        _match_layout(self.optimizer)
+        match_layout(self.optimizer)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
@@ -322,29 +322,6 @@ class Trainer:
                 f"{self.name}: {what} is {loss} in epoch {epoch}, step {step} (lr {rate:.2e}); "
                 "lower optimizer.lr or set amp=off; the checkpoints of earlier epochs are sound"
             )
-
-
-def compile_networks(networks: Sequence[nn.Module], mode: str) -> None:
-    """torch.compile in place, so that the names of weights stay.
-
-    All ResNets share the code of one `forward`: what earlier stages compiled is forgotten first, and there is room for
-    every network in both modes and for two batch sizes, without which torch would silently leave the rest uncompiled.
-    """
-    torch._dynamo.reset()
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(networks))
-    for network in networks:
-        network.compile(mode=mode)
-
-
-def _match_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Lay the moments out in memory as their weights are: fused kernels go through both by address.
-
-    They differ where a state was saved under another `channels_last`.
-    """
-    for weight, moments in optimizer.state.items():
-        for name, moment in moments.items():
-            if isinstance(moment, Tensor) and moment.shape == weight.shape and moment.stride() != weight.stride():
-                moments[name] = torch.empty_like(weight, dtype=moment.dtype).copy_(moment)
 
 
 def logits_of(network: nn.Module, batches: Batches, precision: Precision) -> Tensor:

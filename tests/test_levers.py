@@ -13,10 +13,10 @@ from kdx.errors import KdxError
 from kdx.guide_logits import LogitsCache
 from kdx.losses import KnowledgeDistillationLoss
 from kdx.models import NetworkSpec, build_network
-from kdx.precision import Precision, choose_compile, choose_precision
+from kdx.precision import Precision, choose_compile, choose_precision, compile_networks
 from kdx.recompute import recompute_blocks
 from kdx.thin import ThinResNet, resnet8
-from kdx.trainer import Trainer, compile_networks
+from kdx.trainer import Trainer
 from tests import tiny
 from tests.conftest import settings_of
 from tests.test_trainer import CPU, make_trainer
@@ -193,11 +193,14 @@ def test_sweep_asks_a_guide_once(tiny_run, tmp_path: Path) -> None:
     assert cached.summary["student"]["fingerprint"] == plain.summary["student"]["fingerprint"]
 
 
-def test_compile_pays_in_long_trainings_on_a_gpu_only() -> None:
+def test_compile_pays_in_long_trainings_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdx.precision._can_compile", lambda: True)
     cuda = torch.device("cuda")
     assert choose_compile("auto", CPU, 10**6) is None and choose_compile("auto", cuda, 100) is None
     assert choose_compile("auto", cuda, 10**6) == "default" and choose_compile("off", cuda, 10**6) is None
     assert choose_compile("reduce-overhead", CPU, 1) == "reduce-overhead"
+    monkeypatch.setattr("kdx.precision._can_compile", lambda: False)
+    assert choose_compile("auto", cuda, 10**6) is None
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
