@@ -43,13 +43,13 @@ class Precision:
 def choose_precision(amp: str, device: torch.device, channels_last: bool | None = None) -> Precision:
     """`auto` is bf16 where the device computes it natively, else fp16 on CUDA, else off.
 
-    `channels_last=None` uses it together with half precision, where it is faster; in float32 it gains nothing.
+    `channels_last=None` uses it on the CPU (1.1 to 1.2 times faster in float32) and with half precision on CUDA.
     """
     if amp == "auto":
         amp = "bf16" if _fast_at_bf16(device) else "fp16" if device.type == "cuda" else "off"
     half = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
     if channels_last is None:
-        channels_last = half is not None and device.type in ("cpu", "cuda")
+        channels_last = device.type == "cpu" or (device.type == "cuda" and half is not None)
     return Precision(device, half, channels_last)
 
 

@@ -10,7 +10,6 @@ import argparse
 import json
 import multiprocessing
 import platform
-import resource
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -127,7 +126,8 @@ def _peak_of_an_epoch(bare: bool, case: Case, recompute: bool) -> float:
     from kdx.metrics import epoch_scores  # noqa: F401  imports torchmetrics before the first measurement
     from kdx.recompute import recompute_blocks
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of the process that started this one
+    before = _memory_mb("VmRSS")
     if bare:
         bare_loop(case)()
     else:
@@ -136,7 +136,13 @@ def _peak_of_an_epoch(bare: bool, case: Case, recompute: bool) -> float:
             if recompute:
                 recompute_blocks(trainer.network)
             trainer._train_epoch(1, 0.0)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return _memory_mb("VmHWM") - before
+
+
+def _memory_mb(what: str) -> float:
+    """VmRSS (now) or VmHWM (peak) of this process, of Linux."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.split(f"{what}:")[1].split()[0]) / 1024
 
 
 def sweep(rounds: int) -> Iterator[Row]:

@@ -129,9 +129,10 @@ def test_a_state_goes_on_under_the_other_memory_format(tmp_path: Path) -> None:
     assert torch.nn.functional.cosine_similarity(moments[0].flatten(), moments[1].flatten(), dim=0) > 0.99
 
 
-def test_channels_last_comes_with_half_precision_only() -> None:
-    assert choose_precision("bf16", CPU).channels_last and not choose_precision("off", CPU).channels_last
-    assert not choose_precision("bf16", CPU, False).channels_last and choose_precision("off", CPU, True).channels_last
+def test_channels_last_is_used_where_it_is_faster() -> None:
+    cuda = torch.device("cuda")
+    assert choose_precision("off", CPU).channels_last and choose_precision("fp16", cuda).channels_last
+    assert not choose_precision("off", cuda).channels_last and not choose_precision("bf16", CPU, False).channels_last
 
 
 class Counting(nn.Module):
