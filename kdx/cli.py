@@ -83,6 +83,8 @@ def run_job(config: DictConfig) -> float | None:
         if not single:
             raise
         raise SystemExit(1) from None
+    finally:
+        gc.unfreeze()  # else native libraries report at exit what was not collected
     if settings.plan and single:
         _discard_unstarted(run_dir)
     return result
