@@ -68,9 +68,18 @@ def test_missing_data_says_what_to_put_where(tmp_path: Path, download: bool) -> 
     with pytest.raises(KdxError, match=r"put pneumoniamnist.npz from \S+ into data_dir=") as error:
         load_medmnist("pneumoniamnist", 28, str(tmp_path), download)
     assert "\n" not in str(error.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["pneumoniamnist.json"]
-    with pytest.raises(KdxError, match="put the unpacked folder cifar-10-batches-py"):
+    left = [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"]  # of a download that was tried
+    assert left == ["pneumoniamnist.json"]
+    with pytest.raises(KdxError, match=r"put cifar-10-python.tar.gz from \S+ into data_dir="):
         load_cifar("cifar10", str(tmp_path), download)
+
+
+def test_damaged_cifar_archive_is_not_fetched_behind_the_users_back(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"half a download")
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", lambda *_: pytest.fail("fetched"))
+    for download in (False, True):
+        with pytest.raises(KdxError, match=r"cifar-10-python.tar.gz is damaged \(its md5 is not"):
+            load_cifar("cifar10", str(tmp_path), download)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "pickled", "missing key"])

@@ -86,7 +86,9 @@ def test_network_alone_is_shipped(run_dir: Path) -> None:
     export.export_stage([str(run_dir)], **EXPORT | {"format": "safetensors"})
     path = run_dir / "student" / "export" / "student.safetensors"
     with safe_open(path, framework="pt") as file:
-        assert set(file.keys()) == set(load_checkpoint(next(run_dir.glob("student/checkpoints/best_acc_*")))["model"])
+        assert set(file.keys()) == set(
+            load_checkpoint(next(run_dir.glob("student/checkpoints/best_acc_*.pth")))["model"]
+        )
     assert path.stat().st_size < 0.5 * (run_dir / "student/checkpoints/latest.pth").stat().st_size
 
 
