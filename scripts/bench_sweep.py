@@ -18,7 +18,7 @@ from kdx.models import NetworkSpec, build_network
 
 AXES = ["kd.temperature=2,4,8", "kd.alpha=0.3,0.5,0.7"]
 NETWORKS = {"teacher": "kdx.thin:resnet56", "assistant": "kdx.thin:resnet20", "student": "kdx.thin:resnet8"}
-EPOCHS = 4  # a job has about a second of its own that no epoch shares
+EPOCHS = 2
 BASE = ["model=thin", "dataset=digits", "dataset.name=made-up", "dataset.source._target_=bench_sweep.made_up"]
 BASE += [
     f"epochs={EPOCHS}",
