@@ -3,7 +3,7 @@
 import csv
 import io
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,8 +57,15 @@ class EpochLogger:
         writer.writeheader()
         writer.writerows(rows)
         write_atomic(self.path, text.getvalue().encode())
+        self._tell_tracker(lambda: self.tracker.log(rows))
+
+    def close(self) -> None:
+        """Nothing more will be written."""
+        self._tell_tracker(self.tracker.close)
+
+    def _tell_tracker(self, tell: Callable[[], None]) -> None:
         try:
-            self.tracker.log(rows)
+            tell()
         except Exception as error:  # a server that went away must not end a training: the CSV has all of it
             log.warning("the tracker fails and gets no more: %s: %s", type(error).__name__, str(error).split("\n")[0])
             self.tracker = Untracked()

@@ -142,7 +142,7 @@ def train_stage(
     try:
         best = _fit(trainer, stage)
     finally:
-        trainer.logger.tracker.close()
+        trainer.logger.close()
     checkpoint = folder / "checkpoints" / best.file
     network, content = load_network(place, stage, checkpoint)
     test = scores_on_test(place, stage, network, trainer.guide) | {"epoch": best.epoch}

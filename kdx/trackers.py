@@ -32,13 +32,19 @@ def check_tracker(kind: str) -> None:
 
 
 def open_tracker(kind: str, folder: Path, outputs: Path, config: dict[str, Any]) -> Tracker:
-    """The tracker of a stage that is trained in `folder`, below `outputs`; `none` tracks nothing."""
-    if kind == "tensorboard":
-        return TensorBoard(folder)
-    if kind == "mlflow":
-        return MLflow(folder, outputs, config)
-    if kind == "wandb":
-        return WandB(folder, outputs, config)
+    """The tracker of a stage that is trained in `folder`, below `outputs`; `none` tracks nothing.
+
+    `KdxError` where it cannot be opened, such as a server that does not answer.
+    """
+    try:
+        if kind == "tensorboard":
+            return TensorBoard(folder)
+        if kind == "mlflow":
+            return MLflow(folder, outputs, config)
+        if kind == "wandb":
+            return WandB(folder, outputs, config)
+    except Exception as error:  # each package raises classes of its own
+        raise KdxError(f"logger={kind}: cannot be opened ({' '.join(str(error).split())[:200]})") from error
     return Untracked()
 
 

@@ -85,5 +85,13 @@ def test_tracker_that_fails_does_not_end_a_training(tmp_path: Path, caplog: pyte
     trainer = make_trainer(tmp_path)
     trainer.logger.tracker = Gone()
     trainer.fit()
+    trainer.logger.close()
     assert len(rows_of(tmp_path / "log.csv")) == 3
     assert caplog.text.count("the tracker fails and gets no more: ConnectionError: the server is gone") == 1
+
+
+def test_tracker_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("no folder")
+    with pytest.raises(KdxError, match="logger=tensorboard: cannot be opened") as error:
+        open_tracker("tensorboard", tmp_path, tmp_path, {})
+    assert "\n" not in str(error.value)
