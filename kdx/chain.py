@@ -148,7 +148,7 @@ class _Run:
             epoch, validation = content["epoch"], content["validation"]
             test = scores_on_test(self.place, step.stage, network)
         guide = content["meta"].get("guide_fingerprint")
-        sha256 = hash_file(step.checkpoint)
+        sha256 = step.finished.sha256 if step.finished is not None else hash_file(step.checkpoint)
         return Outcome(step.checkpoint, sha256, epoch, validation, test, count_parameters(network), 0.0, guide)
 
     def guide_of(self, step: Step) -> Guide | None:

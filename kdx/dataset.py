@@ -35,6 +35,13 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def first(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first images (count, C, H, W), decoded where they lie in files, and their labels."""
+        count = min(count, len(self))
+        images = self.images
+        chosen = images[:count] if isinstance(images, Tensor) else torch.stack([images[i] for i in range(count)])
+        return chosen, self.labels[:count]
+
 
 @dataclass(frozen=True)
 class Dataset:

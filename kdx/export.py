@@ -3,14 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdx.command import choice, run_command
-from kdx.dataset import Split
 from kdx.deploy import CARD, Card, Deployed, Model, answers, load_model, needs, pixels_of
 from kdx.errors import KdxError
 from kdx.files import write_atomic
@@ -68,10 +66,10 @@ def export_stage(
     write = {"onnx": _onnx, "torch_export": _torch_export, "safetensors": _safetensors}[format]
     content = write(plain, card)
     if quantize:
-        content = _int8(content, card, _first(data.val, CALIBRATION)[0])
+        content = _int8(content, card, data.val.first(CALIBRATION)[0])
     write_atomic(path, content)
     model, _ = load_model(path, network=network, trust=True)
-    images, labels = _first(data.test, samples)
+    images, labels = data.test.first(samples)
     told = [f"wrote {path} ({len(content) / 1e6:.2f} MB; the checkpoint has {_size_mb(stage.checkpoint):.2f} MB)"]
     return "\n".join([*told, _compare(plain, model, card, images, labels)])
 
@@ -160,13 +158,6 @@ def _safetensors(plain: Deployed, card: Card) -> bytes:
 
 def _example(card: Card) -> Tensor:
     return torch.zeros(2, card.image_shape[0], *card.input_size)
-
-
-def _first(split: Split, count: int) -> tuple[Tensor, Tensor]:
-    count = min(count, len(split))
-    images: Any = split.images
-    chosen = images[:count] if isinstance(images, Tensor) else torch.stack([images[i] for i in range(count)])
-    return chosen, split.labels[:count]
 
 
 def _size_mb(path: Path) -> float:

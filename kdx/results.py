@@ -67,6 +67,11 @@ def read_sweep(folder: Path) -> list[JobResult]:
     return jobs
 
 
+def finished_stages(told: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The stages of a summary that are done, by role."""
+    return {step["role"]: told[step["role"]] for step in told.get("plan", []) if step["role"] in told}
+
+
 def read_epochs(job: JobResult) -> list[dict[str, float]]:
     """The epochs of a job's last stage, from its CSV; also of a job that still trains it."""
     if job.finished:
@@ -128,7 +133,7 @@ def _read_job(folder: Path, listed: dict[str, Any]) -> JobResult:
     state, reason = listed.get("state"), listed.get("reason")
     if state in (None, "open"):
         state = told.get("status", "open")
-    stages = {step["role"]: told[step["role"]] for step in told.get("plan", []) if step["role"] in told}
+    stages = finished_stages(told)
     return JobResult(
         number=folder.name,
         folder=folder,

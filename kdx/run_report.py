@@ -9,7 +9,7 @@ from kdx import page
 from kdx.errors import KdxError
 from kdx.files import read_json, relative, write_atomic
 from kdx.plots import bars_and_line, curves, heat_map
-from kdx.results import read_log
+from kdx.results import finished_stages, read_log
 from kdx.tables import STAGE_HEADER, aligned, stage_cells
 
 REPORT = "report.html"
@@ -22,7 +22,7 @@ Stages = dict[str, dict[str, Any]]
 def write_run_report(run_dir: Path) -> str:
     """Write report.html into a run's folder; the outcome in words for a terminal."""
     told = read_json(run_dir / "summary.json")
-    stages: Stages = {step["role"]: told[step["role"]] for step in told["plan"] if step["role"] in told}
+    stages: Stages = finished_stages(told)
     if not stages:
         raise KdxError(f"{run_dir}: no stage of this run is finished yet")
     parts = [page.lead(line) for line in conclusions(stages)]

@@ -17,6 +17,7 @@ from kdx.errors import KdxError, suggest
 from kdx.files import read_json
 from kdx.imagefolder import load_imagefolder
 from kdx.models import NetworkSpec, build_network
+from kdx.results import finished_stages
 from kdx.sources import load_cifar, load_digits, load_medmnist
 
 SUMMARY = "summary.json"
@@ -44,8 +45,7 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     path = run_dir / SUMMARY
     if not path.is_file():
         raise KdxError(f"{run_dir}: no run: {SUMMARY} is missing")
-    told = read_json(path)
-    stages = {step["role"]: told[step["role"]] for step in told.get("plan", []) if step["role"] in told}
+    stages = finished_stages(read_json(path))
     if not stages:
         raise KdxError(f"{run_dir}: no stage of this run is finished yet")
     return stages

@@ -207,9 +207,8 @@ def grad_cam(model: nn.Module, image: Tensor, layer: str, label: Tensor) -> Tens
 
 def _prepared(stage: StoredStage, data: Dataset, samples: int) -> tuple[Tensor, Tensor]:
     """The first test images as the network sees them, and their labels."""
-    count = min(samples, len(data.test))
-    chosen = torch.stack([data.test.images[number] for number in range(count)])
-    return Card.of(stage.meta, stage.checkpoint).prepared.on(torch.device("cpu"))(chosen), data.test.labels[:count]
+    images, labels = data.test.first(samples)
+    return Card.of(stage.meta, stage.checkpoint).prepared.on(torch.device("cpu"))(images), labels
 
 
 def _draw_side_by_side(image: Tensor, panels: dict[str, Tensor], title: str, path: Path) -> None:
