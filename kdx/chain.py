@@ -17,7 +17,7 @@ from kdx.models import count_parameters
 from kdx.plan import Step, check_plan, describe_plan, make_plan, reuse_finished
 from kdx.run_report import write_run_report
 from kdx.schema import Settings
-from kdx.stage import Guide, Outcome, load_network, scores_on_test, train_stage
+from kdx.stage import Guide, Loaded, Outcome, load_network, scores_on_test, train_stage
 from kdx.stopping import Stopped, StopRequest, listening
 from kdx.tables import stage_table
 from kdx.workplace import Workplace, load_dataset, make_workplace, network_spec
@@ -36,13 +36,13 @@ def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) 
     place = make_workplace(settings, load_dataset(settings))
     plan = make_plan(place, index)
     log.info("%s", "\n".join(describe_plan(plan)))
-    check_plan(place, plan, run_dir)
+    loaded = check_plan(place, plan, run_dir)
     if settings.plan:
         return None
     make_folder(index.folder)
     with own_folder(run_dir), listening() as stop:
         _refuse_finished(run_dir, plan)
-        stages = _Run(place, plan, index, run_dir, overrides, stop).deliver()
+        stages = _Run(place, plan, index, run_dir, overrides, stop, loaded).deliver()
     log.info("\n%s\n", stage_table(stages))
     if settings.report:
         log.info("%s\n", write_run_report(run_dir))
@@ -61,9 +61,10 @@ class _Run:
         run_dir: Path,
         overrides: Sequence[str],
         stop: StopRequest,
+        loaded: dict[str, Loaded],
     ) -> None:
         self.place, self.plan, self.index, self.run_dir = place, plan, index, run_dir
-        self.stop = stop
+        self.stop, self.loaded = stop, loaded
         self.steps: dict[str, Step] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.stages: dict[str, dict[str, Any]] = {}
@@ -86,6 +87,7 @@ class _Run:
                 step, outcome = self.train_or_wait(step) if step.action == "train" else (step, self.take(step))
                 self.steps[step.role], self.outcomes[step.role] = step, outcome
                 self.describe(step, outcome)
+                self.forget_all_but(self.plan[len(self.steps) :])
                 full_cleanup()
         except Stopped as stopped:
             self.write_summary("stopped", str(stopped))
@@ -141,15 +143,24 @@ class _Run:
     def take(self, step: Step) -> Outcome:
         """The outcome of a stage that exists: as filed, or tested now if it is a named checkpoint."""
         assert step.checkpoint is not None
-        network, content = load_network(self.place, step.stage, step.checkpoint)
+        loaded = self.load(step, step.checkpoint)
+        parameters, guide = count_parameters(loaded.network), loaded.guide_fingerprint
         if step.finished is not None:
-            epoch, validation, test = step.finished.epoch, step.finished.validation, step.finished.test
-        else:
-            epoch, validation = content["epoch"], content["validation"]
-            test = scores_on_test(self.place, step.stage, network)
-        guide = content["meta"].get("guide_fingerprint")
-        sha256 = step.finished.sha256 if step.finished is not None else hash_file(step.checkpoint)
-        return Outcome(step.checkpoint, sha256, epoch, validation, test, count_parameters(network), 0.0, guide)
+            done = step.finished
+            return Outcome(step.checkpoint, done.sha256, done.epoch, done.validation, done.test, parameters, 0.0, guide)
+        test, sha256 = scores_on_test(self.place, step.stage, loaded.network), hash_file(step.checkpoint)
+        return Outcome(step.checkpoint, sha256, loaded.epoch, loaded.validation, test, parameters, 0.0, guide)
+
+    def load(self, step: Step, checkpoint: Path) -> Loaded:
+        """A stage that is done, read from its checkpoint once as long as somebody needs it."""
+        if step.role not in self.loaded:
+            self.loaded[step.role] = load_network(self.place, step.stage, checkpoint)
+        return self.loaded[step.role]
+
+    def forget_all_but(self, steps: Sequence[Step]) -> None:
+        """Free the networks that these steps, which are to come, neither take nor are taught by."""
+        needed = {step.role for step in steps} | {step.stage.guide for step in steps if step.action == "train"}
+        self.loaded = {role: loaded for role, loaded in self.loaded.items() if role in needed}
 
     def guide_of(self, step: Step) -> Guide | None:
         """Who teaches a stage."""
@@ -157,7 +168,7 @@ class _Run:
         if role is None:
             return None
         outcome = self.outcomes[role]
-        network, _ = load_network(self.place, self.steps[role].stage, outcome.checkpoint)
+        network = self.load(self.steps[role], outcome.checkpoint).network
         return Guide(network, self.steps[role].fingerprint, outcome.sha256)
 
     def describe(self, step: Step, outcome: Outcome) -> None:
@@ -184,13 +195,15 @@ class _Run:
         """What the stage's network costs to use, where a report is wanted."""
         if not self.place.settings.report:
             return None
-        network, _ = load_network(self.place, step.stage, outcome.checkpoint)
+        network = self.load(step, outcome.checkpoint).network
         spec, (height, width) = network_spec(self.place, step.stage), self.place.input_size
         try:
             return measure_network(network, (spec.in_channels, height, width), self.place.device)
         except (RuntimeError, MemoryError) as error:  # a batch of 64 may not fit; the result stands without it
             log.warning("the costs of the %s cannot be measured: %s", step.role, str(error).split("\n")[0])
             return None
+        finally:
+            self.place.precision.place(network)  # measuring moved it, and it may teach next
 
     def write_summary(self, status: str, error: str | None = None) -> None:
         """Write summary.json; each role that is done is a key of its own."""

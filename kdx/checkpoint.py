@@ -37,7 +37,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write `content` (plain values and tensors) with its checksum, so that a crash leaves the old or the new state."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)  # to memory first: a full disk is then reported as such
-    write_with_hash(path, buffer.getvalue())
+    write_with_hash(path, buffer.getbuffer())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from kdx.errors import KdxError
 TEMP_PREFIX = ".tmp-kdx-"
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes | memoryview) -> None:
     """Replace `path` by `content`: temp file in the same folder, flush, fsync, rename, fsync of the folder."""
     make_folder(path.parent)
     temp = None
@@ -33,7 +33,7 @@ def write_atomic(path: Path, content: bytes) -> None:
             os.unlink(temp)
 
 
-def write_with_hash(path: Path, content: bytes) -> None:
+def write_with_hash(path: Path, content: bytes | memoryview) -> None:
     """`write_atomic` with the sha256 in a file beside it, so that a crash leaves the old or the new content.
 
     The checksum file is written first and keeps the hash that the file has now on its second line: whichever of

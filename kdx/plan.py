@@ -11,7 +11,7 @@ from kdx.errors import KdxError
 from kdx.files import hash_file, relative, verify_hash
 from kdx.index import FinishedStage, StageIndex
 from kdx.schema import StageSettings
-from kdx.stage import check_stage, load_network
+from kdx.stage import Loaded, check_stage, load_network
 from kdx.workplace import Workplace, identity, stage_fingerprint
 
 log = logging.getLogger(__name__)
@@ -67,20 +67,22 @@ def describe_plan(plan: Sequence[Step]) -> list[str]:
     return lines
 
 
-def check_plan(place: Workplace, plan: Sequence[Step], run_dir: Path) -> None:
-    """Build all that will be trained and load all that will be used: what fails, fails now."""
+def check_plan(place: Workplace, plan: Sequence[Step], run_dir: Path) -> dict[str, Loaded]:
+    """Build all that will be trained and load all that will be used: what fails, fails now. Returns what was loaded."""
     parameters = []
+    loaded = {}
     for step in plan:
         if step.checkpoint is None:
             parameters.append(check_stage(place, step.stage))
         else:
-            load_network(place, step.stage, step.checkpoint)
+            loaded[step.role] = load_network(place, step.stage, step.checkpoint)
         if step.finished is not None:
             here, there = place.surroundings(), step.finished.surroundings
             differ = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
             if differ:
                 log.info("note: the reused %s was made with %s: its last bits may differ", step.role, "; ".join(differ))
     _check_space(parameters, run_dir)
+    return loaded
 
 
 def _check_space(parameters: Sequence[int], run_dir: Path) -> None:

@@ -16,8 +16,9 @@ from kdx.config import build
 from kdx.dataset import Dataset
 from kdx.epoch_log import EpochLogger
 from kdx.errors import KdxError
+from kdx.evaluation import evaluate
 from kdx.files import hash_file, relative, write_atomic, write_json
-from kdx.guide_logits import LogitsCache
+from kdx.guide_logits import GuideLogits, LogitsCache
 from kdx.index import fingerprint
 from kdx.losses import Objective, loss_terms
 from kdx.models import NetworkSpec, build_network, capture_features, check_network, count_parameters
@@ -28,7 +29,7 @@ from kdx.reproducibility import derive_seed, setup_reproducibility
 from kdx.schema import StageSettings
 from kdx.stopping import StopRequest
 from kdx.trackers import check_tracker, open_tracker
-from kdx.trainer import Trainer, evaluate, is_due
+from kdx.trainer import Trainer, is_due
 from kdx.workplace import Workplace, identity, network_spec
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,16 @@ class Guide:
     network: nn.Module
     fingerprint: str
     sha256: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The network of a finished stage, on the device, and what its checkpoint says of it."""
+
+    network: nn.Module
+    epoch: int
+    validation: dict[str, float]
+    guide_fingerprint: str | None
 
 
 @dataclass
@@ -110,15 +121,18 @@ def _check_objective(objective: Objective, stage: StageSettings, dataset: Datase
         raise KdxError(f"kd: {stage.kd['_target_']} fails on (2, {dataset.num_classes}) logits ({reason})") from error
 
 
-def load_network(place: Workplace, stage: StageSettings, checkpoint: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The stage's network with a checkpoint's weights, and the checkpoint; `KdxError` says what does not fit."""
+def load_network(place: Workplace, stage: StageSettings, checkpoint: Path) -> Loaded:
+    """The stage's network with a checkpoint's weights; `KdxError` says what does not fit."""
     content = load_checkpoint(checkpoint)
     check_identity(checkpoint, content.get("meta", {}), identity(place, stage))
+    if not {"epoch", "validation"} <= content.keys():
+        raise KdxError(f"{checkpoint}: says nothing of its epoch and its scores on the validation split")
     spec = network_spec(place, stage)
     blank = NetworkSpec(spec.name, spec.num_classes, spec.in_channels, stem=spec.stem)  # no ImageNet weights needed
     network = build_network(blank, place.settings.download)
     load_weights(network, content, checkpoint)
-    return place.precision.place(network), content
+    network = place.precision.place(network)
+    return Loaded(network, content["epoch"], content["validation"], content["meta"].get("guide_fingerprint"))
 
 
 def train_stage(
@@ -144,19 +158,19 @@ def train_stage(
     finally:
         trainer.logger.close()
     checkpoint = folder / "checkpoints" / best.file
-    network, content = load_network(place, stage, checkpoint)
-    test = scores_on_test(place, stage, network, trainer.guide) | {"epoch": best.epoch}
+    chosen = load_network(place, stage, checkpoint)
+    test = scores_on_test(place, stage, chosen.network, trainer.guide) | {"epoch": best.epoch}
     write_json(folder / "test_metrics.json", test)
     _leave_clean_script(folder)
-    _draw_feature_maps(place, stage, network, folder / "visualizations")
+    _draw_feature_maps(place, stage, chosen.network, folder / "visualizations")
     seconds = sum(row["epoch_time_sec"] for row in trainer.history)
     return Outcome(
         checkpoint,
         hash_file(checkpoint),
         best.epoch,
-        content["validation"],
+        chosen.validation,
         test,
-        count_parameters(network),
+        count_parameters(chosen.network),
         seconds,
         trainer.identity["guide_fingerprint"],
     )
@@ -287,11 +301,12 @@ def _drawing(place: Workplace, stage: StageSettings, network: nn.Module, folder:
 
 
 def scores_on_test(
-    place: Workplace, stage: StageSettings, network: nn.Module, guide: nn.Module | None = None
+    place: Workplace, stage: StageSettings, network: nn.Module, guide: GuideLogits | None = None
 ) -> dict[str, Any]:
     """Loss and scores on the test split, and the agreement with the guide."""
     test = _batches(place, stage, "test")
-    return evaluate(network, test, place.precision, place.dataset.task, place.dataset.num_classes, guide)
+    guide_logits = None if guide is None else guide.of_split("test", test)
+    return evaluate(network, test, place.precision, place.dataset.task, place.dataset.num_classes, guide_logits)
 
 
 def file_stem(stage: StageSettings) -> str:

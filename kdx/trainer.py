@@ -21,10 +21,11 @@ from kdx.checkpoint import (
 )
 from kdx.epoch_log import EpochLogger
 from kdx.errors import KdxError
-from kdx.guide_logits import LogitsCache
+from kdx.evaluation import logits_of
+from kdx.guide_logits import GuideLogits, LogitsCache
 from kdx.losses import Objective, loss_terms
 from kdx.memory import peak_mb, start_peak
-from kdx.metrics import agreement, epoch_scores, full_scores, predict
+from kdx.metrics import epoch_scores, predict
 from kdx.models import set_training_mode
 from kdx.precision import Precision, compile_networks, match_layout
 from kdx.progress import Best, Partial
@@ -32,10 +33,6 @@ from kdx.reproducibility import random_state, restore_random_state
 from kdx.stopping import StopRequest
 
 log = logging.getLogger(__name__)
-
-
-def _view(epoch: int) -> str:
-    return f"epoch_{epoch:04d}"
 
 
 def parts_of(
@@ -82,7 +79,8 @@ class Trainer:
         after_epoch: Callable[[int], None] | None = None,
         stop: StopRequest | None = None,
     ) -> None:
-        self.network, self.guide, self.objective = network, guide, objective
+        self.network, self.objective = network, objective
+        self.guide = None if guide is None else GuideLogits(guide, precision, cache)
         self.name, self.task, self.num_classes = name, task, num_classes
         self.train, self.val = train, val
         self.epochs, self.save_interval, self.log_interval = epochs, save_interval, log_interval
@@ -91,15 +89,12 @@ class Trainer:
         self.scaler = precision.scaler()
         self.logger, self.folder, self.identity = logger, folder, identity
         self.checkpoint_every_steps, self.stop = checkpoint_every_steps, stop or StopRequest()
-        self.accumulate, self.compile_mode, self.cache = accumulate, compile_mode, cache
+        self.accumulate, self.compile_mode = accumulate, compile_mode
         self.after_epoch = after_epoch
         self.partial: Partial | None = None
         self.history: list[dict[str, Any]] = []
         self.best: Best | None = None
         self.guide_val_logits: Tensor | None = None
-        self.still_logits: Tensor | None = None
-        if guide is not None:
-            guide.eval().requires_grad_(False)
 
     def fit(self) -> Best:
         """Train the epochs that are left; the best one lies in `folder` as `best_acc_*.pth`.
@@ -108,9 +103,10 @@ class Trainer:
         epoch that was sound.
         """
         if self.compile_mode:
-            compile_networks([n for n in (self.network, self.guide) if n is not None], self.compile_mode)
+            guides = [] if self.guide is None else [self.guide.network]
+            compile_networks([self.network, *guides], self.compile_mode)
         if self.guide is not None:  # what it says of the validation split never changes: once a stage
-            self.guide_val_logits = self._cached("val", self.val)
+            self.guide_val_logits = self.guide.of_split("val", self.val)
         for epoch in range(len(self.history) + 1, self.epochs + 1):
             started = time.perf_counter() - (self.partial.seconds if self.partial else 0.0)
             start_peak(self.device)
@@ -132,7 +128,7 @@ class Trainer:
         """One pass over the training split; mean losses and scores of the predictions made on the way."""
         set_training_mode(self.network)
         done, self.partial = self.partial or Partial(), None
-        known, to_keep = self._known_guide_logits(epoch, done.step)
+        known, to_keep = self._guide_logits_of(epoch, whole=done.step == 0)
         steps = self.logger.bar(self.train.epoch(epoch, start=done.step), epoch, len(self.train), done.step)
         for step, batch in enumerate(steps, start=done.step + 1):
             guide_logits = None if known is None else known[batch.indices]
@@ -148,8 +144,8 @@ class Trainer:
                 self.stop.raise_if_asked()
         losses = done.mean_losses()  # the epoch's only wait for the device
         self._require_finite(losses["loss"], epoch, done.step, "mean training loss")
-        if to_keep is not None and self.cache is not None:
-            self.cache.save(_view(epoch), to_keep)
+        if to_keep is not None and self.guide is not None:
+            self.guide.keep(epoch, to_keep)
         predictions, labels_seen = torch.cat(done.predictions), torch.cat(done.labels)
         return losses | epoch_scores(predictions, labels_seen, self.task, self.num_classes)
 
@@ -165,7 +161,7 @@ class Trainer:
         for images, labels, known in parts_of(batch, guide_logits, self.accumulate):
             with self.precision.autocast():
                 logits = self.network(images).float()
-            known = self._ask_guide(images) if known is None else known
+            known = self.guide.ask(images) if known is None and self.guide is not None else known
             terms = loss_terms(self.objective, logits, known, labels)
             if self.device.type == "cpu":  # elsewhere a look is a host sync: there the epoch's mean tells
                 self._require_finite(terms["loss"].item(), epoch, step, "loss")
@@ -179,49 +175,25 @@ class Trainer:
         mean_losses = {name: torch.stack([part[name] for part in losses]).sum() for name in losses[0]}
         return torch.cat(seen), torch.cat(taught) if taught else None, mean_losses
 
-    def _ask_guide(self, images: Tensor) -> Tensor | None:
-        if self.guide is None:
-            return None
-        with torch.inference_mode(), self.precision.autocast():
-            logits = self.guide(images).float()
-        return logits.clone()  # as a plain tensor: one of inference mode cannot enter a loss
-
-    def _cached(self, view: str, batches: Batches) -> Tensor:
-        """What the guide says of a whole split, from the cache where there is one."""
-        assert self.guide is not None
-        known = None if self.cache is None else self.cache.load(view)
-        if known is None:
-            known = self._logits(self.guide, batches)
-            if self.cache is not None:
-                self.cache.save(view, known)
-        return known.to(self.device)
-
-    def _known_guide_logits(self, epoch: int, steps_done: int) -> tuple[Tensor | None, Tensor | None]:
-        """The guide's logits (N, C) of this epoch's views if they are known, else the place to keep them for later."""
-        if self.guide is None or self.cache is None:
-            return None, None
-        if self.train.still:
-            if self.still_logits is None:
-                self.still_logits = self._cached("still", self.train.unshuffled())
-            return self.still_logits, None
-        known = self.cache.load(_view(epoch))
-        if known is not None:
-            return known.to(self.device), None
-        whole = steps_done == 0  # of an epoch that is gone on with, the first part is not known
-        return None, torch.full(
-            (len(self.train.labels), self.num_classes), math.nan, device=self.device
-        ) if whole else None
-
     def _validate(self, epoch: int) -> dict[str, float]:
         """The same losses as in training, and scores, on the validation split."""
-        logits = self._logits(self.network, self.val)
+        logits = logits_of(self.network, self.val, self.precision)
         labels = self.val.labels
         terms = {k: float(v) for k, v in loss_terms(self.objective, logits, self.guide_val_logits, labels).items()}
         self._require_finite(terms["loss"], epoch, len(self.train), "validation loss")
         return terms | epoch_scores(predict(logits, self.task), labels, self.task, self.num_classes)
 
-    def _logits(self, network: nn.Module, batches: Batches) -> Tensor:
-        return logits_of(network, batches, self.precision)
+    def _guide_logits_of(self, epoch: int, whole: bool) -> tuple[Tensor | None, Tensor | None]:
+        """The guide's logits (N, C) of this epoch's views if they are known, else room for them if they are to be kept.
+
+        Of an epoch that is gone on with, not a `whole` one, the first part would be missing: it is not kept.
+        """
+        if self.guide is None or self.guide.cache is None:
+            return None, None
+        known = self.guide.of_epoch(self.train, epoch)
+        if known is not None or not whole:
+            return known, None
+        return None, torch.full((len(self.train.labels), self.num_classes), math.nan, device=self.device)
 
     def _finish_epoch(self, row: dict[str, Any]) -> None:
         """Keep the epoch: best checkpoint first, then latest.pth, which says which best one counts, then the CSV."""
@@ -322,37 +294,6 @@ class Trainer:
                 f"{self.name}: {what} is {loss} in epoch {epoch}, step {step} (lr {rate:.2e}); "
                 "lower optimizer.lr or set amp=off; the checkpoints of earlier epochs are sound"
             )
-
-
-def logits_of(network: nn.Module, batches: Batches, precision: Precision) -> Tensor:
-    """float32 logits (N, C) of a whole split in its own order, in eval mode and without gradient."""
-    network.eval()
-    with torch.inference_mode(), precision.autocast():
-        logits = torch.cat(
-            [network(batch.images).float().clone() for batch in batches.epoch(0)]
-        )  # CUDA graphs reuse theirs
-    return logits.clone()  # a plain tensor again, which may enter a loss
-
-
-def evaluate(
-    network: nn.Module,
-    batches: Batches,
-    precision: Precision,
-    task: str,
-    num_classes: int,
-    guide: nn.Module | None = None,
-) -> dict[str, Any]:
-    """Loss by the labels alone, all scores, and the agreement with a guide, of a network on a split."""
-    logits = logits_of(network, batches, precision)
-    loss = float(loss_terms(None, logits, None, batches.labels)["loss"])
-    scores = {
-        "loss": loss,
-        **full_scores(logits, batches.labels, task, num_classes),
-        "num_samples": len(batches.labels),
-    }
-    if guide is not None:
-        scores["guide_agreement"] = agreement(logits, logits_of(guide, batches, precision), task)
-    return scores
 
 
 def step_schedule(

@@ -16,7 +16,7 @@ from kdx.epoch_log import EpochLogger
 from kdx.guide_logits import LogitsCache
 from kdx.losses import KnowledgeDistillationLoss
 from kdx.models import NetworkSpec, build_network
-from kdx.precision import Precision
+from kdx.precision import Precision, compile_networks
 from kdx.trainer import Trainer
 
 PIXELS = Preprocessing((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
@@ -66,8 +66,8 @@ def sync(device: str) -> None:
 def bare_loop(case: Case) -> Callable[[], None]:
     """One epoch of nothing but the mathematics, on float tensors that are in place already."""
     guide, student, precision = case.network(case.guide).eval(), case.network(case.student).train(), case.precision()
-    for network in (guide, student) if case.compile_mode else ():
-        network.compile(mode=case.compile_mode)
+    if case.compile_mode:
+        compile_networks([student, guide], case.compile_mode)
     optimizer = torch.optim.AdamW(student.parameters(), fused=True)
     objective, scaler = KnowledgeDistillationLoss(4.0, 0.7), precision.scaler()
     plain = case.batches(shuffle=False, augment=())
@@ -124,9 +124,9 @@ def kdx_epoch(case: Case) -> Callable[[], None]:
     """One training epoch of kdx with its data pipeline, augmentation, metrics, CSV and progress bar."""
     folder = tempfile.TemporaryDirectory()
     trainer = kdx_trainer(case, Path(folder.name))
-    for network in (trainer.network, trainer.guide) if case.compile_mode else ():
-        assert network is not None
-        network.compile(mode=case.compile_mode)
+    if case.compile_mode:
+        assert trainer.guide is not None
+        compile_networks([trainer.network, trainer.guide.network], case.compile_mode)
 
     def epoch() -> None:
         number = len(trainer.history) + 1

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdx.checkpoint import save_checkpoint
 from kdx.errors import KdxError
 from kdx.index import StageIndex
+from kdx.models import build_network
 from kdx.plan import make_plan
 from kdx.schema import Settings
+from kdx.stage import Guide, train_stage
 from kdx.workplace import load_dataset, make_workplace
 from tests.conftest import TinyRun, same_weights, settings_of
 
@@ -254,6 +257,38 @@ def test_guide_that_does_not_fit_is_refused_before_training(
     with pytest.raises(KdxError, match="does not fit: .*" + message):
         tiny_run("stage.deliver=assistant", f"stage.teacher.checkpoint='{first.checkpoint('teacher')}'", override)
     assert sorted(tmp_path.rglob("*.pth")) == before
+
+
+def test_named_guide_that_says_nothing_of_its_scores_is_refused_before_training(tiny_run, tmp_path: Path) -> None:
+    content = torch.load(tiny_run("stage.deliver=teacher").checkpoint("teacher"), weights_only=True)
+    save_checkpoint(tmp_path / "bare.pth", {"model": content["model"], "meta": content["meta"]})
+    before = sorted(tmp_path.rglob("*.pth"))
+    with pytest.raises(KdxError, match="bare.pth: says nothing of its epoch and its scores"):
+        tiny_run("stage.deliver=assistant", f"stage.teacher.checkpoint='{tmp_path / 'bare.pth'}'")
+    assert sorted(tmp_path.rglob("*.pth")) == before
+
+
+def test_measuring_a_guide_for_the_report_leaves_it_as_it_was(tiny_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is moved about for that, and teaches next: in the memory format of the run."""
+    layouts = []
+
+    def spy(*given, guide: Guide | None, **options):
+        for weight in [] if guide is None else guide.network.parameters():
+            layouts.append(weight.is_contiguous(memory_format=torch.channels_last) if weight.ndim == 4 else True)
+        return train_stage(*given, guide=guide, **options)
+
+    monkeypatch.setattr("kdx.chain.train_stage", spy)
+    tiny_run("stage.deliver=assistant", "model.teacher=kdx.thin:resnet8", "report=true", "channels_last=true")
+    assert layouts and all(layouts)
+
+
+def test_reused_guide_is_read_from_its_file_once(tiny_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_run("stage.deliver=assistant")
+    read = []
+    monkeypatch.setattr("kdx.stage.build_network", lambda *given: read.append(given) or build_network(*given))
+    run = tiny_run("stage.deliver=student")
+    assert run.statuses() == {"assistant": "reused", "student": "trained"}
+    assert len(read) == 1 + 3  # the guide; the student to check it, to train it and to test its best epoch
 
 
 def test_damaged_named_guide_is_an_error_and_a_damaged_found_one_is_trained_again(tiny_run, caplog) -> None:

@@ -161,12 +161,12 @@ def test_cached_logits_give_the_same_bits_and_are_computed_once(tmp_path: Path, 
     for folder, cache in (("plain", None), ("first", tmp_path / "cache"), ("second", tmp_path / "cache")):
         trainer = distilled(tmp_path / folder, cache, augment=augment, amp=amp)
         ends.append(weights(trainer))
-        asked.append(trainer.guide.asked)  # type: ignore[union-attr]
+        asked.append(trainer.guide.network.asked)  # type: ignore[union-attr]
     assert same(ends[0], ends[1]) and same(ends[0], ends[2])
     once = 30 if augment == "none" else 3 * 30  # views of three epochs
     assert asked == [3 * 30 + 30, once + 30, 0]  # 30 more of the validation split
     other = distilled(tmp_path / "other", tmp_path / "cache", augment=augment, amp=amp, temperature=9.0)
-    assert not same(ends[0], weights(other)) and other.guide.asked == 0  # type: ignore[union-attr]
+    assert not same(ends[0], weights(other)) and other.guide.network.asked == 0  # type: ignore[union-attr]
 
 
 def test_damaged_cache_is_noticed_and_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -176,7 +176,7 @@ def test_damaged_cache_is_noticed_and_made_again(tmp_path: Path, caplog: pytest.
     content[-3] ^= 1
     path.write_bytes(content)
     again = distilled(tmp_path / "second", tmp_path / "cache")
-    assert same(expected, weights(again)) and again.guide.asked == 30  # type: ignore[union-attr]
+    assert same(expected, weights(again)) and again.guide.network.asked == 30  # type: ignore[union-attr]
     assert "epoch_0002.npy: damaged" in caplog.text
 
 
@@ -186,7 +186,7 @@ def test_sweep_asks_a_guide_once(tiny_run, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "outputs" / "index")
     tiny_run(*chain, "kd.cache_logits=true")
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "outputs/index/logits").rglob("*.npy")}
-    assert {path.stem for path in files} == {"val", "epoch_0001", "epoch_0002"}
+    assert {path.stem for path in files} == {"val", "test", "epoch_0001", "epoch_0002"}
     cached = tiny_run(*chain, "kd.cache_logits=true", "kd.temperature=8")
     assert {path: path.stat().st_mtime_ns for path in files} == files
     assert len(list((tmp_path / "outputs/index/logits").iterdir())) == 1

@@ -13,10 +13,11 @@ from kdx.batches import Batches, Preprocessing, mean_and_std
 from kdx.checkpoint import load_checkpoint
 from kdx.epoch_log import COLUMNS, EpochLogger
 from kdx.errors import KdxError
+from kdx.evaluation import evaluate
 from kdx.losses import KnowledgeDistillationLoss
 from kdx.precision import choose_device, choose_precision
 from kdx.reproducibility import setup_reproducibility
-from kdx.trainer import Trainer, evaluate, step_schedule
+from kdx.trainer import Trainer, step_schedule
 from tests import tiny
 from tests.conftest import same_weights
 
