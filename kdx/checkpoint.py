@@ -40,14 +40,18 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     write_with_hash(path, buffer.getbuffer())
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU; `KdxError` for a missing, damaged or foreign file."""
+def load_checkpoint(path: Path, *, sha256: str | None = None, mapped: bool = False) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU; `KdxError` for a missing, damaged or foreign file.
+
+    `sha256` is the hash that it must have, if known; `mapped` leaves tensors in the file until somebody reads them.
+    """
     if not path.is_file():
         raise KdxError(f"{path}: no such checkpoint")
-    verify_hash(path)
+    if verify_hash(path) != sha256 and sha256 is not None:
+        raise KdxError(f"{path}: damaged (its sha256 is not the one in the index)")
     _refuse_bomb(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError and more for one cause
         reason = str(error).split("\n")[0][:200]
         raise KdxError(f"{path}: not a readable checkpoint ({type(error).__name__}: {reason})") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdx.checkpoint import check_identity, load_checkpoint
 from kdx.errors import KdxError
-from kdx.files import hash_file, relative, verify_hash
+from kdx.files import hash_file, relative
 from kdx.index import FinishedStage, StageIndex
 from kdx.schema import StageSettings
 from kdx.stage import Loaded, check_stage, load_network
@@ -105,9 +105,8 @@ def reuse_finished(place: Workplace, stage: StageSettings, finished: FinishedSta
     """A step that reuses a finished stage, or None where its checkpoint is damaged or does not fit."""
     path = index.path_of(finished)
     try:
-        if verify_hash(path) != finished.sha256:
-            raise KdxError(f"{path}: damaged (its sha256 is not the one in the index)")
-        check_identity(path, load_checkpoint(path)["meta"], identity(place, stage))
+        meta = load_checkpoint(path, sha256=finished.sha256, mapped=True)["meta"]
+        check_identity(path, meta, identity(place, stage))
     except KdxError as error:
         log.warning("%s: this %s is not reused", error, stage.role)
         return None

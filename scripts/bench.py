@@ -149,7 +149,7 @@ def sweep(rounds: int) -> Iterator[Row]:
     """(d) A 3x3 sweep of temperature and alpha."""
     from bench_sweep import sweep_rows
 
-    yield from sweep_rows()
+    yield from sweep_rows(rounds)
 
 
 def jobs(rounds: int) -> Iterator[Row]:

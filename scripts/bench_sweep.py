@@ -1,35 +1,34 @@
 """Sweeps of whole chains against the naive way, beside what their FLOPs allow; and several jobs at once."""
 
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from measure import Row
+from measure import Case, Row, bare_loop, interleave
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdx.dataset import Dataset, from_arrays
 from kdx.models import NetworkSpec, build_network
+from kdx.precision import choose_precision
 
 AXES = ["kd.temperature=2,4,8", "kd.alpha=0.3,0.5,0.7"]
-NETWORKS = {"teacher": "kdx.thin:resnet56", "assistant": "kdx.thin:resnet20", "student": "kdx.thin:resnet8"}
-EPOCHS = 2
-BASE = ["model=thin", "dataset=digits", "dataset.name=made-up", "dataset.source._target_=bench_sweep.made_up"]
-BASE += [
-    f"epochs={EPOCHS}",
-    "batch_size=128",
-    "visualize.samples=0",
-    "save_interval=0",
-    "dataset.augment=[none]",
-    "report=false",
-]
-BASE += [f"model.{role}={name}" for role, name in NETWORKS.items()]
-IMAGES = 1536
+NETWORKS = {"teacher": "resnet50", "assistant": "resnet34", "student": "resnet18"}
+SMALL = {"teacher": "kdx.thin:resnet56", "assistant": "kdx.thin:resnet20", "student": "kdx.thin:resnet8"}
+STEM, EPOCHS, IMAGES, BATCH = "small", 2, 1024, 128
+BASE = ["dataset=digits", "dataset.name=made-up", "dataset.source._target_=bench_sweep.made_up"]
+BASE += [f"epochs={EPOCHS}", f"batch_size={BATCH}", "dataset.augment=[none]"]
+BASE += ["visualize.samples=0", "save_interval=0", "report=false"]
+TRIO = [f"model.stem={STEM}", *(f"model.{role}={name}" for role, name in NETWORKS.items())]
+THIN = ["model=thin", *(f"model.{role}={name}" for role, name in SMALL.items())]
 
 
 def made_up() -> Dataset:
@@ -42,23 +41,42 @@ def made_up() -> Dataset:
 
 def flops(name: str) -> int:
     """Multiply-adds and so on of one forward pass of one image."""
-    network = build_network(NetworkSpec(name, 10)).eval()
+    network = build_network(NetworkSpec(name, 10, stem=STEM)).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 3, 32, 32))
     return counter.get_total_flops()
 
 
-def allowed() -> dict[str, float]:
-    """How many times cheaper than nine whole chains each way is, counted in FLOPs (a training step: three passes)."""
-    teacher, assistant, student = (flops(name) for name in NETWORKS.values())
-    first, second = 3 * assistant + teacher, 3 * student + assistant
-    chain = 9 * (3 * teacher + first + second)
-    cached = 3 * student + assistant / (9 * EPOCHS)  # no augmentation: each image is asked about once
+def gains(teacher: float, assistant: float, student: float, cached: float, first: float) -> dict[str, float]:
+    """How many times cheaper than nine whole chains each way is, from what one epoch of each stage costs.
+
+    `cached` is the student's with its guide's logits known, `first` what it costs to ask for them, once a sweep.
+    """
+    chain = 9 * (teacher + assistant + student)
     return {
-        "teacher shared": chain / (3 * teacher + 9 * (first + second)),
-        "student swept": chain / (3 * teacher + first + 9 * second),
-        "student swept, logits cached": chain / (3 * teacher + first + 9 * cached),
+        "teacher shared": chain / (teacher + 9 * (assistant + student)),
+        "student swept": chain / (teacher + assistant + 9 * student),
+        "student swept, logits cached": chain / (teacher + assistant + 9 * cached + first / EPOCHS),
     }
+
+
+def gains_by_flops() -> dict[str, float]:
+    """A training step counted as three forward passes."""
+    teacher, assistant, student = (flops(name) for name in NETWORKS.values())
+    return gains(3 * teacher, 3 * assistant + teacher, 3 * student + assistant, 3 * student, assistant)
+
+
+def gains_by_steps(rounds: int) -> dict[str, float]:
+    """From the seconds of bare loops: a network's backward pass may use the processor less well than another's."""
+    precision = choose_precision("auto", torch.device("cpu"))
+    teacher, assistant, student = NETWORKS.values()
+    case = Case(None, teacher, STEM, 4 * BATCH, half=precision.half, channels_last=precision.channels_last)
+    cases = {"teacher": case, "assistant": replace(case, guide=teacher, student=assistant)}
+    cases["student"] = replace(case, guide=assistant, student=student)
+    cases["cached"] = replace(cases["student"], cached=True)
+    seconds = interleave({name: bare_loop(case) for name, case in cases.items()}, rounds)
+    cost = {name: statistics.median(times) for name, times in seconds.items()}
+    return gains(**cost, first=cost["student"] - cost["cached"])
 
 
 def kdx(folder: str, *arguments: str) -> float:
@@ -77,42 +95,67 @@ def kdx(folder: str, *arguments: str) -> float:
 def start_up() -> float:
     """Seconds of a process that imports everything and only plans: what each naive chain pays as well."""
     with tempfile.TemporaryDirectory() as folder:
-        return kdx(folder, "plan=true")
+        return kdx(folder, "plan=true", *TRIO)
 
 
-def sweep_rows() -> Iterator[Row]:
-    """The naive way, then the three others; start-up is taken off all, so that the training is compared.
+def sweep_rows(rounds: int) -> Iterator[Row]:
+    """The naive way and the three others, in turn; start-up is taken off all, so that the training is compared.
 
     The naive nine chains cost three times as much as the three of them that are measured: one of each temperature.
     """
-    limits, once = allowed(), start_up()
-    with tempfile.TemporaryDirectory() as folder:
-        axes = [(2, 0.3), (4, 0.5), (8, 0.7)]
-        naive = 3 * sum(
-            kdx(folder, "stage.reuse=never", f"kd.temperature={t}", f"kd.alpha={a}", f"output_dir=naive/{t}-{a}") - once
-            for t, a in axes
+    ways = {"nine chains, one by one (three measured)": nine_chains, "teacher shared": teacher_shared}
+    ways |= {
+        "student swept": student_swept,
+        "student swept, logits cached": partial(student_swept, extra=["kd.cache_logits=true"]),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            with tempfile.TemporaryDirectory() as folder:
+                once = start_up()
+                seconds[name].append(way(folder, once))
+                print(f"sweep: {name} {seconds[name][-1]:.0f} s", file=sys.stderr, flush=True)
+    counted, timed = gains_by_flops(), gains_by_steps(rounds)
+    naive = seconds[next(iter(ways))]
+    for name, times in seconds.items():
+        ratios = sorted(base / time for base, time in zip(naive, times, strict=True))
+        gain = statistics.median(ratios)
+        note = "".join(
+            f"; {what} allow {limits[name]:.2f}: {100 * gain / limits[name]:.0f}% of it"
+            for what, limits in (("FLOPs", counted), ("bare steps", timed))
+            if name in limits
         )
-    yield Row("sweep 3x3", "nine chains, one by one (three measured)", naive, "s", 1.0)
-    ways = {"teacher shared": ([], []), "student swept": (["kd.alpha=0.5"], [])}
-    ways["student swept, logits cached"] = (["kd.alpha=0.5"], ["kd.cache_logits=true"])
-    for name, (before, extra) in ways.items():
-        with tempfile.TemporaryDirectory() as folder:
-            seconds = kdx(folder, "stage=assistant", *before) - once if before else 0.0
-            latest = ["stage=student", "stage.reuse=latest"] if before else []
-            seconds += kdx(folder, "--multirun", *AXES, *latest, *extra) - once
-        gain = naive / seconds
-        share = f"{100 * gain / limits[name]:.0f}% of it"
-        yield Row("sweep 3x3", name, seconds, "s", gain, share, f"FLOPs allow {limits[name]:.2f}")
+        spread = f"{ratios[0]:.3f} to {ratios[-1]:.3f}"
+        yield Row("sweep 3x3", name, statistics.median(times), "s", gain, spread, note.removeprefix("; "))
+
+
+def nine_chains(folder: str, once: float) -> float:
+    """Seconds of nine chains that share nothing."""
+    axes = [(2, 0.3), (4, 0.5), (8, 0.7)]
+    own = ["stage.reuse=never", *TRIO]
+    chains = [[f"kd.temperature={t}", f"kd.alpha={a}", f"output_dir=naive/{t}-{a}", *own] for t, a in axes]
+    return 3 * sum(kdx(folder, *chain) - once for chain in chains)
+
+
+def teacher_shared(folder: str, once: float) -> float:
+    """Seconds of a sweep in which assistants and students differ."""
+    return kdx(folder, "--multirun", *AXES, *TRIO) - once
+
+
+def student_swept(folder: str, once: float, extra: Sequence[str] = ()) -> float:
+    """Seconds of a chain up to the assistant, and a sweep of its students."""
+    before = kdx(folder, "stage=assistant", "kd.alpha=0.5", *TRIO) - once
+    return before + kdx(folder, "--multirun", *AXES, "stage=student", "stage.reuse=latest", *TRIO, *extra) - once
 
 
 def job_rows(rounds: int) -> Iterator[Row]:
     """Four students, one or two at a time on the same processors."""
     seconds: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
-        kdx(folder, "stage=assistant")
+        kdx(folder, "stage=assistant", *THIN)
         for number in range(rounds):
             for jobs in (1, 2):
-                axes = ["kd.temperature=1,2,3,4", "stage=student", f"seed={number}", "stage.reuse=latest"]
+                axes = ["kd.temperature=1,2,3,4", "stage=student", f"seed={number}", "stage.reuse=latest", *THIN]
                 launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}"]
                 seconds[jobs].append(kdx(folder, "--multirun", *axes, *launcher, f"hydra.sweep.dir={number}-{jobs}"))
                 for entry in Path(folder, "outputs", "index").glob("*.json"):

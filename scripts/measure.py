@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from kdx.batches import Batches, Preprocessing
 from kdx.dataset import Split
@@ -26,7 +27,7 @@ PIXELS = Preprocessing((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 class Case:
     """A distillation step: who teaches whom, on how many images of which size, and how it is computed."""
 
-    guide: str = "kdx.thin:resnet20"
+    guide: str | None = "kdx.thin:resnet20"
     student: str = "kdx.thin:resnet8"
     stem: str = "imagenet"
     images: int = 2048
@@ -65,27 +66,29 @@ def sync(device: str) -> None:
 
 def bare_loop(case: Case) -> Callable[[], None]:
     """One epoch of nothing but the mathematics, on float tensors that are in place already."""
-    guide, student, precision = case.network(case.guide).eval(), case.network(case.student).train(), case.precision()
+    student, precision, scaler = case.network(case.student).train(), case.precision(), case.precision().scaler()
+    guide = None if case.guide is None else case.network(case.guide).eval()
     if case.compile_mode:
-        compile_networks([student, guide], case.compile_mode)
+        compile_networks([student] if guide is None else [student, guide], case.compile_mode)
     optimizer = torch.optim.AdamW(student.parameters(), fused=True)
-    objective, scaler = KnowledgeDistillationLoss(4.0, 0.7), precision.scaler()
+    objective = None if guide is None else KnowledgeDistillationLoss(4.0, 0.7)
     plain = case.batches(shuffle=False, augment=())
     batches = [(batch.images, batch.labels) for batch in plain.epoch(0)]
     known: list[Tensor] = []
-    if case.cached:
+    if case.cached and guide is not None:
         with torch.inference_mode(), precision.autocast():
             known = [guide(images).float() for images, _ in batches]
         known = [logits.clone() for logits in known]
 
     def epoch() -> None:
         for number, (images, labels) in enumerate(batches):
+            taught = known[number] if known else None
             with precision.autocast():
                 logits = student(images).float()
-                if not known:
+                if guide is not None and not known:
                     with torch.no_grad():
                         taught = guide(images).float()
-            loss = objective(logits, known[number] if known else taught, labels)
+            loss = cross_entropy(logits, labels) if objective is None else objective(logits, taught, labels)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
             scaler.step(optimizer)
@@ -112,8 +115,8 @@ def kdx_trainer(case: Case, folder: Path) -> Trainer:
         logger=EpochLogger(folder / "log.csv", "student", 10**6),
         folder=folder,
         identity={},
-        guide=case.network(case.guide),
-        objective=KnowledgeDistillationLoss(4.0, 0.7),
+        guide=None if case.guide is None else case.network(case.guide),
+        objective=None if case.guide is None else KnowledgeDistillationLoss(4.0, 0.7),
         accumulate=case.accumulate,
         compile_mode=case.compile_mode,
         cache=LogitsCache(folder / "cache") if case.cached else None,
@@ -125,8 +128,8 @@ def kdx_epoch(case: Case) -> Callable[[], None]:
     folder = tempfile.TemporaryDirectory()
     trainer = kdx_trainer(case, Path(folder.name))
     if case.compile_mode:
-        assert trainer.guide is not None
-        compile_networks([trainer.network, trainer.guide.network], case.compile_mode)
+        guides = [] if trainer.guide is None else [trainer.guide.network]
+        compile_networks([trainer.network, *guides], case.compile_mode)
 
     def epoch() -> None:
         number = len(trainer.history) + 1
