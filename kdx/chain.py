@@ -15,6 +15,7 @@ from kdx.index import FinishedStage, StageIndex, own_folder
 from kdx.memory import full_cleanup
 from kdx.models import count_parameters
 from kdx.plan import Step, check_plan, describe_plan, make_plan, reuse_finished
+from kdx.results import SUMMARY
 from kdx.run_report import write_run_report
 from kdx.schema import Settings
 from kdx.stage import Guide, Loaded, Outcome, load_network, scores_on_test, train_stage
@@ -23,8 +24,6 @@ from kdx.tables import stage_table
 from kdx.workplace import Workplace, load_dataset, make_workplace, network_spec
 
 log = logging.getLogger(__name__)
-
-SUMMARY = "summary.json"
 
 
 def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) -> float | None:

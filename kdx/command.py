@@ -1,7 +1,8 @@
 """The small commands beside kdx, `python -m kdx.<tool> FOLDER key=value`: their keys, and errors in one line."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from kdx.errors import KdxError, suggest
@@ -12,18 +13,24 @@ USER_ERROR = 2
 def run_command(usage: str, work: Callable[..., str], defaults: dict[str, Any], least: int = 1) -> None:
     """Call `work(words, **keys)` with the command line and print what it returns.
 
-    Words are arguments without `=`, at least `least` of them; keys take the type of their default. A `KdxError`
-    is printed as one line and ends the process with code 2.
+    Words are arguments without `=`, at least `least` of them; keys take the type of their default, numbers are counts.
     """
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
         print(usage.strip())
         return
-    try:
+    with errors_end_the_process():
         words, keys = read_keys(arguments, defaults)
         if len(words) < least:
             raise KdxError(f"too few arguments; usage:\n{usage.strip()}")
         print(work(words, **keys))
+
+
+@contextmanager
+def errors_end_the_process() -> Iterator[None]:
+    """Print a `KdxError` as one line and end the process with code 2."""
+    try:
+        yield
     except KdxError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
@@ -57,7 +64,7 @@ def _typed(key: str, value: str, default: Any) -> Any:
             raise KdxError(f"{key}={value}: choose true, false")
         return value == "true"
     if isinstance(default, int):
-        if not value.isdigit():
-            raise KdxError(f"{key}={value}: a whole number is needed")
+        if not value.isdigit() or int(value) < 1:
+            raise KdxError(f"{key}={value}: a whole number of at least 1 is needed")
         return int(value)
     return None if value == "null" else value

@@ -5,10 +5,10 @@ Users' own data sets are made with `Dataset`, `Split` and `from_arrays` of this 
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdx.command import errors_end_the_process
 from kdx.dataset import Dataset
 from kdx.dataset import Split as Split
 from kdx.dataset import from_arrays as from_arrays
@@ -92,14 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("KDX_DATA", "data")))
     parser.add_argument("--size", type=int, default=28, choices=(28, 64, 128, 224), help="MedMNIST+: pixels")
     args = parser.parse_args(arguments)
-    try:
+    with errors_end_the_process():
         if args.list:
             print(list_all(args.data_dir, args.size))
         else:
             print(prepare(args.prepare or args.verify, args.data_dir, args.size, download=bool(args.prepare)))
-    except KdxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -49,8 +49,6 @@ def export_stage(
 ) -> str:
     """Export the stage of the run in `words[0]`; what was written and how it compares, in words."""
     run_dir = Path(words[0])
-    if samples < 1:
-        raise KdxError(f"samples={samples}: a whole number of at least 1 is needed")
     choice("format", format, list(FORMATS))
     choice("quantize", quantize or "null", ("null", "int8"))
     if quantize and format != "onnx":

@@ -27,19 +27,11 @@ def epoch_scores(predictions: Tensor, labels: Tensor, task: str, num_classes: in
     A class that occurs neither among labels nor predictions does not enter the macro averages; one that is
     never predicted has precision 0, one without a label recall 0. Multi-label accuracy is the mean over labels.
     """
-    import torchmetrics.functional.classification as tmf  # seconds, and needed at an epoch's end only
-
-    many = task == MULTI_LABEL
-    prefix, count = ("multilabel", "num_labels") if many else ("multiclass", "num_classes")
     predictions, labels = predictions.cpu(), labels.long().cpu()
     scores = {}
     for name in ("accuracy", "precision", "recall", "f1_score"):
-        average = "micro" if name == "accuracy" and not many else "macro"
-        score = getattr(tmf, f"{prefix}_{name}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # an absent class scores 0 here, as documented above
-            value = score(predictions, labels, **{count: num_classes}, average=average, validate_args=False)
-        scores[name] = _percent(value)
+        average = "micro" if name == "accuracy" and task != MULTI_LABEL else "macro"
+        scores[name] = _percent(_score(name, predictions, labels, task, num_classes, average))
     return scores
 
 
@@ -109,16 +101,21 @@ def _percent(share: Tensor) -> float:
 
 def _per_class(predictions: Tensor, labels: Tensor, task: str, num_classes: int) -> dict[str, list[float]]:
     """Precision, recall, F1 in percent and the number of images, each by class number."""
-    import torchmetrics.functional.classification as tmf
-
-    prefix = "multilabel" if task == MULTI_LABEL else "multiclass"
     result = {}
     for name in ("precision", "recall", "f1_score"):
-        score = getattr(tmf, f"{prefix}_{name}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # an absent class scores 0 here, as documented above
-            values = score(predictions, labels.long(), num_classes, average=None)
+        values = _score(name, predictions, labels.long(), task, num_classes, None)
         result[name] = [_percent(value) for value in values]
     support = labels.sum(0) if task == MULTI_LABEL else torch.bincount(labels, minlength=num_classes)
     result["support"] = support.tolist()
     return result
+
+
+def _score(name: str, predictions: Tensor, labels: Tensor, task: str, num_classes: int, average: str | None) -> Tensor:
+    """torchmetrics' score of that name (0-1), averaged or by class."""
+    import torchmetrics.functional.classification as tmf  # seconds, and needed at an epoch's end only
+
+    prefix, count = ("multilabel", "num_labels") if task == MULTI_LABEL else ("multiclass", "num_classes")
+    score = getattr(tmf, f"{prefix}_{name}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # an absent class scores 0, as `epoch_scores` documents
+        return score(predictions, labels, **{count: num_classes}, average=average, validate_args=False)

@@ -21,7 +21,7 @@ def heat_map(
         raise KdxError("a heat map without a value")
     figure, axes = _figure(1.5 + 0.9 * len(columns), 1.2 + 0.6 * len(rows))
     image = axes.imshow(table, cmap="viridis", aspect="auto")
-    rows, columns = ([_plain(name) for name in labels] for labels in (rows, columns))
+    rows, columns = ([plain_text(name) for name in labels] for labels in (rows, columns))
     slanted = max(map(len, columns)) > 6
     axes.set_xticks(range(len(columns)), columns, rotation=40 if slanted else 0, ha="right" if slanted else "center")
     axes.set_yticks(range(len(rows)), rows)
@@ -42,7 +42,12 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x_name: str, y_na
     figure, axes = _figure(6.4, 3.6)
     for name, points in lines.items():
         axes.plot(
-            [x for x, _ in points], [y for _, y in points], label=_plain(name), linewidth=1.2, marker=".", markersize=3
+            [x for x, _ in points],
+            [y for _, y in points],
+            label=plain_text(name),
+            linewidth=1.2,
+            marker=".",
+            markersize=3,
         )
     axes.set_xlabel(x_name)
     axes.set_ylabel(y_name)
@@ -70,7 +75,7 @@ def bars_and_line(
     return _svg(figure)
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Text in which a dollar sign does not begin a formula."""
     return text.replace("$", r"\$")
 

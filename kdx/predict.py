@@ -4,7 +4,6 @@ from pathlib import Path
 
 from kdx.command import run_command
 from kdx.deploy import answers, load_model, ranking, read_picture
-from kdx.errors import KdxError
 
 USAGE = """
 python -m kdx.predict MODEL PICTURE... [top=3] [role=student] [network=package.module:callable] [trust=true]
@@ -20,8 +19,6 @@ DEFAULTS = {"top": 3, "role": "student", "network": None, "trust": False}
 
 def predict_pictures(words: list[str], top: int, role: str, network: str | None, trust: bool) -> str:
     """A line for each picture in `words[1:]`."""
-    if top < 1:
-        raise KdxError("top=0: a whole number of at least 1 is needed")
     model, card = load_model(Path(words[0]), role, network, trust)
     lines = []
     for name in words[1:]:

@@ -4,16 +4,17 @@ import argparse
 import csv
 import io
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
 from kdx import page
+from kdx.command import errors_end_the_process
 from kdx.errors import KdxError
 from kdx.files import relative, write_atomic
 from kdx.plots import curves, heat_map
 from kdx.results import (
+    SUMMARY,
     Configuration,
     JobResult,
     best_configuration,
@@ -235,13 +236,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", metavar="KEY", help="the heat map's rows, e.g. kd.temperature")
     parser.add_argument("--columns", metavar="KEY", help="the heat map's columns, e.g. kd.alpha")
     args = parser.parse_args(arguments)
-    try:
+    with errors_end_the_process():
         for folder in args.folders:
-            single = (folder / "summary.json").exists()
+            single = (folder / SUMMARY).exists()
             print(write_run_report(folder) if single else write_report(folder, args.rows, args.columns))
-    except KdxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from kdx.errors import KdxError
 from kdx.files import read_json
 
 SEED = "seed"
+SUMMARY = "summary.json"
 
 
 @dataclass
@@ -127,7 +128,7 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float, int]:
 
 
 def _read_job(folder: Path, listed: dict[str, Any]) -> JobResult:
-    path = folder / "summary.json"
+    path = folder / SUMMARY
     told = read_json(path) if path.exists() else {}
     overrides = listed.get("overrides") or told.get("overrides", [])
     state, reason = listed.get("state"), listed.get("reason")

@@ -9,7 +9,7 @@ from kdx import page
 from kdx.errors import KdxError
 from kdx.files import read_json, relative, write_atomic
 from kdx.plots import bars_and_line, curves, heat_map
-from kdx.results import finished_stages, read_log
+from kdx.results import SUMMARY, finished_stages, read_log
 from kdx.tables import STAGE_HEADER, aligned, stage_cells
 
 REPORT = "report.html"
@@ -21,7 +21,7 @@ Stages = dict[str, dict[str, Any]]
 
 def write_run_report(run_dir: Path) -> str:
     """Write report.html into a run's folder; the outcome in words for a terminal."""
-    told = read_json(run_dir / "summary.json")
+    told = read_json(run_dir / SUMMARY)
     stages: Stages = finished_stages(told)
     if not stages:
         raise KdxError(f"{run_dir}: no stage of this run is finished yet")

@@ -17,10 +17,9 @@ from kdx.errors import KdxError, suggest
 from kdx.files import read_json
 from kdx.imagefolder import load_imagefolder
 from kdx.models import NetworkSpec, build_network
-from kdx.results import finished_stages
+from kdx.results import SUMMARY, finished_stages
 from kdx.sources import load_cifar, load_digits, load_medmnist
 
-SUMMARY = "summary.json"
 LOADERS: dict[str, Callable[..., Dataset]] = {
     "kdx.sources.load_cifar": load_cifar,
     "kdx.sources.load_digits": load_digits,

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from kdx.errors import KdxError
 from kdx.files import read_json, relative, write_json
+from kdx.results import SUMMARY
 
 log = logging.getLogger(__name__)
 
@@ -293,7 +294,7 @@ def _scout(program: Program, jobs: list[list[str]], answer: Path) -> None:
 
 def _finished_before(job: Job) -> JobEnd | None:
     """The end of a job that an earlier start of the same sweep folder finished."""
-    summary = job.folder / "summary.json"
+    summary = job.folder / SUMMARY
     if not summary.exists():
         return None
     told = read_json(summary)
@@ -303,7 +304,7 @@ def _finished_before(job: Job) -> JobEnd | None:
 
 
 def _end_of(job: Job, exit_code: int, seconds: float) -> JobEnd:
-    summary = job.folder / "summary.json"
+    summary = job.folder / SUMMARY
     told: dict[str, Any] = read_json(summary) if summary.exists() else {"status": None}
     if exit_code == 0 and told["status"] == "finished":
         last = told["plan"][-1]["role"]

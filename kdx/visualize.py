@@ -14,6 +14,7 @@ from kdx.dataset import Dataset
 from kdx.deploy import Card, needs
 from kdx.errors import KdxError
 from kdx.models import capture_features
+from kdx.plots import plain_text
 from kdx.stored import StoredStage, load_data, load_stage, read_summary
 
 USAGE = """
@@ -157,8 +158,6 @@ def draw_run(
     network: str | None,
 ) -> str:
     """Pictures of a finished run, into the stage's folder; what was drawn, in words."""
-    if samples < 1:
-        raise KdxError(f"samples={samples}: a whole number of at least 1 is needed")
     run_dir = Path(words[0])
     stage = load_stage(run_dir, role, network)
     data = load_data(stage, data_dir)
@@ -215,7 +214,7 @@ def _draw_side_by_side(image: Tensor, panels: dict[str, Tensor], title: str, pat
     """An image (C, H, W) of 0-255 and maps (H, W) laid over it, each scaled to its own range."""
     figure = Figure(figsize=(2.6 * (1 + len(panels)), 3.1), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title.replace("$", r"\$"))
+    figure.suptitle(plain_text(title))
     shown = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
     height, width = shown.shape[:2]
     for position, (name, heat) in enumerate([("image", None), *panels.items()]):
