@@ -11,7 +11,7 @@ from kdx.errors import KdxError
 from kdx.files import hash_file, relative
 from kdx.index import FinishedStage, StageIndex
 from kdx.schema import StageSettings
-from kdx.stage import Loaded, check_stage, load_network
+from kdx.stage import Loaded, cached_logits_bytes, check_stage, load_network
 from kdx.workplace import Workplace, identity, stage_fingerprint
 
 log = logging.getLogger(__name__)
@@ -70,10 +70,13 @@ def describe_plan(plan: Sequence[Step]) -> list[str]:
 def check_plan(place: Workplace, plan: Sequence[Step], run_dir: Path) -> dict[str, Loaded]:
     """Build all that will be trained and load all that will be used: what fails, fails now. Returns what was loaded."""
     parameters = []
-    loaded = {}
+    loaded: dict[str, Loaded] = {}
+    logits = 0
     for step in plan:
         if step.checkpoint is None:
             parameters.append(check_stage(place, step.stage))
+            new = step.stage.guide is not None and step.stage.guide not in loaded  # of others, some may be kept already
+            logits += cached_logits_bytes(place, step.stage) if new else 0
         else:
             loaded[step.role] = load_network(place, step.stage, step.checkpoint)
         if step.finished is not None:
@@ -81,23 +84,24 @@ def check_plan(place: Workplace, plan: Sequence[Step], run_dir: Path) -> dict[st
             differ = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
             if differ:
                 log.info("note: the reused %s was made with %s: its last bits may differ", step.role, "; ".join(differ))
-    _check_space(parameters, run_dir)
+    _check_space(parameters, logits, run_dir)
     return loaded
 
 
-def _check_space(parameters: Sequence[int], run_dir: Path) -> None:
-    """`KdxError` unless the disk can take the checkpoints of networks with these numbers of weights.
+def _check_space(parameters: Sequence[int], logits: int, run_dir: Path) -> None:
+    """`KdxError` unless the disk can take the checkpoints of networks with these numbers of weights, and the logits.
 
     latest.pth holds the weights and up to two optimizer moments, best_acc_*.pth the weights, and one more latest.pth
     is being written, all in float32.
     """
-    needed = 4 * (4 * sum(parameters) + 3 * max(parameters, default=0)) / 1e6
+    needed = (4 * (4 * sum(parameters) + 3 * max(parameters, default=0)) + logits) / 1e6
     folder = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free / 1e6
     if needed > free:
+        cached = f" and kd.cache_logits ({logits / 1e6:.1f} MB)" if logits else ""
         raise KdxError(
-            f"hydra.run.dir={run_dir}: needs about {needed:.1f} MB for checkpoints, the disk has {free:.1f} MB free; "
-            "make room or choose another output_dir"
+            f"hydra.run.dir={run_dir}: needs about {needed:.1f} MB for checkpoints{cached}, the disk has {free:.1f} MB "
+            "free; make room or choose another output_dir"
         )
 
 

@@ -247,6 +247,14 @@ def _logits_cache(place: Workplace, stage: StageSettings, guide: Guide | None) -
     return LogitsCache(Path(place.settings.output_dir) / "index" / "logits" / fingerprint(facts))
 
 
+def cached_logits_bytes(place: Workplace, stage: StageSettings) -> int:
+    """What `kd.cache_logits` will keep on disk: float32 logits of every training view, of validation and of test."""
+    if not stage.cache_logits or stage.guide is None:
+        return 0
+    data, views = place.dataset, stage.epochs if set(place.settings.augment) - {"none"} else 1
+    return 4 * data.num_classes * (views * len(data.train) + len(data.val) + len(data.test))
+
+
 def _fit(trainer: Trainer, stage: StageSettings) -> Best:
     """Train; running out of memory becomes an error that says what to do."""
     try:

@@ -170,8 +170,11 @@ def test_read_only_output_folder_is_told_before_training(tmp_path: Path) -> None
 def test_too_little_space_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(KdxError, match="needs about .* MB for checkpoints, .* has 0.0 MB free"):
+    with pytest.raises(KdxError, match="needs about .* MB for checkpoints, the disk has 0.0 MB free"):
         run_toy(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**7))
+    with pytest.raises(KdxError, match=r"for checkpoints and kd.cache_logits \(.* MB\), the disk has 10.0 MB"):
+        run_toy(tmp_path, "kd.cache_logits=true", "epochs=100000")  # a view an epoch
     assert not list(tmp_path.rglob("*.pth"))
 
 
