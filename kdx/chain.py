@@ -10,7 +10,7 @@ from typing import Any
 from kdx.checkpoint import versions
 from kdx.efficiency import measure_network
 from kdx.errors import KdxError
-from kdx.files import hash_file, make_folder, read_json, relative, write_json
+from kdx.files import make_folder, read_json, relative, write_json
 from kdx.index import FinishedStage, StageIndex, own_folder
 from kdx.memory import full_cleanup
 from kdx.models import count_parameters
@@ -147,11 +147,11 @@ class _Run:
         if step.finished is not None:
             done = step.finished
             return Outcome(step.checkpoint, done.sha256, done.epoch, done.validation, done.test, parameters, 0.0, guide)
-        test, sha256 = scores_on_test(self.place, step.stage, loaded.network), hash_file(step.checkpoint)
-        return Outcome(step.checkpoint, sha256, loaded.epoch, loaded.validation, test, parameters, 0.0, guide)
+        test = scores_on_test(self.place, step.stage, loaded.network)
+        return Outcome(step.checkpoint, loaded.sha256, loaded.epoch, loaded.validation, test, parameters, 0.0, guide)
 
     def load(self, step: Step, checkpoint: Path) -> Loaded:
-        """A stage that is done, read from its checkpoint once as long as somebody needs it."""
+        """A stage that is done, from its checkpoint unless it is still here."""
         if step.role not in self.loaded:
             self.loaded[step.role] = load_network(self.place, step.stage, checkpoint)
         return self.loaded[step.role]
@@ -159,7 +159,8 @@ class _Run:
     def forget_all_but(self, steps: Sequence[Step]) -> None:
         """Free the networks that these steps, which are to come, neither take nor are taught by."""
         needed = {step.role for step in steps} | {step.stage.guide for step in steps if step.action == "train"}
-        self.loaded = {role: loaded for role, loaded in self.loaded.items() if role in needed}
+        for role in self.loaded.keys() - needed:
+            del self.loaded[role]
 
     def guide_of(self, step: Step) -> Guide | None:
         """Who teaches a stage."""
@@ -168,6 +169,7 @@ class _Run:
             return None
         outcome = self.outcomes[role]
         network = self.load(self.steps[role], outcome.checkpoint).network
+        del self.loaded[role]  # it may be compiled for this stage: who teaches another one is loaded again
         return Guide(network, self.steps[role].fingerprint, outcome.sha256)
 
     def describe(self, step: Step, outcome: Outcome) -> None:
@@ -201,8 +203,6 @@ class _Run:
         except (RuntimeError, MemoryError) as error:  # a batch of 64 may not fit; the result stands without it
             log.warning("the costs of the %s cannot be measured: %s", step.role, str(error).split("\n")[0])
             return None
-        finally:
-            self.place.precision.place(network)  # measuring moved it, and it may teach next
 
     def write_summary(self, status: str, error: str | None = None) -> None:
         """Write summary.json; each role that is done is a key of its own."""

@@ -40,14 +40,20 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     write_with_hash(path, buffer.getbuffer())
 
 
-def load_checkpoint(path: Path, *, sha256: str | None = None, mapped: bool = False) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU; `KdxError` for a missing, damaged or foreign file.
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU; `KdxError` for a missing, damaged or foreign file."""
+    return load_hashed(path)[0]
 
-    `sha256` is the hash that it must have, if known; `mapped` leaves tensors in the file until somebody reads them.
+
+def load_hashed(path: Path, *, known: str | None = None, mapped: bool = False) -> tuple[dict[str, Any], str]:
+    """`load_checkpoint`, and the file's sha256, which must be the `known` one if there is one.
+
+    `mapped` leaves tensors in the file until somebody reads them.
     """
     if not path.is_file():
         raise KdxError(f"{path}: no such checkpoint")
-    if verify_hash(path) != sha256 and sha256 is not None:
+    sha256 = verify_hash(path)
+    if known not in (None, sha256):
         raise KdxError(f"{path}: damaged (its sha256 is not the one in the index)")
     _refuse_bomb(path)
     try:
@@ -59,7 +65,7 @@ def load_checkpoint(path: Path, *, sha256: str | None = None, mapped: bool = Fal
         raise KdxError(f"{path}: not a kdx checkpoint: a dict with the key 'model' is needed")
     if content.get("format") != FORMAT:
         raise KdxError(f"{path}: checkpoint format {content.get('format')}, this kdx reads format {FORMAT}")
-    return content
+    return content, sha256
 
 
 def remove_checkpoint(path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a network costs to use: weights, multiply-adds, latency, throughput, memory."""
 
+import copy
 import statistics
 import time
 import weakref
@@ -18,13 +19,13 @@ LEAST_RUNS = 3
 
 
 def measure_network(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> dict[str, Any]:
-    """Costs of a network, which is moved about for it, in eval mode and float32 for images of `shape` (C, H, W).
+    """Costs of a network, of which a copy is used, in eval mode and float32 for images of `shape` (C, H, W).
 
     Multiply-adds are of one image, by torch's flop counter; latencies are medians in ms; peak memory in MB is that of
     tensors for a batch of 64, weights included. On the CPU, and on `device` where that is another.
     """
+    plain = copy.deepcopy(network).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     with torch.inference_mode():
-        plain = network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         costs: dict[str, Any] = {"parameters": count_parameters(plain), "multiply_adds": _multiply_adds(plain, shape)}
         costs |= {"cpu": _timings(plain, shape, torch.device("cpu"))}
         if device.type != "cpu":
@@ -66,15 +67,16 @@ def _median_seconds(network: nn.Module, images: Tensor) -> float:
 
 def _peak_mb(network: nn.Module, images: Tensor) -> float:
     """Weights plus the largest sum of tensors alive in a forward pass."""
-    if images.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    held = sum(t.numel() * t.element_size() for t in (images, *network.parameters(), *network.buffers()))
+    if images.device.type == "cuda":  # where other networks may be as well
+        torch.cuda.reset_peak_memory_stats(images.device)
+        before = torch.cuda.memory_allocated(images.device)
         network(images)
-        return torch.cuda.max_memory_allocated() / 1e6
+        return (held + torch.cuda.max_memory_allocated(images.device) - before) / 1e6
     counter = _LiveTensors()
     with counter:
         network(images)
-    weights = sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
-    return (weights + images.numel() * images.element_size() + counter.peak) / 1e6
+    return (held + counter.peak) / 1e6
 
 
 class _LiveTensors(TorchDispatchMode):

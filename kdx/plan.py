@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdx.checkpoint import check_identity, load_checkpoint
+from kdx.checkpoint import check_identity, load_hashed
 from kdx.errors import KdxError
 from kdx.files import hash_file, relative
 from kdx.index import FinishedStage, StageIndex
 from kdx.schema import StageSettings
-from kdx.stage import Loaded, cached_logits_bytes, check_stage, load_network
+from kdx.stage import Loaded, check_stage, load_network, logits_to_come
 from kdx.workplace import Workplace, identity, stage_fingerprint
 
 log = logging.getLogger(__name__)
@@ -75,8 +75,8 @@ def check_plan(place: Workplace, plan: Sequence[Step], run_dir: Path) -> dict[st
     for step in plan:
         if step.checkpoint is None:
             parameters.append(check_stage(place, step.stage))
-            new = step.stage.guide is not None and step.stage.guide not in loaded  # of others, some may be kept already
-            logits += cached_logits_bytes(place, step.stage) if new else 0
+            guide = loaded.get(step.stage.guide or "")
+            logits += logits_to_come(place, step.stage, None if guide is None else guide.sha256)
         else:
             loaded[step.role] = load_network(place, step.stage, step.checkpoint)
         if step.finished is not None:
@@ -84,33 +84,43 @@ def check_plan(place: Workplace, plan: Sequence[Step], run_dir: Path) -> dict[st
             differ = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
             if differ:
                 log.info("note: the reused %s was made with %s: its last bits may differ", step.role, "; ".join(differ))
-    _check_space(parameters, logits, run_dir)
+    _check_space(parameters, run_dir, logits, Path(place.settings.output_dir))
     return loaded
 
 
-def _check_space(parameters: Sequence[int], logits: int, run_dir: Path) -> None:
-    """`KdxError` unless the disk can take the checkpoints of networks with these numbers of weights, and the logits.
+def _check_space(parameters: Sequence[int], run_dir: Path, logits: int, output_dir: Path) -> None:
+    """`KdxError` unless the disks can take the checkpoints of networks with these numbers of weights, and the logits.
 
     latest.pth holds the weights and up to two optimizer moments, best_acc_*.pth the weights, and one more latest.pth
     is being written, all in float32.
     """
-    needed = (4 * (4 * sum(parameters) + 3 * max(parameters, default=0)) + logits) / 1e6
-    folder = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
-    free = shutil.disk_usage(folder).free / 1e6
-    if needed > free:
-        cached = f" and kd.cache_logits ({logits / 1e6:.1f} MB)" if logits else ""
-        raise KdxError(
-            f"hydra.run.dir={run_dir}: needs about {needed:.1f} MB for checkpoints{cached}, the disk has {free:.1f} MB "
-            "free; make room or choose another output_dir"
-        )
+    checkpoints = 4 * (4 * sum(parameters) + 3 * max(parameters, default=0))
+    run_disk, output_disk = (_nearest(folder) for folder in (run_dir, output_dir))
+    needs = [(run_disk, f"hydra.run.dir={run_dir}", "checkpoints", checkpoints)]
+    if logits and run_disk.stat().st_dev == output_disk.stat().st_dev:
+        what = f"checkpoints and kd.cache_logits ({logits / 1e6:.1f} MB)"
+        needs = [(run_disk, f"hydra.run.dir={run_dir}", what, checkpoints + logits)]
+    elif logits:
+        needs.append((output_disk, f"output_dir={output_dir}", "kd.cache_logits", logits))
+    for folder, key, what, needed in needs:
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise KdxError(
+                f"{key}: needs about {needed / 1e6:.1f} MB for {what}, the disk has {free / 1e6:.1f} MB free; "
+                "make room or choose another output_dir"
+            )
+
+
+def _nearest(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def reuse_finished(place: Workplace, stage: StageSettings, finished: FinishedStage, index: StageIndex) -> Step | None:
     """A step that reuses a finished stage, or None where its checkpoint is damaged or does not fit."""
     path = index.path_of(finished)
     try:
-        meta = load_checkpoint(path, sha256=finished.sha256, mapped=True)["meta"]
-        check_identity(path, meta, identity(place, stage))
+        content, _ = load_hashed(path, known=finished.sha256, mapped=True)
+        check_identity(path, content["meta"], identity(place, stage))
     except KdxError as error:
         log.warning("%s: this %s is not reused", error, stage.role)
         return None

@@ -1,6 +1,7 @@
 """One stage of a chain: how it is built, checked, trained and tested."""
 
 import logging
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +12,13 @@ import torch
 from torch import nn
 
 from kdx.batches import Batches
-from kdx.checkpoint import check_identity, load_checkpoint, load_weights, versions
+from kdx.checkpoint import check_identity, load_hashed, load_weights, versions
 from kdx.config import build
 from kdx.dataset import Dataset
 from kdx.epoch_log import EpochLogger
 from kdx.errors import KdxError
 from kdx.evaluation import evaluate
-from kdx.files import hash_file, relative, write_atomic, write_json
+from kdx.files import relative, write_atomic, write_json
 from kdx.guide_logits import GuideLogits, LogitsCache
 from kdx.index import fingerprint
 from kdx.losses import Objective, loss_terms
@@ -63,6 +64,7 @@ class Loaded:
     """The network of a finished stage, on the device, and what its checkpoint says of it."""
 
     network: nn.Module
+    sha256: str
     epoch: int
     validation: dict[str, float]
     guide_fingerprint: str | None
@@ -123,7 +125,7 @@ def _check_objective(objective: Objective, stage: StageSettings, dataset: Datase
 
 def load_network(place: Workplace, stage: StageSettings, checkpoint: Path) -> Loaded:
     """The stage's network with a checkpoint's weights; `KdxError` says what does not fit."""
-    content = load_checkpoint(checkpoint)
+    content, sha256 = load_hashed(checkpoint)
     check_identity(checkpoint, content.get("meta", {}), identity(place, stage))
     if not {"epoch", "validation"} <= content.keys():
         raise KdxError(f"{checkpoint}: says nothing of its epoch and its scores on the validation split")
@@ -131,8 +133,8 @@ def load_network(place: Workplace, stage: StageSettings, checkpoint: Path) -> Lo
     blank = NetworkSpec(spec.name, spec.num_classes, spec.in_channels, stem=spec.stem)  # no ImageNet weights needed
     network = build_network(blank, place.settings.download)
     load_weights(network, content, checkpoint)
-    network = place.precision.place(network)
-    return Loaded(network, content["epoch"], content["validation"], content["meta"].get("guide_fingerprint"))
+    guide = content["meta"].get("guide_fingerprint")
+    return Loaded(place.precision.place(network), sha256, content["epoch"], content["validation"], guide)
 
 
 def train_stage(
@@ -166,7 +168,7 @@ def train_stage(
     seconds = sum(row["epoch_time_sec"] for row in trainer.history)
     return Outcome(
         checkpoint,
-        hash_file(checkpoint),
+        chosen.sha256,
         best.epoch,
         chosen.validation,
         test,
@@ -183,13 +185,12 @@ def _make_trainer(
     settings = place.settings
     parts = build_parts(place, stage)
     place.precision.place(parts.network)
-    train = _batches(place, stage, "train")
     return Trainer(
         parts.network,
         name=stage.role,
         task=place.dataset.task,
         num_classes=place.dataset.num_classes,
-        train=train,
+        train=_batches(place, stage, "train"),
         val=_batches(place, stage, "val"),
         epochs=stage.epochs,
         optimizer=parts.optimizer,
@@ -212,17 +213,19 @@ def _make_trainer(
         log_interval=settings.log_interval,
         checkpoint_every_steps=settings.checkpoint_every_steps,
         accumulate=settings.accumulate,
-        compile_mode=_compile_mode(place, stage, len(train)),
-        cache=_logits_cache(place, stage, guide),
+        compile_mode=_compile_mode(place, stage),
+        cache=LogitsCache(logits_folder(place, stage, guide.sha256)) if guide and stage.cache_logits else None,
         stop=stop,
         after_epoch=_drawing(place, stage, parts.network, folder),
     )
 
 
-def _compile_mode(place: Workplace, stage: StageSettings, steps: int) -> str | None:
+def _compile_mode(place: Workplace, stage: StageSettings) -> str | None:
     settings = place.settings
-    recomputed = settings.compile == "auto" and settings.activation_checkpointing  # the two do not go together
-    return None if recomputed else choose_compile(settings.compile, place.device, stage.epochs * steps)
+    if settings.compile == "auto" and settings.activation_checkpointing:  # the two do not go together
+        return None
+    steps = stage.epochs * math.ceil(len(place.dataset.train) / stage.batch_size)
+    return choose_compile(settings.compile, place.device, steps)
 
 
 def _leave_clean_script(folder: Path) -> None:
@@ -231,28 +234,31 @@ def _leave_clean_script(folder: Path) -> None:
     path.chmod(path.stat().st_mode | 0o111)
 
 
-def _logits_cache(place: Workplace, stage: StageSettings, guide: Guide | None) -> LogitsCache | None:
+def logits_folder(place: Workplace, stage: StageSettings, guide_sha256: str) -> Path:
     """Where the guide's logits are kept, under a name that stands for all that determines their bits."""
-    if guide is None or not stage.cache_logits:
-        return None
     augmented = set(place.settings.augment) - {"none"}
     known = identity(place, stage)
     card = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else None
-    facts: dict[str, Any] = {"guide": guide.sha256, "surroundings": place.surroundings()}
-    facts |= {"versions": versions(), "card": card}
+    facts: dict[str, Any] = {"guide": guide_sha256, "surroundings": place.surroundings()}
+    facts |= {"versions": versions(), "card": card, "compiled": _compile_mode(place, stage)}
     facts |= {"data_digest": known["data_digest"], "preprocessing": known["preprocessing"]}
     facts |= {"augment": sorted(augmented), "batch_size": stage.batch_size, "accumulate": place.settings.accumulate}
     if augmented:  # then they are those of this stage's views
         facts |= {"seed": place.settings.seed, "role": stage.role}
-    return LogitsCache(Path(place.settings.output_dir) / "index" / "logits" / fingerprint(facts))
+    return Path(place.settings.output_dir) / "index" / "logits" / fingerprint(facts)
 
 
-def cached_logits_bytes(place: Workplace, stage: StageSettings) -> int:
-    """What `kd.cache_logits` will keep on disk: float32 logits of every training view, of validation and of test."""
+def logits_to_come(place: Workplace, stage: StageSettings, guide_sha256: str | None) -> int:
+    """Bytes that `kd.cache_logits` will still write: float32 logits of every training view, of validation and test.
+
+    Of a guide that is to be trained (None) nothing is kept yet.
+    """
     if not stage.cache_logits or stage.guide is None:
         return 0
     data, views = place.dataset, stage.epochs if set(place.settings.augment) - {"none"} else 1
-    return 4 * data.num_classes * (views * len(data.train) + len(data.val) + len(data.test))
+    everything = 4 * data.num_classes * (views * len(data.train) + len(data.val) + len(data.test))
+    kept = () if guide_sha256 is None else logits_folder(place, stage, guide_sha256).glob("*.npy")
+    return max(0, everything - sum(path.stat().st_size for path in kept))
 
 
 def _fit(trainer: Trainer, stage: StageSettings) -> Best:

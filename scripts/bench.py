@@ -1,6 +1,6 @@
 """Measure kdx beside the bare loop, other frameworks, other pipelines and naive sweeps, interleaved in one run.
 
-    python scripts/bench.py                 # everything, about ten minutes on two CPU cores
+    python scripts/bench.py                 # everything, hours on two CPU cores: a round of `sweep` takes 40 minutes
     python scripts/bench.py loop memory     # some parts; --rounds 5, --out FOLDER
 
 Needs the extra `bench` for the part `frameworks`. Writes bench.md, bench.json and bench.png. For a GPU: bench_gpu.py.

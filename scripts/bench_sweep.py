@@ -24,7 +24,7 @@ AXES = ["kd.temperature=2,4,8", "kd.alpha=0.3,0.5,0.7"]
 NETWORKS = {"teacher": "resnet50", "assistant": "resnet34", "student": "resnet18"}
 SMALL = {"teacher": "kdx.thin:resnet56", "assistant": "kdx.thin:resnet20", "student": "kdx.thin:resnet8"}
 STEM, EPOCHS, IMAGES, BATCH = "small", 2, 1024, 128
-BASE = ["dataset=digits", "dataset.name=made-up", "dataset.source._target_=bench_sweep.made_up"]
+BASE = ["device=cpu", "dataset=digits", "dataset.name=made-up", "dataset.source._target_=bench_sweep.made_up"]
 BASE += [f"epochs={EPOCHS}", f"batch_size={BATCH}", "dataset.augment=[none]"]
 BASE += ["visualize.samples=0", "save_interval=0", "report=false"]
 TRIO = [f"model.stem={STEM}", *(f"model.{role}={name}" for role, name in NETWORKS.items())]
@@ -99,9 +99,10 @@ def start_up() -> float:
 
 
 def sweep_rows(rounds: int) -> Iterator[Row]:
-    """The naive way and the three others, in turn; start-up is taken off all, so that the training is compared.
+    """The naive way and the three others, in turn, each without the start-up of the processes that a user starts.
 
-    The naive nine chains cost three times as much as the three of them that are measured: one of each temperature.
+    A sweep's jobs prepare themselves within its time, while that of the naive chains is taken off nine times. The
+    naive nine cost three times as much as the three of them that are measured: one of each temperature.
     """
     ways = {"nine chains, one by one (three measured)": nine_chains, "teacher shared": teacher_shared}
     ways |= {

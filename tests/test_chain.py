@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -280,6 +281,21 @@ def test_measuring_a_guide_for_the_report_leaves_it_as_it_was(tiny_run, monkeypa
     monkeypatch.setattr("kdx.chain.train_stage", spy)
     tiny_run("stage.deliver=assistant", "model.teacher=kdx.thin:resnet8", "report=true", "channels_last=true")
     assert layouts and all(layouts)
+
+
+def test_network_is_freed_when_nobody_needs_it_any_more(tiny_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    taught = []
+
+    def spy(*given, guide: Guide | None, **options):
+        assert all(teacher() is None for teacher in taught)
+        if guide is not None:
+            taught.append(weakref.ref(guide.network))
+        return train_stage(*given, guide=guide, **options)
+
+    monkeypatch.setattr("kdx.chain.train_stage", spy)
+    tiny_run("stage.deliver=teacher")
+    tiny_run("stage.deliver=student", "report=true")
+    assert len(taught) == 2
 
 
 def test_reused_guide_is_read_from_its_file_once(tiny_run, monkeypatch: pytest.MonkeyPatch) -> None:

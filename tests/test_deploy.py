@@ -199,6 +199,7 @@ def test_command_errors_are_one_line(tmp_path: Path) -> None:
 
     assert run("kdx.export", ".", "fromat=onnx").startswith("error: fromat: no such key; did you mean 'format'?")
     assert "samples=x: a whole number of at least 1 is needed" in run("kdx.export", ".", "samples=x")
+    assert "samples=0: a whole number of at least 1 is needed" in run("kdx.visualize", ".", "samples=0")
     assert ".: no run: summary.json is missing" in run("kdx.export", ".")
     assert "cam=yes: choose true, false" in run("kdx.visualize", ".", "cam=yes")
     assert "too few arguments" in run("kdx.predict", "model.onnx")
