@@ -28,33 +28,42 @@ from kdx.run_report import write_run_report
 from kdx.tables import aligned, markdown
 
 GRID = ("kd.temperature", "kd.alpha")  # drawn as a heat map where both were swept
+JOBS = "Jobs"
+
+Table = tuple[list[str], list[list[str]]]  # header and rows
 
 
 def write_report(folder: Path, rows_key: str | None = None, columns_key: str | None = None) -> str:
     """Write sweep.csv, sweep.md and report.html into a sweep's folder; the outcome in words for a terminal."""
     jobs = read_sweep(folder)
     groups = configurations(jobs)
-    table = _configuration_table(groups)
-    failures = _failure_table(jobs)
-    conclusions = _conclusions(groups)
-    write_atomic(folder / "sweep.csv", _csv(jobs).encode())
+    tables, conclusions = _tables(jobs, groups), _conclusions(groups)
     title = f"Sweep {folder.name}"
     counted = f"{sum(job.finished for job in jobs)} of {len(jobs)} jobs finished"
-    best = best_configuration(groups)
-    stages = [] if best is None else [_stage_table(best)]
-    text = [f"# {title}", counted + ".", *conclusions, "## Configurations", markdown(*table)]
-    text += [part for shown in stages for part in ("## Stages of the best configuration", markdown(*shown))]
-    if failures[1]:
-        text += ["## Not finished", markdown(*failures)]
-    text += ["## Jobs", markdown(*_job_table(jobs))]
+    write_atomic(folder / "sweep.csv", _csv(jobs).encode())
+    text = [f"# {title}", counted + ".", *conclusions]
+    text += [part for heading, table in tables.items() for part in (f"## {heading}", markdown(*table))]
     write_atomic(folder / "sweep.md", ("\n\n".join(text) + "\n").encode())
-    write_atomic(folder / "report.html", _html(title, counted, jobs, groups, rows_key, columns_key).encode())
-    told = ["", aligned(*table), ""]
-    told += [part for shown in stages for part in ("stages of the best configuration:", aligned(*shown), "")]
-    told += conclusions
-    if failures[1]:
-        told += ["", "not finished:", aligned(*failures), ""]
-    return "\n".join([*told, f"{counted}; report: {relative(folder / 'report.html', Path.cwd())}"])
+    parts = [page.lead(line) for line in (counted + ".", *conclusions)]
+    drawn = _pictures(jobs, groups, rows_key, columns_key)
+    for heading, table in tables.items():
+        parts += drawn if heading == JOBS else []  # the longest table comes last
+        parts += [page.heading(heading), page.table(heading.split()[0].lower(), *table)]
+    write_atomic(folder / "report.html", page.page(title, parts).encode())
+    shown = [part for heading, table in tables.items() if heading != JOBS for part in (heading, aligned(*table), "")]
+    told = f"{counted}; report: {relative(folder / 'report.html', Path.cwd())}"
+    return "\n".join(["", *shown, *conclusions, "", told])
+
+
+def _tables(jobs: Sequence[JobResult], groups: Sequence[Configuration]) -> dict[str, Table]:
+    """The report's tables by their headings."""
+    tables = {"Configurations": _configuration_table(groups)}
+    best = best_configuration(groups)
+    if best is not None:
+        tables["Stages of the best configuration"] = _stage_table(best)
+    if not all(job.finished for job in jobs):
+        tables["Unfinished jobs"] = _failure_table(jobs)
+    return {**tables, JOBS: _job_table(jobs)}
 
 
 def _conclusions(groups: Sequence[Configuration]) -> list[str]:
@@ -82,7 +91,7 @@ def _conclusions(groups: Sequence[Configuration]) -> list[str]:
     return lines
 
 
-def _configuration_table(groups: Sequence[Configuration]) -> tuple[list[str], list[list[str]]]:
+def _configuration_table(groups: Sequence[Configuration]) -> Table:
     keys = list(dict.fromkeys(key for group in groups for key in group.values))
     header = [*keys, "n", "val acc", "test acc", "test F1", "test AUC"]
     ranked = sorted(groups, key=lambda group: -fmean(group.scores("validation", "accuracy")))
@@ -99,7 +108,7 @@ def _score_cells(group: Configuration, role: str | None = None) -> list[str]:
     return [_spread(group, split, name, role, with_n=False) for split, name in wanted]
 
 
-def _stage_table(best: Configuration) -> tuple[list[str], list[list[str]]]:
+def _stage_table(best: Configuration) -> Table:
     """The stages of one configuration: mean and spread over its seeds."""
     rows = []
     for role in best.jobs[0].stages:
@@ -109,7 +118,7 @@ def _stage_table(best: Configuration) -> tuple[list[str], list[list[str]]]:
     return ["stage", "network", "parameters", "n", "val acc", "test acc", "test F1", "test AUC"], rows
 
 
-def _job_table(jobs: Sequence[JobResult]) -> tuple[list[str], list[list[str]]]:
+def _job_table(jobs: Sequence[JobResult]) -> Table:
     keys = swept_keys(jobs)
     header = ["job", *keys, "state", "val acc", "test acc", "trained", "reused", "s"]
     rows = []
@@ -122,7 +131,7 @@ def _job_table(jobs: Sequence[JobResult]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _failure_table(jobs: Sequence[JobResult]) -> tuple[list[str], list[list[str]]]:
+def _failure_table(jobs: Sequence[JobResult]) -> Table:
     rows = [[j.number, " ".join(f"{k}={v}" for k, v in j.overrides.items()), j.state, j.reason] for j in jobs]
     return ["job", "overrides", "state", "why"], [row for row, job in zip(rows, jobs, strict=True) if not job.finished]
 
@@ -150,22 +159,11 @@ def _csv(jobs: Sequence[JobResult]) -> str:
     return text.getvalue()
 
 
-def _html(
-    title: str,
-    counted: str,
-    jobs: Sequence[JobResult],
-    groups: Sequence[Configuration],
-    rows_key: str | None,
-    columns_key: str | None,
-) -> str:
-    parts = [page.lead(line) for line in (counted + ".", *_conclusions(groups))]
-    parts += [page.heading("Configurations"), page.table("configurations", *_configuration_table(groups))]
-    best = best_configuration(groups)
-    if best is not None:
-        parts += [page.heading("Stages of the best configuration"), page.table("stages", *_stage_table(best))]
-    failures = _failure_table(jobs)
-    if failures[1]:
-        parts += [page.heading("Not finished"), page.table("failures", *failures)]
+def _pictures(
+    jobs: Sequence[JobResult], groups: Sequence[Configuration], rows_key: str | None, columns_key: str | None
+) -> list[str]:
+    """The heat map over two swept keys, and the curves of all jobs."""
+    parts = []
     drawn = _heat_map(groups, rows_key, columns_key)
     if drawn is not None:
         parts += [page.heading("Mean test accuracy"), drawn]
@@ -177,8 +175,7 @@ def _html(
     if lines:
         drawing = curves(lines, "epoch", "validation accuracy, %")
         parts += [page.heading("All jobs"), page.picture(drawing, "Validation accuracy of each job's last stage.")]
-    parts += [page.heading("Jobs"), page.table("jobs", *_job_table(jobs))]
-    return page.page(title, parts)
+    return parts
 
 
 def _heat_map(groups: Sequence[Configuration], rows_key: str | None, columns_key: str | None) -> str | None:
