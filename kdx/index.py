@@ -29,10 +29,8 @@ def own_folder(folder: Path) -> Iterator[None]:
     """Be the only run in a folder; `BusyError` at once where another one is."""
     make_folder(folder)
     lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0.5)  # clean.sh looks at it for a moment
-    except Timeout:
-        raise BusyError(f"{folder}: another run is at work in this folder; choose another hydra.run.dir") from None
+    if not _acquired(lock, 0.5):  # clean.sh looks at it for a moment
+        raise BusyError(f"{folder}: another run is at work in this folder; choose another hydra.run.dir")
     try:
         sweep_temps(folder)
         yield
@@ -104,19 +102,15 @@ class StageIndex:
         make_folder(self.folder)
         lock = FileLock(self.folder / f"{wanted}.lock")
         seconds = 0
-        while True:
-            try:
-                lock.acquire(timeout=min(1, seconds), poll_interval=POLL_SECONDS)
-                break
-            except Timeout:
-                if seconds % REMIND_SECONDS == 0:
-                    holder = _told_by(attempt)
-                    log.info(
-                        "waiting for the %s that process %s on %s trains in %s",
-                        *(what, holder.get("pid"), holder.get("host"), holder.get("folder")),
-                    )
-                seconds += 1
-                while_waiting()
+        while not _acquired(lock, min(1, seconds)):
+            if seconds % REMIND_SECONDS == 0:
+                holder = _told_by(attempt)
+                log.info(
+                    "waiting for the %s that process %s on %s trains in %s",
+                    *(what, holder.get("pid"), holder.get("host"), holder.get("folder")),
+                )
+            seconds += 1
+            while_waiting()
         try:
             before = _told_by(attempt).get("folder")
             earlier = None if before is None else self.outputs / before
@@ -152,6 +146,17 @@ class StageIndex:
         except TypeError as error:
             raise KdxError(f"{path}: not an index entry of this kdx ({error}); delete it") from error
         return stage if self.path_of(stage).is_file() else None
+
+
+def _acquired(lock: FileLock, seconds: float) -> bool:
+    """Take a lock unless it is held for so long; on a disk without flock filelock warns and uses a marker file."""
+    try:
+        lock.acquire(timeout=seconds, poll_interval=POLL_SECONDS)
+    except Timeout:
+        return False
+    except OSError as error:
+        raise KdxError(f"cannot lock {lock.lock_file}: {error.strerror or error}; choose another output_dir") from error
+    return True
 
 
 def _told_by(attempt: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Files that claim too much, memory that runs out, index entries with a damaged part, owners that die in a row."""
 
+import errno
 import io
 import json
 import os
@@ -128,6 +129,46 @@ def test_every_flipped_bit_of_an_entry_is_noticed(tmp_path: Path) -> None:
     assert index.find("f" * 16) == stage
 
 
+def at_once(count: int, work: Callable[[int], None]) -> list[int]:
+    """Exit codes of `count` processes that do `work` with their numbers side by side."""
+    children = []
+    for number in range(count):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                work(number)
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported on this filesystem")
+def test_disk_without_flock_still_trains_a_stage_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_toy(tmp_path / "clean")
+    settings = replace(settings_of(*CHAIN), output_dir=str(tmp_path / "outputs"))
+
+    def missing(*given: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    assert at_once(2, lambda number: run_chain(settings, tmp_path / str(number) / "run")) == [0, 0]
+    (tested,) = tmp_path.glob("[01]/run/student/test_metrics.json")
+    (best,) = (tested.parent / "checkpoints").glob("best_acc_*.pth")
+    assert digest(load_checkpoint(best)["model"]) == result_of(tmp_path / "clean")["student"]["best"][2]
+
+
+def test_lock_that_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*given: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with pytest.raises(KdxError, match="cannot lock .*: No locks available; choose another output_dir"):
+        run_toy(tmp_path)
+
+
 def test_two_owners_of_a_stage_die_and_the_next_ends_it(tmp_path: Path) -> None:
     """Six contend for one teacher; the first two who save an epoch of it are killed."""
     run_toy(tmp_path / "clean")
@@ -149,18 +190,7 @@ def test_two_owners_of_a_stage_die_and_the_next_ends_it(tmp_path: Path) -> None:
         sys.addaudithook(hook)
         run_chain(settings, tmp_path / str(number) / "run")
 
-    children = []
-    for number in range(6):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                contend(number)
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    codes = at_once(6, contend)
     assert sorted(codes) == [-9, -9, 0, 0, 0, 0]
     assert not leftovers(tmp_path / "outputs")
     for role in ("teacher", "student"):
