@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -144,7 +145,9 @@ def start() -> Iterator[Start]:
     def begin(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "kdx.run", *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, and so inherited, under `pytest &`
         process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]
+        signal.signal(signal.SIGINT, before)
         processes.append(process)
         return process
 
