@@ -16,7 +16,6 @@ from kdx.errors import KdxError
 from kdx.imagefolder import decoded_batches
 from kdx.reproducibility import generator
 
-AUGMENTATIONS = ("crop", "flip", "jitter", "none")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 JITTER = 0.2  # brightness and contrast change by at most this share
@@ -112,7 +111,7 @@ class Batches:
         self.batch_size = batch_size
         self.device = device
         self.seed, self.name = seed, name
-        self.augment = tuple(a for a in augment if a != "none")
+        self.augment = tuple(augment)
         self.shuffle = shuffle
         self.num_workers = num_workers
         self.images = split.images.to(device) if isinstance(split.images, Tensor) else split.images

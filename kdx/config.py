@@ -48,7 +48,7 @@ def read_settings(config: DictConfig) -> Settings:
         dataset_name=typed.dataset.name,
         source=dataset["source"],
         resize=typed.dataset.resize,
-        augment=tuple(typed.dataset.augment),
+        augment=tuple(sorted(set(typed.dataset.augment) - {"none"})),
         normalize=dataset["normalize"],
         freeze_backbone=config.model.freeze_backbone,
         stem=config.model.stem,

@@ -15,10 +15,8 @@ def logits_of(network: nn.Module, batches: Batches, precision: Precision) -> Ten
     """float32 logits (N, C) of a whole split in its own order, in eval mode and without gradient."""
     network.eval()
     with torch.inference_mode(), precision.autocast():
-        logits = torch.cat(
-            [network(batch.images).float().clone() for batch in batches.epoch(0)]
-        )  # CUDA graphs reuse theirs
-    return logits.clone()  # a plain tensor again, which may enter a loss
+        parts = [network(batch.images).float().clone() for batch in batches.epoch(0)]  # CUDA graphs reuse their memory
+    return torch.cat(parts)  # out of inference mode: a plain tensor, which may enter a loss
 
 
 def evaluate(

@@ -236,16 +236,15 @@ def _leave_clean_script(folder: Path) -> None:
 
 def logits_folder(place: Workplace, stage: StageSettings, guide_sha256: str) -> Path:
     """Where the guide's logits are kept, under a name that stands for all that determines their bits."""
-    augmented = set(place.settings.augment) - {"none"}
-    known = identity(place, stage)
+    known, settings, augment = identity(place, stage), place.settings, place.settings.augment
     card = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else None
     facts: dict[str, Any] = {"guide": guide_sha256, "surroundings": place.surroundings()}
     facts |= {"versions": versions(), "card": card, "compiled": _compile_mode(place, stage)}
     facts |= {"data_digest": known["data_digest"], "preprocessing": known["preprocessing"]}
-    facts |= {"augment": sorted(augmented), "batch_size": stage.batch_size, "accumulate": place.settings.accumulate}
-    if augmented:  # then they are those of this stage's views
-        facts |= {"seed": place.settings.seed, "role": stage.role}
-    return Path(place.settings.output_dir) / "index" / "logits" / fingerprint(facts)
+    facts |= {"augment": list(augment), "batch_size": stage.batch_size, "accumulate": settings.accumulate}
+    if augment:  # then they are those of this stage's views
+        facts |= {"seed": settings.seed, "role": stage.role}
+    return Path(settings.output_dir) / "index" / "logits" / fingerprint(facts)
 
 
 def logits_to_come(place: Workplace, stage: StageSettings, guide_sha256: str | None) -> int:
@@ -255,7 +254,7 @@ def logits_to_come(place: Workplace, stage: StageSettings, guide_sha256: str | N
     """
     if not stage.cache_logits or stage.guide is None:
         return 0
-    data, views = place.dataset, stage.epochs if set(place.settings.augment) - {"none"} else 1
+    data, views = place.dataset, stage.epochs if place.settings.augment else 1
     everything = 4 * data.num_classes * (views * len(data.train) + len(data.val) + len(data.test))
     kept = () if guide_sha256 is None else logits_folder(place, stage, guide_sha256).glob("*.npy")
     return max(0, everything - sum(path.stat().st_size for path in kept))

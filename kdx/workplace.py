@@ -84,7 +84,7 @@ def stage_fingerprint(place: Workplace, stage: StageSettings, guide_fingerprint:
         "role": stage.role,  # seeds are derived from it
         "data": {
             "digest": place.dataset.digest,
-            "augment": sorted(set(place.settings.augment) - {"none"}),
+            "augment": list(place.settings.augment),
             **_plain(place.preprocessing),
         },
         "network": asdict(network_spec(place, stage)),

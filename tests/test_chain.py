@@ -270,7 +270,7 @@ def test_named_guide_that_says_nothing_of_its_scores_is_refused_before_training(
 
 
 def test_measuring_a_guide_for_the_report_leaves_it_as_it_was(tiny_run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is moved about for that, and teaches next: in the memory format of the run."""
+    """It teaches next, in the memory format of the run: what is measured is a copy."""
     layouts = []
 
     def spy(*given, guide: Guide | None, **options):

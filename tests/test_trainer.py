@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def make_trainer(
     network: nn.Module | None = None,
     save_interval: int = 0,
     count: int = 30,
-    augment: str = "crop",
+    augment: Sequence[str] = ("crop",),
     **options: Any,
 ) -> Trainer:
     data = tiny.dataset(task, classes=2 if task == "binary-class" else 3, count=count)
@@ -49,7 +50,7 @@ def make_trainer(
         name="student",
         task=task,
         num_classes=data.num_classes,
-        train=Batches(data.train, preprocessing, batch_size=8, device=CPU, shuffle=True, augment=[augment], seed=seed),
+        train=Batches(data.train, preprocessing, batch_size=8, device=CPU, shuffle=True, augment=augment, seed=seed),
         val=Batches(data.val, preprocessing, batch_size=16, device=CPU),
         epochs=epochs,
         optimizer=optimizer,
