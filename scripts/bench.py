@@ -13,22 +13,26 @@ import platform
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from measure import Case, Row, bare_loop, interleave, kdx_epoch, kdx_trainer, rows_of
+from measure import Case, Row, bare_loop, interleave, kdx_epoch, kdx_trainer, rows_of, step_about
+from torch import nn
 from torch.utils.data import DataLoader
+
+from kdx.batches import Batches
+from kdx.evaluation import logits_of
 
 RESNETS = Case("resnet34", "resnet18", "small", images=256, batch_size=64)
 THIN = Case()
 
 
 def loop(rounds: int) -> Iterator[Row]:
-    """(a) An epoch of kdx against the bare loop, and the levers one by one."""
+    """(a) An epoch of kdx against the bare loop."""
     for name, case in (("thin ResNet-20 -> 8", THIN), ("ResNet-34 -> 18", RESNETS)):
-        seconds = interleave({"bare loop": bare_loop(case), "kdx": kdx_epoch(case)}, rounds)
-        yield from rows_of(f"loop, {name}, fp32", seconds, "bare loop", case.images)
+        yield from rows_of(f"loop, {name}, fp32", step_about(case, rounds), "bare loop", case.images)
 
 
 def levers(rounds: int) -> Iterator[Row]:
@@ -37,6 +41,7 @@ def levers(rounds: int) -> Iterator[Row]:
     for name, case in (("thin ResNet-20 -> 8", THIN), ("ResNet-34 -> 18", RESNETS)):
         cases = {
             "fp32": case,
+            "fp32, optimizer not fused": replace(case, fused=False),
             "fp32 channels_last": replace(case, channels_last=True),
             "bf16": replace(case, **bf16),
             "bf16 channels_last (amp=auto here)": replace(case, **bf16, channels_last=True),
@@ -46,6 +51,27 @@ def levers(rounds: int) -> Iterator[Row]:
         }
         seconds = interleave({name: kdx_epoch(case) for name, case in cases.items()}, rounds)
         yield from rows_of(f"levers, {name}", seconds, "fp32", case.images, slower_is_above_one=False)
+
+
+def validation(rounds: int) -> Iterator[Row]:
+    """What validation costs: batches twice as large as in training, in inference mode; ratio: times faster."""
+    for name, case in (("thin ResNet-8", THIN), ("ResNet-18", RESNETS)):
+        network, precision = case.network(case.student), case.precision()
+        single = case.batches(shuffle=False, augment=())
+        double = replace(case, batch_size=2 * case.batch_size).batches(shuffle=False, augment=())
+
+        def without_gradient(network: nn.Module = network, batches: Batches = single) -> None:
+            with torch.no_grad():
+                for batch in batches.epoch(0):
+                    network.eval()(batch.images)
+
+        contestants = {
+            "no_grad, batches as in training": without_gradient,
+            "inference mode": partial(logits_of, network, single, precision),
+            "inference mode, batches twice as large: kdx": partial(logits_of, network, double, precision),
+        }
+        seconds = interleave(contestants, rounds)
+        yield from rows_of(f"validation, {name}", seconds, list(seconds)[0], case.images, slower_is_above_one=False)
 
 
 def frameworks(rounds: int) -> Iterator[Row]:
@@ -159,7 +185,7 @@ def jobs(rounds: int) -> Iterator[Row]:
     yield from job_rows(rounds)
 
 
-PARTS = (loop, levers, frameworks, pipelines, scaling, memory, jobs, sweep)
+PARTS = (loop, levers, validation, frameworks, pipelines, scaling, memory, jobs, sweep)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -1,17 +1,20 @@
 """What the benchmarks share: networks and images made up for speed, interleaved timing, ratios."""
 
+import itertools
+import math
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from kdx.batches import Batches, Preprocessing
+from kdx.batches import Batch, Batches, Preprocessing
 from kdx.dataset import Split
 from kdx.epoch_log import EpochLogger
 from kdx.guide_logits import LogitsCache
@@ -40,6 +43,7 @@ class Case:
     cached: bool = False
     compile_mode: str | None = None
     accumulate: int = 1
+    fused: bool = True
 
     def precision(self) -> Precision:
         return Precision(torch.device(self.device), self.half, self.channels_last)
@@ -47,6 +51,9 @@ class Case:
     def network(self, name: str) -> nn.Module:
         torch.manual_seed(0)
         return self.precision().place(build_network(NetworkSpec(name, self.classes, stem=self.stem)))
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(network.parameters(), fused=self.fused)
 
     def split(self) -> Split:
         draw = torch.Generator().manual_seed(0)
@@ -64,13 +71,13 @@ def sync(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def bare_loop(case: Case) -> Callable[[], None]:
-    """One epoch of nothing but the mathematics, on float tensors that are in place already."""
+def bare_step(case: Case) -> Callable[[], None]:
+    """A step of nothing but the mathematics, on float tensors that are in place already; one batch after the other."""
     student, precision, scaler = case.network(case.student).train(), case.precision(), case.precision().scaler()
     guide = None if case.guide is None else case.network(case.guide).eval()
     if case.compile_mode:
         compile_networks([student] if guide is None else [student, guide], case.compile_mode)
-    optimizer = torch.optim.AdamW(student.parameters(), fused=True)
+    optimizer = case.optimizer(student)
     objective = None if guide is None else KnowledgeDistillationLoss(4.0, 0.7)
     plain = case.batches(shuffle=False, augment=())
     batches = [(batch.images, batch.labels) for batch in plain.epoch(0)]
@@ -80,19 +87,33 @@ def bare_loop(case: Case) -> Callable[[], None]:
             known = [guide(images).float() for images, _ in batches]
         known = [logits.clone() for logits in known]
 
+    numbers = itertools.cycle(range(len(batches)))
+
+    def step() -> None:
+        number = next(numbers)
+        images, labels = batches[number]
+        taught = known[number] if known else None
+        optimizer.zero_grad(set_to_none=True)  # before the activations come: needs the least memory
+        with precision.autocast():
+            logits = student(images).float()
+            if guide is not None and not known:
+                with torch.no_grad():
+                    taught = guide(images).float()
+        loss = cross_entropy(logits, labels) if objective is None else objective(logits, taught, labels)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def bare_loop(case: Case) -> Callable[[], None]:
+    """One epoch of bare steps."""
+    step = bare_step(case)
+
     def epoch() -> None:
-        for number, (images, labels) in enumerate(batches):
-            taught = known[number] if known else None
-            with precision.autocast():
-                logits = student(images).float()
-                if guide is not None and not known:
-                    with torch.no_grad():
-                        taught = guide(images).float()
-            loss = cross_entropy(logits, labels) if objective is None else objective(logits, taught, labels)
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
+        for _ in range(math.ceil(case.images / case.batch_size)):
+            step()
         sync(case.device)
 
     return epoch
@@ -109,7 +130,7 @@ def kdx_trainer(case: Case, folder: Path) -> Trainer:
         train=case.batches(),
         val=replace(case, images=min(case.images, 256)).batches(shuffle=False, augment=()),
         epochs=10**6,
-        optimizer=torch.optim.AdamW(student.parameters(), fused=True),
+        optimizer=case.optimizer(student),
         scheduler=None,
         precision=case.precision(),
         logger=EpochLogger(folder / "log.csv", "student", 10**6),
@@ -123,10 +144,12 @@ def kdx_trainer(case: Case, folder: Path) -> Trainer:
     )
 
 
-def kdx_epoch(case: Case) -> Callable[[], None]:
+def kdx_epoch(case: Case, before_step: Callable[[], None] | None = None) -> Callable[[], None]:
     """One training epoch of kdx with its data pipeline, augmentation, metrics, CSV and progress bar."""
     folder = tempfile.TemporaryDirectory()
     trainer = kdx_trainer(case, Path(folder.name))
+    if before_step is not None:
+        trainer.train = _Interrupted(trainer.train, before_step)  # type: ignore[assignment]
     if case.compile_mode:
         guides = [] if trainer.guide is None else [trainer.guide.network]
         compile_networks([trainer.network, *guides], case.compile_mode)
@@ -140,6 +163,48 @@ def kdx_epoch(case: Case) -> Callable[[], None]:
         assert folder
 
     return epoch
+
+
+class _Interrupted:
+    """Batches that do something else before each."""
+
+    def __init__(self, batches: Batches, before_step: Callable[[], None]) -> None:
+        self.batches, self.before_step = batches, before_step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.batches, name)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        for batch in self.batches.epoch(number, start):
+            self.before_step()
+            yield batch
+
+
+def step_about(case: Case, rounds: int) -> dict[str, list[float]]:
+    """Seconds of a bare epoch and of one of kdx in each round, after one that warms up.
+
+    A bare step is done before each step of kdx: what slows the machine for a second or a minute slows both. For a CPU.
+    """
+    step, bare = bare_step(case), [0.0]
+
+    def timed_step() -> None:
+        began = time.perf_counter()
+        step()
+        bare[0] += time.perf_counter() - began
+
+    epoch = kdx_epoch(case, timed_step)
+    seconds: dict[str, list[float]] = {"bare loop": [], "kdx": []}
+    for number in range(rounds + 1):
+        bare[0], began = 0.0, time.perf_counter()
+        epoch()
+        both = time.perf_counter() - began
+        if number:
+            seconds["bare loop"].append(bare[0])
+            seconds["kdx"].append(both - bare[0])
+    return seconds
 
 
 def interleave(contestants: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
