@@ -12,7 +12,7 @@ from kdx.efficiency import measure_network
 from kdx.errors import KdxError
 from kdx.files import make_folder, read_json, relative, write_json
 from kdx.index import FinishedStage, StageIndex, own_folder
-from kdx.memory import full_cleanup
+from kdx.memory import full_cleanup, keep_freed_memory
 from kdx.models import count_parameters
 from kdx.plan import Step, check_plan, describe_plan, make_plan, reuse_finished
 from kdx.results import SUMMARY
@@ -33,6 +33,8 @@ def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) 
     """
     index = StageIndex(Path(settings.output_dir))
     place = make_workplace(settings, load_dataset(settings))
+    if place.device.type == "cpu":
+        keep_freed_memory()
     plan = make_plan(place, index)
     log.info("%s", "\n".join(describe_plan(plan)))
     loaded = check_plan(place, plan, run_dir)

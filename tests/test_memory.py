@@ -1,0 +1,52 @@
+"""What is kept in memory, and what goes back."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kdx.memory import full_cleanup, get_gpu_memory_usage, peak_mb, start_peak
+
+
+def test_memory_without_a_gpu_is_zero_and_cleanup_frees_nothing() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this checks the answers on a machine without CUDA")
+    assert set(get_gpu_memory_usage().values()) == {0.0}
+    assert full_cleanup() == 0.0
+    start_peak(torch.device("cpu"))
+    assert peak_mb(torch.device("cpu")) == 0.0
+
+
+STEPS = """
+from resource import RUSAGE_SELF, getrusage
+import torch
+from kdx.memory import full_cleanup, keep_freed_memory
+
+def step():
+    first, second = torch.ones(2**24), torch.ones(2**24)  # 64 MiB each, freed at the end
+
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) // 256  # MiB
+
+keep_freed_memory()
+for _ in range(5):  # until the heap has found its shape
+    step()
+before = getrusage(RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+faults = getrusage(RUSAGE_SELF).ru_minflt - before
+kept = held()
+full_cleanup()
+print(faults, kept - held())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_steps_use_the_memory_of_the_step_before_until_a_stage_ends() -> None:
+    """In a process of its own: the setting is one of the process."""
+    done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
+    page_faults, given_back = map(int, done.stdout.split())
+    assert page_faults < 1000  # without the setting each step takes 32,768 pages anew
+    assert given_back > 100
