@@ -33,7 +33,7 @@ def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) 
     """
     index = StageIndex(Path(settings.output_dir))
     place = make_workplace(settings, load_dataset(settings))
-    if place.device.type == "cpu":
+    if place.device.type == "cpu" and not settings.activation_checkpointing:  # which asks for little memory
         keep_freed_memory()
     plan = make_plan(place, index)
     log.info("%s", "\n".join(describe_plan(plan)))

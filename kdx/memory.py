@@ -41,10 +41,10 @@ def full_cleanup() -> float:
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep up to 1 GiB of freed memory until `full_cleanup`: the next step on a CPU asks for it again.
+    """Let the process keep freed memory until `full_cleanup`: the next step on a CPU asks for it again.
 
     glibc returns large blocks to the system as they are freed, and the next step gets them back page by page: more
-    than 100,000 page faults a step of ResNet-18 in float32. Costs a few percent of memory. Nothing but glibc needs it.
+    than 100,000 page faults a step of ResNet-18 in float32. Costs up to 15 % of memory. Nothing but glibc needs it.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

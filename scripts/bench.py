@@ -11,7 +11,8 @@ import json
 import multiprocessing
 import platform
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -63,10 +64,15 @@ def freed(rounds: int) -> Iterator[Row]:
             seconds: dict[str, list[float]] = {way: [] for way in ways}
             for _ in range(rounds):
                 for way, keep in ways.items():
-                    with multiprocessing.get_context("spawn").Pool(1) as pool:
-                        seconds[way].append(pool.apply(_seconds_of_an_epoch, (own, keep)))
+                    seconds[way].append(_in_own_process(_seconds_of_an_epoch, own, keep))
             what = f"freed memory, {name}, {precision}"
             yield from rows_of(what, seconds, "given back", case.images, slower_is_above_one=False)
+
+
+def _in_own_process(work: Callable[..., float], *arguments: object) -> float:
+    """A figure that what was measured before has no part in."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def _seconds_of_an_epoch(case: Case, keep: bool) -> float:
@@ -165,8 +171,7 @@ def memory(rounds: int) -> Iterator[Row]:
     }
     first = None
     for name, (setting, recompute) in cases.items():
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            used = pool.apply(_peak_of_an_epoch, (name == "bare loop", setting, recompute))
+        used = _in_own_process(_peak_of_an_epoch, name == "bare loop", setting, recompute)
         first = first or used
         yield Row("memory, ResNet-34 -> 18, batch 64, 32 px", name, used, "MB", used / first)
 
@@ -175,7 +180,7 @@ def _peak_of_an_epoch(bare: bool, case: Case, recompute: bool) -> float:
     from kdx.metrics import epoch_scores  # noqa: F401  imports torchmetrics before the first measurement
     from kdx.recompute import recompute_blocks
 
-    if not bare:
+    if not bare and not recompute:  # as a run does
         keep_freed_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of the process that started this one
     before = _memory_mb("VmRSS")

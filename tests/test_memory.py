@@ -50,3 +50,15 @@ def test_steps_use_the_memory_of_the_step_before_until_a_stage_ends() -> None:
     page_faults, given_back = map(int, done.stdout.split())
     assert page_faults < 1000  # without the setting each step takes 32,768 pages anew
     assert given_back > 100
+
+
+@pytest.mark.parametrize("sparing", [False, True])
+def test_a_run_keeps_freed_memory_unless_it_asks_for_little(
+    tiny_run, monkeypatch: pytest.MonkeyPatch, sparing: bool
+) -> None:
+    kept = []
+    monkeypatch.setattr("kdx.chain.keep_freed_memory", lambda: kept.append(True))
+    tiny_run(
+        "stage.deliver=teacher", "model.teacher=kdx.thin:resnet8", f"activation_checkpointing={str(sparing).lower()}"
+    )
+    assert bool(kept) is not sparing
