@@ -11,6 +11,7 @@ from kdx.checkpoint import versions
 from kdx.efficiency import measure_network
 from kdx.errors import KdxError
 from kdx.files import make_folder, read_json, relative, write_json
+from kdx.imagefolder import worker_errors
 from kdx.index import FinishedStage, StageIndex, own_folder
 from kdx.memory import full_cleanup, keep_freed_memory
 from kdx.models import count_parameters
@@ -82,14 +83,15 @@ class _Run:
     def deliver(self) -> dict[str, dict[str, Any]]:
         """Carry all steps out; what summary.json says of each stage."""
         try:
-            for step in self.plan:
-                self.stop.raise_if_asked()
-                self.write_summary("running")
-                step, outcome = self.train_or_wait(step) if step.action == "train" else (step, self.take(step))
-                self.steps[step.role], self.outcomes[step.role] = step, outcome
-                self.describe(step, outcome)
-                self.forget_all_but(self.plan[len(self.steps) :])
-                full_cleanup()
+            with worker_errors(self.place.settings.num_workers):
+                for step in self.plan:
+                    self.stop.raise_if_asked()
+                    self.write_summary("running")
+                    step, outcome = self.train_or_wait(step) if step.action == "train" else (step, self.take(step))
+                    self.steps[step.role], self.outcomes[step.role] = step, outcome
+                    self.describe(step, outcome)
+                    self.forget_all_but(self.plan[len(self.steps) :])
+                    full_cleanup()
         except Stopped as stopped:
             self.write_summary("stopped", str(stopped))
             raise

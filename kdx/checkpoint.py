@@ -37,7 +37,8 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write `content` (plain values and tensors) with its checksum, so that a crash leaves the old or the new state."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)  # to memory first: a full disk is then reported as such
-    write_with_hash(path, buffer.getbuffer())
+    with buffer.getbuffer() as view:  # let go also after an error: a buffer that is still seen cannot be freed
+        write_with_hash(path, view)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -46,7 +46,8 @@ class LogitsCache:
         buffer = io.BytesIO()
         np.save(buffer, logits.cpu().numpy(), allow_pickle=False)
         try:
-            write_with_hash(self._path(view), buffer.getbuffer())
+            with buffer.getbuffer() as content:
+                write_with_hash(self._path(view), content)
         except KdxError as error:
             log.warning("kd.cache_logits: %s", error)
 

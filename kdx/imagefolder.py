@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import get_all_start_methods
 from pathlib import Path
 
@@ -103,9 +104,20 @@ def decoded_batches(images: FileImages, order: Sequence[Sequence[int]], num_work
         timeout=WORKER_TIMEOUT if workers else 0,
     )
     try:
-        yield from loader
+        with worker_errors(num_workers):
+            yield from loader
     except KdxError as error:  # a worker's error arrives with its traceback as text
-        raise KdxError(str(error).strip().splitlines()[-1].removeprefix("kdx.errors.KdxError: ")) from None
+        raise KdxError(str(error).strip().splitlines()[-1].removeprefix("kdx.errors.KdxError: ")) from error.__cause__
+
+
+@contextmanager
+def worker_errors(num_workers: int) -> Iterator[None]:
+    """Make torch's error about a decoding worker a `KdxError`; for whatever runs while there are workers.
+
+    torch raises it from a signal handler: when a worker is killed, it comes up wherever this process is just then.
+    """
+    try:
+        yield
     except RuntimeError as error:
         if "DataLoader" not in str(error):
             raise
@@ -151,16 +163,18 @@ def _decode_all(images: FileImages, num_workers: int) -> Tensor:
     """All images in one uint8 tensor (N, C, H, W), decoded once by the workers."""
     result = torch.empty((len(images), *images.shape), dtype=torch.uint8)
     order = [range(start, min(start + 256, len(images))) for start in range(0, len(images), 256)]
-    for indices, batch in zip(order, decoded_batches(images, order, num_workers), strict=True):
-        result[indices.start : indices.stop] = batch
+    with worker_errors(num_workers):
+        for indices, batch in zip(order, decoded_batches(images, order, num_workers), strict=True):
+            result[indices.start : indices.stop] = batch
     return result
 
 
 def _try_all(images: DecodedFiles, num_workers: int) -> DecodedFiles:
     """The same images, once each was decoded: costs an epoch's decoding, and no broken file ends a long training."""
     order = [range(start, min(start + 64, len(images))) for start in range(0, len(images), 64)]
-    for _ in decoded_batches(images, order, num_workers):
-        pass
+    with worker_errors(num_workers):
+        for _ in decoded_batches(images, order, num_workers):
+            pass
     return images
 
 

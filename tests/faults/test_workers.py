@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from kdx.errors import KdxError
-from kdx.imagefolder import decoded_batches
+from kdx.imagefolder import decoded_batches, worker_errors
 from tests.conftest import TINY, Start, finish
 from tests.faults.test_kills import in_child
 
@@ -41,9 +41,18 @@ ORDER = [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
 def test_killed_worker_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(KdxError, match="num_workers=2: decoding stopped .*worker.*set num_workers=0") as error:
+    expected = "num_workers=2: decoding stopped .*worker.*set num_workers=0"
+    with pytest.raises(KdxError, match=expected) as error, worker_errors(2):
         list(decoded_batches(Images("killed", tmp_path), ORDER, 2))
     assert "\n" not in str(error.value)
+
+
+def test_worker_killed_while_a_step_computes_is_one_clear_error(tmp_path: Path) -> None:
+    """torch raises from a signal handler: in the step, not where batches come from."""
+    with pytest.raises(KdxError, match="num_workers=2: decoding stopped .*worker.*set num_workers=0"):
+        with worker_errors(2):
+            for _ in decoded_batches(Images("killed", tmp_path), ORDER, 2):
+                time.sleep(1)  # until the signal comes
 
 
 def test_hanging_worker_becomes_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
