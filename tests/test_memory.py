@@ -48,7 +48,9 @@ def test_steps_use_the_memory_of_the_step_before_until_a_stage_ends() -> None:
     """In a process of its own: the setting is one of the process."""
     done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
     page_faults, given_back = map(int, done.stdout.split())
-    assert page_faults < 1000  # without the setting each step takes 32,768 pages anew
+    assert (
+        page_faults < 10 * 32_768 / 4
+    )  # without the setting each of ten steps takes 32,768 pages; the heap may still grow
     assert given_back > 100
 
 
