@@ -25,13 +25,13 @@ import torch
 from kdx.memory import full_cleanup, keep_freed_memory
 
 def step():
-    first, second = torch.ones(2**24), torch.ones(2**24)  # 64 MiB each, freed at the end
+    first, second = torch.ones(2**22), torch.ones(2**22)  # 16 MiB each, freed at the end
 
 def held():
     return int(open("/proc/self/statm").read().split()[1]) // 256  # MiB
 
 keep_freed_memory()
-for _ in range(5):  # until the heap has found its shape
+for _ in range(100):  # glibc strands a few blocks behind small ones in its cache of these, until that is full
     step()
 before = getrusage(RUSAGE_SELF).ru_minflt
 for _ in range(10):
@@ -48,10 +48,8 @@ def test_steps_use_the_memory_of_the_step_before_until_a_stage_ends() -> None:
     """In a process of its own: the setting is one of the process."""
     done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
     page_faults, given_back = map(int, done.stdout.split())
-    assert (
-        page_faults < 10 * 32_768 / 4
-    )  # without the setting each of ten steps takes 32,768 pages; the heap may still grow
-    assert given_back > 100
+    assert page_faults < 8192  # of ten steps: without the setting every one takes that many
+    assert given_back > 25
 
 
 @pytest.mark.parametrize("sparing", [False, True])
