@@ -19,6 +19,7 @@ from kdx.reproducibility import generator
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 JITTER = 0.2  # brightness and contrast change by at most this share
+IMAGES_SHARE = 0.25  # of the memory that is free on a card: a split that is larger stays on the host
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,10 @@ class Batches:
         self.augment = tuple(augment)
         self.shuffle = shuffle
         self.num_workers = num_workers
-        self.images = split.images.to(device) if isinstance(split.images, Tensor) else split.images
+        self.images = split.images
+        self.on_device = isinstance(split.images, Tensor) and fits(split.images, device)
+        if isinstance(split.images, Tensor) and self.on_device:
+            self.images = split.images.to(device)
         self.labels = split.labels.to(device)
         if shuffle and len(split) < 2:
             raise KdxError("a training split of one image: batch normalisation needs at least two")
@@ -145,20 +149,25 @@ class Batches:
         if self.shuffle:
             order = torch.randperm(count, generator=generator(self.seed, self.name, "order", number))
         views = {name: view.to(self.device) for name, view in self._draw_views(number).items()}
-        pieces = order.to(self.device).split(self.batch_size)[start : len(self)]
-        for indices, raw in zip(pieces, self._raw_batches(pieces), strict=True):
+        pieces = order.split(self.batch_size)[start : len(self)]
+        there = order.to(self.device).split(self.batch_size)[start : len(self)]
+        for indices, raw in zip(there, self._raw_batches(pieces, there), strict=True):
             images = augment(raw, {name: view[indices] for name, view in views.items()})
             yield Batch(self.prepare(images), self.labels[indices], indices)
 
-    def _raw_batches(self, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
-        if isinstance(self.images, Tensor):
-            for indices in pieces:
+    def _raw_batches(self, pieces: Sequence[Tensor], there: Sequence[Tensor]) -> Iterator[Tensor]:
+        """uint8 batches on the device of the images whose numbers are `pieces` on the host, `there` on the device."""
+        if isinstance(self.images, Tensor) and self.on_device:
+            for indices in there:
                 yield self.images[indices]
+            return
+        if isinstance(self.images, Tensor):
+            raw: Iterable[Tensor] = (self.images[indices] for indices in pieces)
         else:
-            numbers = torch.cat(list(pieces)).tolist() if pieces else []
-            order = [numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)]
-            for batch in decoded_batches(self.images, order, self.num_workers):
-                yield batch.to(self.device, non_blocking=True)
+            raw = decoded_batches(self.images, [piece.tolist() for piece in pieces], self.num_workers)
+        pinned = self.device.type == "cuda"  # else the copy waits for the step before, and the card for the next batch
+        for batch in raw:
+            yield (batch.pin_memory() if pinned else batch).to(self.device, non_blocking=True)
 
     def _draw_views(self, number: int) -> dict[str, Tensor]:
         """The random numbers of a whole epoch, one row an image: a single small draw, no generator in the loop."""
@@ -169,6 +178,11 @@ class Batches:
             width = {"crop": 2, "flip": 1, "jitter": 2}[name]
             views[name] = torch.rand(count, width, generator=draw)
         return views
+
+
+def fits(images: Tensor, device: torch.device) -> bool:
+    """Whether images may live on the device; where it is not the host, they must leave room for the networks."""
+    return device.type != "cuda" or images.nbytes <= IMAGES_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def augment(images: Tensor, views: dict[str, Tensor]) -> Tensor:

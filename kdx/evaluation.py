@@ -14,7 +14,7 @@ from kdx.precision import Precision
 def logits_of(network: nn.Module, batches: Batches, precision: Precision) -> Tensor:
     """float32 logits (N, C) of a whole split in its own order, in eval mode and without gradient."""
     network.eval()
-    with torch.inference_mode(), precision.autocast():
+    with precision.no_gradient(), precision.autocast():
         parts = [network(batch.images).float().clone() for batch in batches.epoch(0)]  # CUDA graphs reuse their memory
     return torch.cat(parts)  # out of inference mode: a plain tensor, which may enter a loss
 

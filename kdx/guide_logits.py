@@ -65,7 +65,7 @@ class GuideLogits:
 
     def ask(self, images: Tensor) -> Tensor:
         """float32 logits (N, C) of images (N, C, H, W) on the device."""
-        with torch.inference_mode(), self.precision.autocast():
+        with self.precision.no_gradient(), self.precision.autocast():
             logits = self.network(images).float()
         return logits.clone()  # as a plain tensor: one of inference mode cannot enter a loss
 

@@ -16,11 +16,15 @@ COMPILE_PAYS_AFTER = 2000  # steps; compiling a network and its guide takes up t
 
 @dataclass(frozen=True)
 class Precision:
-    """`half` is torch.bfloat16, torch.float16 or None for float32 throughout; `channels_last` stores images NHWC."""
+    """`half` is torch.bfloat16, torch.float16 or None for float32 throughout; `channels_last` stores images NHWC.
+
+    `cuda_graphs` says that steps may be replayed from CUDA graphs.
+    """
 
     device: torch.device
     half: torch.dtype | None
     channels_last: bool = False
+    cuda_graphs: bool = False
 
     @property
     def name(self) -> str:
@@ -29,6 +33,12 @@ class Precision:
     def autocast(self) -> torch.autocast:
         """The context for forward passes; does nothing where the precision is off."""
         return torch.autocast(self.device.type, dtype=self.half or torch.bfloat16, enabled=self.half is not None)
+
+    def no_gradient(self) -> torch.inference_mode | torch.no_grad:
+        """The context for what is not trained. No graph may be captured in inference mode: the training graphs that
+        follow it would fail (PyTorch issue 135892).
+        """
+        return torch.no_grad() if self.cuda_graphs else torch.inference_mode()
 
     def place(self, network: nn.Module) -> nn.Module:
         """The network on the device, its convolutions in the memory format that is fast there."""
@@ -40,7 +50,9 @@ class Precision:
         return torch.amp.GradScaler(self.device.type, enabled=self.half is torch.float16)
 
 
-def choose_precision(amp: str, device: torch.device, channels_last: bool | None = None) -> Precision:
+def choose_precision(
+    amp: str, device: torch.device, channels_last: bool | None = None, compile_wish: str = "off"
+) -> Precision:
     """`auto` is bf16 where the device computes it natively, else fp16 on CUDA, else off.
 
     `channels_last=None` uses it on the CPU (1.05 to 1.3 times faster in float32) and with half precision on CUDA.
@@ -50,7 +62,7 @@ def choose_precision(amp: str, device: torch.device, channels_last: bool | None 
     half = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
     if channels_last is None:
         channels_last = device.type == "cpu" or (device.type == "cuda" and half is not None)
-    return Precision(device, half, channels_last)
+    return Precision(device, half, channels_last, cuda_graphs=compile_wish == "reduce-overhead")
 
 
 def choose_compile(wish: str, device: torch.device, steps: int) -> str | None:

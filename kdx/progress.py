@@ -22,36 +22,57 @@ class Best:
 
 
 @dataclass
+class Losses:
+    """Weighted sums of a loss and its named parts, kept on the device as one tensor: a few kernels a step."""
+
+    names: tuple[str, ...] = ()
+    sums: Tensor | None = None
+
+    def add(self, terms: dict[str, Tensor], weight: float) -> None:
+        """Add scalar terms, each time the same ones, with a weight."""
+        self._add(tuple(terms), torch.stack([term.detach().float().reshape(()) for term in terms.values()]) * weight)
+
+    def add_all(self, other: "Losses", weight: float) -> None:
+        """Add another's sums with a weight."""
+        assert other.sums is not None
+        self._add(other.names, other.sums * weight)
+
+    def plain(self) -> dict[str, float]:
+        """Name -> sum; waits for the device."""
+        return {} if self.sums is None else dict(zip(self.names, self.sums.tolist(), strict=True))
+
+    def _add(self, names: tuple[str, ...], weighted: Tensor) -> None:
+        self.names, self.sums = names, weighted if self.sums is None else self.sums + weighted
+
+
+@dataclass
 class Partial:
     """An epoch under way: the sums of losses weighted by the batch's size, and what was predicted so far."""
 
     step: int = 0
     count: int = 0
     seconds: float = 0.0
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    losses: Losses = field(default_factory=Losses)
     predictions: list[Tensor] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
 
-    def add(self, step: int, terms: dict[str, Tensor], predictions: Tensor, labels: Tensor) -> None:
-        """Count a step; everything stays on the device."""
-        for name, value in terms.items():
-            self.sums[name] = self.sums[name] + value * len(labels) if name in self.sums else value * len(labels)
+    def add(self, step: int, losses: Losses, predictions: Tensor, labels: Tensor) -> None:
+        """Count a step with its mean losses; everything stays on the device."""
+        self.losses.add_all(losses, len(labels))
         self.step, self.count = step, self.count + len(labels)
         self.predictions.append(predictions)
         self.labels.append(labels)
 
     def mean_losses(self) -> dict[str, float]:
-        return {name: float(total) / self.count for name, total in self.sums.items()}
+        return {name: total / self.count for name, total in self.losses.plain().items()}
 
     def plain(self) -> dict[str, Any]:
         """As a checkpoint keeps it."""
-        kept = {"sums": {name: value.cpu() for name, value in self.sums.items()}}
-        for name in ("predictions", "labels"):
-            kept[name] = [torch.cat(getattr(self, name)).cpu()]  # type: ignore[assignment]
-        return {"step": self.step, "count": self.count, "seconds": self.seconds, **kept}
+        kept = {name: [torch.cat(getattr(self, name)).cpu()] for name in ("predictions", "labels")}
+        return {"step": self.step, "count": self.count, "seconds": self.seconds, "sums": self.losses.plain(), **kept}
 
     @classmethod
     def of(cls, kept: dict[str, Any], device: torch.device) -> "Partial":
         moved = {name: [value.to(device) for value in kept[name]] for name in ("predictions", "labels")}
-        sums = {name: value.to(device) for name, value in kept["sums"].items()}
-        return cls(kept["step"], kept["count"], kept["seconds"], sums, **moved)
+        names, sums = tuple(kept["sums"]), torch.tensor(list(kept["sums"].values()), device=device)
+        return cls(kept["step"], kept["count"], kept["seconds"], Losses(names, sums if names else None), **moved)

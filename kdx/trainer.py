@@ -28,7 +28,7 @@ from kdx.memory import peak_mb, start_peak
 from kdx.metrics import epoch_scores, predict
 from kdx.models import set_training_mode
 from kdx.precision import Precision, compile_networks, match_layout
-from kdx.progress import Best, Partial
+from kdx.progress import Best, Losses, Partial
 from kdx.reproducibility import random_state, restore_random_state
 from kdx.stopping import StopRequest
 
@@ -132,8 +132,8 @@ class Trainer:
         steps = self.logger.bar(self.train.epoch(epoch, start=done.step), epoch, len(self.train), done.step)
         for step, batch in enumerate(steps, start=done.step + 1):
             guide_logits = None if known is None else known[batch.indices]
-            logits, guide_logits, terms = self._train_step(batch, guide_logits, epoch, step)
-            done.add(step, terms, predict(logits, self.task), batch.labels)
+            logits, guide_logits, losses = self._train_step(batch, guide_logits, epoch, step)
+            done.add(step, losses, predict(logits, self.task), batch.labels)
             if to_keep is not None and guide_logits is not None:
                 to_keep[batch.indices] = guide_logits
             wanted = self.stop.number is not None
@@ -142,26 +142,27 @@ class Trainer:
                 self._require_sound_weights(epoch, step)
                 save_checkpoint(self.folder / LATEST, self._state() | {"partial": done.plain()})
                 self.stop.raise_if_asked()
-        losses = done.mean_losses()  # the epoch's only wait for the device
-        self._require_finite(losses["loss"], epoch, done.step, "mean training loss")
+        means = done.mean_losses()  # the epoch's only wait for the device
+        self._require_finite(means["loss"], epoch, done.step, "mean training loss")
         if to_keep is not None and self.guide is not None:
             self.guide.keep(epoch, to_keep)
         predictions, labels_seen = torch.cat(done.predictions), torch.cat(done.labels)
-        return losses | epoch_scores(predictions, labels_seen, self.task, self.num_classes)
+        return means | epoch_scores(predictions, labels_seen, self.task, self.num_classes)
 
     def _train_step(
         self, batch: Batch, guide_logits: Tensor | None, epoch: int, step: int
-    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Tensor | None, Losses]:
         """Forward, loss, backward for each part of the batch, then one update; losses in float32 at any precision.
 
         The guide is asked where its logits are not known. Returns the logits of both and the batch's mean losses.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        seen, taught, losses = [], [], []
+        seen, taught, losses = [], [], Losses()
         for images, labels, known in parts_of(batch, guide_logits, self.accumulate):
+            if known is None and self.guide is not None:
+                known = self.guide.ask(images)  # before the student's activations are there: needs the least memory
             with self.precision.autocast():
                 logits = self.network(images).float()
-            known = self.guide.ask(images) if known is None and self.guide is not None else known
             terms = loss_terms(self.objective, logits, known, labels)
             if self.device.type == "cpu":  # elsewhere a look is a host sync: there the epoch's mean tells
                 self._require_finite(terms["loss"].item(), epoch, step, "loss")
@@ -169,11 +170,10 @@ class Trainer:
             self.scaler.scale(terms["loss"] * share).backward()
             seen.append(logits.detach().clone() if self.accumulate > 1 else logits.detach())
             taught += [] if known is None else [known]
-            losses.append({name: value.detach() * share for name, value in terms.items()})
+            losses.add(terms, share)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        mean_losses = {name: torch.stack([part[name] for part in losses]).sum() for name in losses[0]}
-        return torch.cat(seen), torch.cat(taught) if taught else None, mean_losses
+        return torch.cat(seen), torch.cat(taught) if taught else None, losses
 
     def _validate(self, epoch: int) -> dict[str, float]:
         """The same losses as in training, and scores, on the validation split."""

@@ -61,7 +61,8 @@ def make_workplace(settings: Settings, dataset: Dataset) -> Workplace:
     if dataset.mirrored and "flip" in settings.augment:
         raise KdxError(f"dataset.augment={list(settings.augment)}: a flip changes the class of {dataset.name}'s images")
     preprocessing = _choose_preprocessing(settings, dataset)
-    return Workplace(settings, dataset, preprocessing, choose_precision(settings.amp, device, settings.channels_last))
+    precision = choose_precision(settings.amp, device, settings.channels_last, settings.compile)
+    return Workplace(settings, dataset, preprocessing, precision)
 
 
 def network_spec(place: Workplace, stage: StageSettings) -> NetworkSpec:

@@ -46,7 +46,8 @@ class Case:
     fused: bool = True
 
     def precision(self) -> Precision:
-        return Precision(torch.device(self.device), self.half, self.channels_last)
+        graphs = self.compile_mode == "reduce-overhead"
+        return Precision(torch.device(self.device), self.half, self.channels_last, cuda_graphs=graphs)
 
     def network(self, name: str) -> nn.Module:
         torch.manual_seed(0)
@@ -83,22 +84,21 @@ def bare_step(case: Case) -> Callable[[], None]:
     batches = [(batch.images, batch.labels) for batch in plain.epoch(0)]
     known: list[Tensor] = []
     if case.cached and guide is not None:
-        with torch.inference_mode(), precision.autocast():
-            known = [guide(images).float() for images, _ in batches]
-        known = [logits.clone() for logits in known]
-
+        with precision.no_gradient(), precision.autocast():
+            known = [guide(images).float().clone() for images, _ in batches]
+        known = [logits.clone() for logits in known]  # out of inference mode: plain tensors, which may enter a loss
     numbers = itertools.cycle(range(len(batches)))
 
     def step() -> None:
         number = next(numbers)
         images, labels = batches[number]
         taught = known[number] if known else None
-        optimizer.zero_grad(set_to_none=True)  # before the activations come: needs the least memory
+        optimizer.zero_grad(set_to_none=True)  # this and the guide before the activations come: needs the least memory
         with precision.autocast():
-            logits = student(images).float()
             if guide is not None and not known:
                 with torch.no_grad():
                     taught = guide(images).float()
+            logits = student(images).float()
         loss = cross_entropy(logits, labels) if objective is None else objective(logits, taught, labels)
         scaler.scale(loss).backward()
         scaler.step(optimizer)

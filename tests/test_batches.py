@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kdx.batches import IMAGENET_MEAN, IMAGENET_STD, Batches, Preprocessing, augment, mean_and_std
+from kdx.batches import IMAGENET_MEAN, IMAGENET_STD, Batches, Preprocessing, augment, fits, mean_and_std
 from kdx.dataset import Split
 from tests import tiny
 
@@ -58,6 +58,24 @@ def test_an_epoch_can_go_on_from_a_step() -> None:
     assert len(rest) == len(whole) - 3
     for (images, labels, _), (again, labels_again, _) in zip(whole[3:], rest, strict=True):
         assert torch.equal(images, again) and torch.equal(labels, labels_again)
+
+
+def test_images_that_a_card_has_no_room_for_come_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.zeros(10, 1, 5, 5, dtype=torch.uint8)
+    for free, there in ((1000, True), (999, False)):  # 250 bytes, a quarter of the first
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda device, free=free: (free, 10**6))
+        assert fits(images, torch.device("cuda")) is there and fits(images, CPU)
+
+    def make() -> Batches:
+        options = {"batch_size": 4, "device": CPU, "shuffle": True, "augment": ["crop", "jitter"]}
+        return Batches(Split(tiny.dataset().train.images, torch.arange(30)), PLAIN, **options)  # type: ignore[arg-type]
+
+    on_device = list(make().epoch(2, start=1))
+    monkeypatch.setattr("kdx.batches.fits", lambda images, device: False)
+    from_host = list(make().epoch(2, start=1))
+    assert len(on_device) == len(from_host) == 7
+    for one, two in zip(on_device, from_host, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def test_a_last_batch_of_one_is_dropped_in_training_only() -> None:

@@ -233,6 +233,33 @@ def test_every_stage_is_compiled_not_only_the_first_two() -> None:
         assert len(compiled) >= 3, f"stage {blocks} is not compiled"
 
 
+@pytest.mark.parametrize("graphs", [False, True])
+def test_no_graph_is_captured_in_inference_mode(tmp_path: Path, graphs: bool) -> None:
+    """Training graphs after such a one fail (PyTorch issue 135892). The bits are the same in either mode."""
+    wish = "reduce-overhead" if graphs else "default"
+    modes, trainers = set(), []
+    for precision in (choose_precision("off", CPU), choose_precision("off", CPU, compile_wish=wish)):
+        network, guide = thin(), thin()
+        for asked in (network, guide):
+            asked.register_forward_hook(
+                lambda *_: modes.add((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+            )
+        objective = KnowledgeDistillationLoss()
+        trainer = make_trainer(tmp_path / str(len(trainers)), network=network, guide=guide, objective=objective)
+        trainer.precision = trainer.guide.precision = precision
+        modes.clear()
+        trainers.append(weights(trainer))
+    assert modes == {(True, False), (False, not graphs)}
+    assert same(*trainers)
+
+
+def test_cuda_graphs_and_accumulating_do_not_go_together() -> None:
+    """Of gradients summed over parts only one part may arrive (PyTorch issue 96693)."""
+    with pytest.raises(KdxError, match="compile=reduce-overhead: CUDA graphs spoil gradients summed by accumulate"):
+        settings_of("compile=reduce-overhead", "accumulate=2")
+    assert settings_of("compile=default", "accumulate=2").accumulate == 2
+
+
 def test_compiling_and_recomputing_do_not_go_together() -> None:
     with pytest.raises(KdxError, match="compile=default: does not go together with activation_checkpointing=true"):
         settings_of("compile=default", "activation_checkpointing=true")
