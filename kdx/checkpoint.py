@@ -35,8 +35,18 @@ def versions() -> dict[str, str]:
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write `content` (plain values and tensors) with its checksum, so that a crash leaves the old or the new state."""
+    write_checkpoint(path, serialised(content))
+
+
+def serialised(content: dict[str, Any]) -> io.BytesIO:
+    """The bytes of a checkpoint, a copy that later steps leave alone."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)  # to memory first: a full disk is then reported as such
+    return buffer
+
+
+def write_checkpoint(path: Path, buffer: io.BytesIO) -> None:
+    """Write what `serialised` made, with its checksum."""
     with buffer.getbuffer() as view:  # let go also after an error: a buffer that is still seen cannot be freed
         write_with_hash(path, view)
 

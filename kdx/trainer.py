@@ -1,5 +1,6 @@
 """Fit one network: the visible training loop, validation, best checkpoint, resume. Knows no config and no roles."""
 
+import io
 import logging
 import math
 import time
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdx.background import Background
 from kdx.batches import Batch, Batches
 from kdx.checkpoint import (
     BEST_PATTERN,
@@ -18,6 +20,8 @@ from kdx.checkpoint import (
     load_checkpoint,
     remove_checkpoint,
     save_checkpoint,
+    serialised,
+    write_checkpoint,
 )
 from kdx.epoch_log import EpochLogger
 from kdx.errors import KdxError
@@ -107,6 +111,12 @@ class Trainer:
             compile_networks([self.network, *guides], self.compile_mode)
         if self.guide is not None:  # what it says of the validation split never changes: once a stage
             self.guide_val_logits = self.guide.of_split("val", self.val)
+        with Background() as self.saving:
+            self._fit_epochs()
+        assert self.best is not None
+        return self.best
+
+    def _fit_epochs(self) -> None:
         for epoch in range(len(self.history) + 1, self.epochs + 1):
             started = time.perf_counter() - (self.partial.seconds if self.partial else 0.0)
             start_peak(self.device)
@@ -121,8 +131,6 @@ class Trainer:
             row |= {"learning_rate": learning_rate, "gpu_memory_mb": round(peak_mb(self.device), 1)}
             row["epoch_time_sec"] = round(time.perf_counter() - started, 3)
             self._finish_epoch(row)
-        assert self.best is not None
-        return self.best
 
     def _train_epoch(self, epoch: int, started: float) -> dict[str, float]:
         """One pass over the training split; mean losses and scores of the predictions made on the way."""
@@ -140,7 +148,7 @@ class Trainer:
             if step < len(self.train) and (wanted or is_due(step, self.checkpoint_every_steps)):
                 done.seconds = time.perf_counter() - started
                 self._require_sound_weights(epoch, step)
-                save_checkpoint(self.folder / LATEST, self._state() | {"partial": done.plain()})
+                self._save({LATEST: self._state() | {"partial": done.plain()}})
                 self.stop.raise_if_asked()
         means = done.mean_losses()  # the epoch's only wait for the device
         self._require_finite(means["loss"], epoch, done.step, "mean training loss")
@@ -196,23 +204,34 @@ class Trainer:
         return None, torch.full((len(self.train.labels), self.num_classes), math.nan, device=self.device)
 
     def _finish_epoch(self, row: dict[str, Any]) -> None:
-        """Keep the epoch: best checkpoint first, then latest.pth, which says which best one counts, then the CSV."""
+        """Keep the epoch: best checkpoint first, then latest.pth, which says which best one counts."""
         self.history.append(row)
         accuracy, loss = row["val_accuracy"], row["val_loss"]
         is_best = self.best is None or self.best.beaten_by(accuracy, loss)
+        files = {}
         if is_best:
             self.best = Best(row["epoch"], accuracy, loss, best_name(accuracy))
-            save_checkpoint(self.folder / self.best.file, self._content(row))
-        state = self._state()
-        save_checkpoint(self.folder / LATEST, state)
+            files[self.best.file] = self._content(row)
+        files[LATEST] = self._state()
         if is_due(row["epoch"], self.save_interval):
-            save_checkpoint(self.folder / f"epoch_{row['epoch']:04d}.pth", state)
-        self._drop_other_bests()
+            files[f"epoch_{row['epoch']:04d}.pth"] = files[LATEST]
+        self._save(files)
         self.logger.write(self.history)
         self.logger.announce(row, is_best)
         if self.after_epoch is not None:
             self.after_epoch(row["epoch"])
         self.stop.raise_if_asked()
+
+    def _save(self, files: dict[str, dict[str, Any]]) -> None:
+        """Write checkpoints in this order while training goes on; what they hold is copied before."""
+        self.saving.wait()  # so that one copy at most is in memory
+        copies, best = {name: serialised(content) for name, content in files.items()}, self.best
+        self.saving.start(lambda: self._write(copies, best))
+
+    def _write(self, copies: dict[str, io.BytesIO], best: Best | None) -> None:
+        for name, copy in copies.items():
+            write_checkpoint(self.folder / name, copy)
+        self._drop_bests_but(best)
 
     def _content(self, row: dict[str, Any]) -> dict[str, Any]:
         validation = {key.removeprefix("val_"): value for key, value in row.items() if key.startswith("val_")}
@@ -260,7 +279,7 @@ class Trainer:
             if best is not None:
                 save_checkpoint(self.folder / state["best"]["file"], best)
             save_checkpoint(self.folder / LATEST, state)
-        self._drop_other_bests()
+        self._drop_bests_but(self.best)
         if self.history:
             self.logger.write(self.history)
         return True
@@ -277,9 +296,9 @@ class Trainer:
         self.partial = None if state["partial"] is None else Partial.of(state["partial"], self.device)
         restore_random_state(state["random"])
 
-    def _drop_other_bests(self) -> None:
+    def _drop_bests_but(self, best: Best | None) -> None:
         for path in self.folder.glob(BEST_PATTERN):
-            if self.best is None or path.name != self.best.file:
+            if best is None or path.name != best.file:
                 remove_checkpoint(path)
 
     def _require_sound_weights(self, epoch: int, step: int) -> None:

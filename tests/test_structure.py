@@ -12,7 +12,7 @@ from tests.conftest import REPO
 MODULES = sorted((REPO / "kdx").rglob("*.py"))
 LAYERS = [  # a module imports from lines above its own only
     {"errors", "schema"},
-    {"command", "files", "reproducibility", "memory", "stopping", "thin"},
+    {"background", "command", "files", "reproducibility", "memory", "stopping", "thin"},
     {"losses", "metrics", "models", "precision", "index", "trackers", "progress", "recompute"},
     {"checks", "epoch_log"},
     {"config"},

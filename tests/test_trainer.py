@@ -1,7 +1,9 @@
 """The loop with plain objects: no config, tiny networks."""
 
 import csv
+import io
 import math
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 
 from kdx.batches import Batches, Preprocessing, mean_and_std
-from kdx.checkpoint import load_checkpoint
+from kdx.checkpoint import load_checkpoint, write_checkpoint
 from kdx.epoch_log import COLUMNS, EpochLogger
 from kdx.errors import KdxError
 from kdx.evaluation import evaluate
@@ -279,3 +281,45 @@ def test_log_takes_new_columns_and_rewrites_the_file(tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "log.csv")
     assert [r["epoch"] for r in rows] == ["1", "2"]
     assert tuple(rows[0]) == (*COLUMNS, "train_soft_loss") and rows[1]["train_soft_loss"] == "5"
+
+
+def test_the_next_epoch_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is written is the epoch that was to be saved, not what training has made of it since."""
+    expected = make_trainer(tmp_path / "expected", epochs=2, save_interval=1)
+    expected.fit()
+    trained_on, seen = threading.Event(), []
+
+    def slow(path: Path, buffer: io.BytesIO) -> None:
+        if path.name.startswith("best") and not seen:  # the first epoch's first file
+            seen.append(trained_on.wait(timeout=60))
+        write_checkpoint(path, buffer)
+
+    monkeypatch.setattr("kdx.trainer.write_checkpoint", slow)
+    trainer = make_trainer(tmp_path / "slow", epochs=2, save_interval=1)
+    steps = []
+
+    def count(*_: Any) -> None:
+        steps.append(1)
+        if len(steps) > len(trainer.train):
+            trained_on.set()
+
+    trainer.optimizer.register_step_post_hook(count)
+    trainer.fit()
+    assert seen == [True]
+    for name in ("epoch_0001.pth", "epoch_0002.pth"):
+        assert same_weights(tmp_path / "expected" / name, tmp_path / "slow" / name)
+
+
+def test_a_write_that_fails_ends_the_training_and_leaves_the_epochs_before(tmp_path: Path, monkeypatch) -> None:
+    def full(path: Path, buffer: io.BytesIO) -> None:
+        if path.name == "epoch_0002.pth":
+            raise KdxError(f"cannot write {path}: No space left on device")
+        write_checkpoint(path, buffer)
+
+    monkeypatch.setattr("kdx.trainer.write_checkpoint", full)
+    for epochs in (2, 4):  # the last epoch's write, and one that training has gone on from
+        folder = tmp_path / str(epochs)
+        trainer = make_trainer(folder, epochs=epochs, save_interval=1)
+        with pytest.raises(KdxError, match="epoch_0002.pth: No space left"):
+            trainer.fit()
+        assert load_checkpoint(folder / "latest.pth")["epoch"] == 2 and len(trainer.history) < 4
