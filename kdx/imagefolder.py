@@ -76,10 +76,11 @@ def load_imagefolder(path: str, size: int | None, in_memory_gb: float, num_worke
     total = sum(len(paths) for paths, _ in files.values())
     in_memory = total * 3 * height * width <= in_memory_gb * 2**30
     splits = {}
-    for split, (paths, labels) in files.items():
-        images = DecodedFiles(paths, (height, width), crop=size is not None)
-        decode = _decode_all if in_memory else _try_all
-        splits[split] = Split(decode(images, num_workers), torch.from_numpy(labels))
+    decode = _decode_all if in_memory else _try_all
+    with worker_errors(num_workers):
+        for split, (paths, labels) in files.items():
+            images = DecodedFiles(paths, (height, width), crop=size is not None)
+            splits[split] = Split(decode(images, num_workers), torch.from_numpy(labels))
     check_every_class("imagefolder", splits["train"].labels, "multi-class", class_names)
     digest = _digest(files, class_names, size)
     task = "binary-class" if len(class_names) == 2 else "multi-class"
@@ -163,18 +164,16 @@ def _decode_all(images: FileImages, num_workers: int) -> Tensor:
     """All images in one uint8 tensor (N, C, H, W), decoded once by the workers."""
     result = torch.empty((len(images), *images.shape), dtype=torch.uint8)
     order = [range(start, min(start + 256, len(images))) for start in range(0, len(images), 256)]
-    with worker_errors(num_workers):
-        for indices, batch in zip(order, decoded_batches(images, order, num_workers), strict=True):
-            result[indices.start : indices.stop] = batch
+    for indices, batch in zip(order, decoded_batches(images, order, num_workers), strict=True):
+        result[indices.start : indices.stop] = batch
     return result
 
 
 def _try_all(images: DecodedFiles, num_workers: int) -> DecodedFiles:
     """The same images, once each was decoded: costs an epoch's decoding, and no broken file ends a long training."""
     order = [range(start, min(start + 64, len(images))) for start in range(0, len(images), 64)]
-    with worker_errors(num_workers):
-        for _ in decoded_batches(images, order, num_workers):
-            pass
+    for _ in decoded_batches(images, order, num_workers):
+        pass
     return images
 
 

@@ -166,7 +166,7 @@ def _pictures(
     parts = []
     drawn = _heat_map(groups, rows_key, columns_key)
     if drawn is not None:
-        parts += [page.heading("Mean test accuracy"), drawn]
+        parts += [page.heading("Mean validation accuracy"), drawn]
     lines = {}
     for job in jobs:
         points = [(row["epoch"], row["val_accuracy"]) for row in read_epochs(job)]
@@ -179,7 +179,7 @@ def _pictures(
 
 
 def _heat_map(groups: Sequence[Configuration], rows_key: str | None, columns_key: str | None) -> str | None:
-    """Mean test accuracy over two swept keys; the mean over all others."""
+    """Mean accuracy on validation, which chooses, over two swept keys; the mean over all others."""
     keys = list(dict.fromkeys(key for group in groups for key in group.values))
     for wish in (rows_key, columns_key):
         if wish is not None and wish not in keys:
@@ -195,14 +195,15 @@ def _heat_map(groups: Sequence[Configuration], rows_key: str | None, columns_key
     cells: dict[tuple[str, str], list[float]] = {}
     for group in groups:
         if first in group.values and second in group.values:
-            cells.setdefault((group.values[first], group.values[second]), []).extend(group.scores("test", "accuracy"))
+            cell = cells.setdefault((group.values[first], group.values[second]), [])
+            cell += group.scores("validation", "accuracy")
     if not cells:
         return None
     rows = sorted({row for row, _ in cells}, key=_as_number)
     columns = sorted({column for _, column in cells}, key=_as_number)
     means = {cell: fmean(values) for cell, values in cells.items()}
     drawing = heat_map(rows, columns, means, (first, second))
-    return page.picture(drawing, f"Mean test accuracy in % over {first} and {second}.")
+    return page.picture(drawing, f"Mean validation accuracy in % over {first} and {second}.")
 
 
 def _as_number(text: str) -> tuple[float, str]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from bench import table
-from measure import Case, Row, bare_loop, interleave, kdx_epoch, rows_of
+from measure import Case, Row, bare_loop, bare_step, interleave, kdx_epoch, rows_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdx.losses import KnowledgeDistillationLoss
@@ -83,17 +83,12 @@ def step_flops(case: Case) -> int:
     return counter.get_total_flops() // 2
 
 
-def one_step(case: Case) -> Callable[[], None]:
-    """The bare loop over a single batch."""
-    return bare_loop(replace(case, images=case.batch_size))
-
-
 def steps(case: Case, name: str, peak: float, rounds: int, ways: dict[str, dict[str, Any]]) -> Iterator[Row]:
     """Every way of computing the step: images/s, times faster than fp32, share of the peak, memory."""
     flops, first, memory = step_flops(case), None, None
     for way, options in ways.items():
         own = replace(case, **options)
-        work = one_step(own)
+        work = bare_step(replace(own, images=own.batch_size))
         if case.device != "cpu":
             torch.cuda.reset_peak_memory_stats()
         seconds = median_seconds(work, case.device, rounds)

@@ -117,11 +117,13 @@ def test_report_of_a_running_sweep_and_of_no_sweep(tmp_path: Path, capsys) -> No
 
 def test_heat_map_of_two_keys_and_a_wrong_one(tmp_path: Path) -> None:
     for number, (temperature, alpha) in enumerate([(2, 0.3), (2, 0.7), (10, 0.3), (10, 0.7)]):
-        write_job(tmp_path, number, [f"kd.temperature={temperature}", f"kd.alpha={alpha}"], 90, 80 + number)
+        write_job(tmp_path, number, [f"kd.temperature={temperature}", f"kd.alpha={alpha}"], 90.25 + number, 80)
     write_report(tmp_path)
     html = (tmp_path / "report.html").read_text()
-    assert "Mean test accuracy in % over kd.temperature and kd.alpha." in html
-    assert html.index(">2<") < html.index(">10<")  # sorted as numbers
+    assert "Mean validation accuracy in % over kd.temperature and kd.alpha." in html
+    drawn = html[html.index("Mean validation accuracy") :]  # what tempts to choose by test is not drawn
+    assert all(f">{90.25 + number:.2f}<" in drawn for number in range(4)) and ">80.00<" not in drawn.split("</svg>")[0]
+    assert drawn.index(">2<") < drawn.index(">10<")  # sorted as numbers
     write_report(tmp_path, "kd.alpha", "kd.temperature")
     assert "over kd.alpha and kd.temperature" in (tmp_path / "report.html").read_text()
     with pytest.raises(KdxError, match="seed: not swept here; choose two of kd.temperature, kd.alpha"):
