@@ -36,6 +36,7 @@ HYDRA_VERSION = "1.3"
 USER_ERROR = 2
 INTERRUPTED = 128 + 2
 BUSY = 75  # sysexits.h: try again later
+SPINS = 10_000  # tens of microseconds; libgomp's own choice is milliseconds
 HYDRA_FILES = ("config.yaml", "hydra.yaml", "overrides.yaml")
 
 
@@ -55,6 +56,16 @@ class ReportAtEnd(Callback):
             from kdx.report import write_report
 
             print(write_report(folder))
+
+
+def share_processors() -> None:
+    """Let threads that wait for others soon sleep, unless the environment says how they are to wait.
+
+    Otherwise two trainings at once on the same processors take many times as long as one after the other: each spins
+    where the other could compute. For libgomp, which torch computes with; only what is set before its import counts.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
 
 
 def run_job(config: DictConfig) -> float | None:

@@ -20,6 +20,7 @@ def _job(config: DictConfig) -> float | None:
 
 def main(check: bool = True) -> None:
     """Run the command line; `check=False` for a job of a sweep, which was checked before the sweep began."""
+    cli.share_processors()
     cli.add_plugins()
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m kdx.run` does: a user's own modules beside the call

@@ -9,13 +9,16 @@ Needs the extra `bench` for the part `frameworks`. Writes bench.md, bench.json a
 import argparse
 import json
 import multiprocessing
+import os
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +27,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from kdx.batches import Batches
+from kdx.cli import SPINS
 from kdx.evaluation import logits_of
 from kdx.memory import keep_freed_memory
 
 RESNETS = Case("resnet34", "resnet18", "small", images=256, batch_size=64)
 THIN = Case()
+TOGETHER = replace(THIN, images=1024)
 
 
 def loop(rounds: int) -> Iterator[Row]:
@@ -80,6 +85,42 @@ def _seconds_of_an_epoch(case: Case, keep: bool) -> float:
         keep_freed_memory()
     (seconds,) = interleave({"kdx": kdx_epoch(case)}, 1)["kdx"]
     return seconds
+
+
+def together(rounds: int) -> Iterator[Row]:
+    """Two trainings at once by hand, in processes of their own, with libgomp's waiting and with kdx's."""
+    seconds: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for waiting, spins in (("libgomp's waiting", None), ("short waiting: kdx", str(SPINS))):
+            for count, name in ((1, "one alone"), (2, "two at once")):
+                seconds.setdefault(f"{name}, {waiting}", []).append(_seconds_of_each(count, spins))
+    yield from rows_of("two trainings at once, thin, fp32", seconds, list(seconds)[0], TOGETHER.images)
+
+
+def _seconds_of_each(count: int, spins: str | None) -> float:
+    """Mean seconds of an epoch of each of `count` processes that begin it together."""
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(count), context.Queue()
+    os.environ.pop("GOMP_SPINCOUNT", None)
+    if spins is not None:
+        os.environ["GOMP_SPINCOUNT"] = spins  # read by libgomp when the process imports torch
+    processes = [context.Process(target=_epoch_with_others, args=(barrier, results)) for _ in range(count)]
+    for process in processes:
+        process.start()
+    taken = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return sum(taken) / count
+
+
+def _epoch_with_others(barrier: Any, results: Any) -> None:
+    keep_freed_memory()
+    epoch = kdx_epoch(TOGETHER)
+    epoch()
+    barrier.wait()
+    began = time.perf_counter()
+    epoch()
+    results.put(time.perf_counter() - began)
 
 
 def validation(rounds: int) -> Iterator[Row]:
@@ -215,7 +256,7 @@ def jobs(rounds: int) -> Iterator[Row]:
     yield from job_rows(rounds)
 
 
-PARTS = (loop, levers, freed, validation, frameworks, pipelines, scaling, memory, jobs, sweep)
+PARTS = (loop, levers, freed, validation, frameworks, pipelines, scaling, memory, jobs, together, sweep)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -41,6 +41,22 @@ def test_help_and_config_answer_without_torch(arguments: list[str], tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("theirs", "spins"), [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, "None")]
+)
+def test_waiting_threads_leave_the_processors_to_other_trainings(
+    theirs: dict[str, str], spins: str, tmp_path: Path, kdx_environment
+) -> None:
+    """Set before torch loads its thread pool, also for the jobs that a sweep starts; a user's own setting stands."""
+    script = WITHOUT_TORCH.format(arguments=["--cfg", "job"])
+    script += 'import os\nprint("spins", os.environ.get("GOMP_SPINCOUNT"))\n'
+    environment = {key: value for key, value in kdx_environment.items() if not key.startswith(("OMP", "GOMP"))}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment | theirs, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == f"spins {spins}", done.stdout + done.stderr
+
+
 def test_a_run_prints_its_plan_and_table_and_a_second_one_reuses(tmp_path: Path, kdx_environment) -> None:
     """pitfall(21): outputs land under the folder where kdx was called, and relative paths hold."""
     first = kdx(tmp_path, kdx_environment, *TINY)
