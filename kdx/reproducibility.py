@@ -1,6 +1,7 @@
 """Seeds, determinism and thread counts, set for every stage since jobs of a sweep share a process."""
 
 import hashlib
+import os
 import random
 from typing import Any
 
@@ -30,6 +31,8 @@ def setup_reproducibility(seed: int, deterministic: bool = True, threads: int | 
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     # filling every empty tensor costs and changes nothing
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if deterministic:  # cuBLAS repeats its bits with a workspace of fixed size only, read when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
     if threads is not None:

@@ -43,6 +43,19 @@ def test_deterministic_or_fast(deterministic: bool) -> None:
     assert os.environ.get("PYTHONHASHSEED") == before
 
 
+@pytest.mark.parametrize("theirs", [None, ":16:8"])
+def test_cublas_repeats_its_bits_where_nobody_chose_a_workspace(
+    theirs: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", theirs or "")
+    if theirs is None:
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    setup_reproducibility(0, deterministic=False)
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == theirs
+    setup_reproducibility(0)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (theirs or ":4096:8")
+
+
 def test_threads_are_set() -> None:
     setup_reproducibility(0, threads=1)
     assert torch.get_num_threads() == 1
