@@ -14,7 +14,7 @@ clean.sh [FOLDER] [--dry-run] [--checkpoints] [--logits] [--system]
 TEXT
 }
 
-folder="" dry=0 checkpoints=0 logits=0 system=0 freed=0 count=0
+folder="" dry=0 checkpoints=0 logits=0 system=0 freed=0 count=0 locks=0
 for argument in "$@"; do
     case "$argument" in
         --dry-run) dry=1 ;;
@@ -61,7 +61,10 @@ remove() {
     size=$(stat -c %s "$1")
     freed=$((freed + size))
     count=$((count + 1))
-    echo "$([ $dry = 1 ] && echo "would remove" || echo "removed") $1 ($size bytes)"
+    case "$1" in
+        *.lock) locks=$((locks + 1)) ;; # every stage leaves one: a line each would hide the rest
+        *) echo "$([ $dry = 1 ] && echo "would remove" || echo "removed") $1 ($size bytes)" ;;
+    esac
     [ $dry = 1 ] && return
     case "$1" in
         *.lock) flock --nonblock "$1" rm -f "$1" || true ;; # in one go: who takes it a moment later makes a new one
@@ -94,6 +97,8 @@ while IFS= read -r -d '' lock; do
         remove "$lock"
     fi
 done < <(find "$folder" \( -name '.lock' -o -name '*.lock' \) -type f -print0)
+
+[ $locks = 0 ] || echo "$([ $dry = 1 ] && echo "would remove" || echo "removed") $locks free locks"
 
 # torch names its segments torch_<process>_<number>_<number>: ours are those whose process is gone; young ones stay,
 # since a process in another container may not be seen from here

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 HYDRA_VERSION = "1.3"
 USER_ERROR = 2
 INTERRUPTED = 128 + 2
+NOBODY_READS = 128 + 13
 BUSY = 75  # sysexits.h: try again later
 SPINS = 10_000  # tens of microseconds; libgomp's own choice is milliseconds
 HYDRA_FILES = ("config.yaml", "hydra.yaml", "overrides.yaml")
@@ -109,6 +110,10 @@ def one_line_errors(conf: Path) -> Iterator[None]:
     os.environ |= {"KDX_TRACEBACK": asked, "HYDRA_FULL_ERROR": "1"}  # Hydra then raises its errors instead of printing
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(NOBODY_READS) from None
     except (KdxError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
         if asked == "1":
             raise

@@ -93,6 +93,8 @@ def pixels_of(images: Tensor, card: Card) -> Tensor:
 def read_picture(path: Path, card: Card) -> Tensor:
     """A picture file as uint8 (1, C, H, W) of the size of the training images, cropped to their shape."""
     channels, height, width = card.image_shape
+    if not path.is_file():
+        raise KdxError(f"{path}: no such file")
     try:
         with Image.open(path) as opened:
             picture = opened.convert("L" if channels == 1 else "RGB")

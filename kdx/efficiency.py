@@ -1,7 +1,6 @@
 """What a network costs to use: weights, multiply-adds, latency, throughput, memory."""
 
 import copy
-import statistics
 import time
 import weakref
 from typing import Any
@@ -15,14 +14,15 @@ from kdx.models import count_parameters
 
 BATCHES = (1, 64)
 SECONDS = 0.5  # of measuring for each batch size
-LEAST_RUNS = 3
+LEAST_RUNS = 5
 
 
 def measure_network(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> dict[str, Any]:
     """Costs of a network, of which a copy is used, in eval mode and float32 for images of `shape` (C, H, W).
 
-    Multiply-adds are of one image, by torch's flop counter; latencies are medians in ms; peak memory in MB is that of
-    tensors for a batch of 64, weights included. On the CPU, and on `device` where that is another.
+    Multiply-adds are of one image, by torch's flop counter; latencies in ms are those of the fastest call, which other
+    programs disturbed least; peak memory in MB is that of tensors for a batch of 64, weights included. On the CPU, and
+    on `device` where that is another.
     """
     plain = copy.deepcopy(network).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     with torch.inference_mode():
@@ -43,7 +43,7 @@ def _timings(network: nn.Module, shape: tuple[int, int, int], device: torch.devi
     result: dict[str, float] = {}
     for count in BATCHES:
         images = torch.zeros(count, *shape, device=device)
-        milliseconds = 1000 * _median_seconds(network, images)
+        milliseconds = 1000 * _least_seconds(network, images)
         result |= {
             f"latency_ms_batch_{count}": milliseconds,
             f"images_per_s_batch_{count}": 1000 * count / milliseconds,
@@ -51,7 +51,7 @@ def _timings(network: nn.Module, shape: tuple[int, int, int], device: torch.devi
     return result | {"peak_memory_mb": _peak_mb(network, images)}
 
 
-def _median_seconds(network: nn.Module, images: Tensor) -> float:
+def _least_seconds(network: nn.Module, images: Tensor) -> float:
     network(images)  # warms up
     seconds: list[float] = []
     while len(seconds) < LEAST_RUNS or sum(seconds) < SECONDS:
@@ -62,7 +62,7 @@ def _median_seconds(network: nn.Module, images: Tensor) -> float:
         elif images.device.type == "mps":
             torch.mps.synchronize()
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+    return min(seconds)
 
 
 def _peak_mb(network: nn.Module, images: Tensor) -> float:

@@ -78,11 +78,12 @@ def _conclusions(groups: Sequence[Configuration]) -> list[str]:
     ]
     ours = fmean(best.scores("test", "accuracy"))
     alone = [group for group in groups if group.values.get("kd") == "none"]
-    baseline = best_configuration(alone)
-    if baseline is not None and baseline is not best:
-        gain = ours - fmean(baseline.scores("test", "accuracy"))
+    baseline, distilled = best_configuration(alone), best_configuration([g for g in groups if g not in alone])
+    if baseline is not None and distilled is not None:
+        gain = fmean(distilled.scores("test", "accuracy")) - fmean(baseline.scores("test", "accuracy"))
+        whose = "" if distilled is best else f", of the best distilled one, {_name(distilled)}"
         lines.append(
-            f"Over the same chain without distillation ({_spread(baseline, 'test', 'accuracy')}): {gain:+.2f}."
+            f"Over the same chain without distillation ({_spread(baseline, 'test', 'accuracy')}){whose}: {gain:+.2f}."
         )
     roles = list(best.jobs[0].stages)
     if len(roles) > 1:

@@ -147,8 +147,10 @@ def _propose(trial: "optuna.Trial", key: str, space: dict[str, Any]) -> Any:
 
 def _falls_behind(trial: "optuna.Trial", job: Job, role: str) -> bool:
     """Tell the pruner the epochs of the job's last stage so far; whether it wants the trial to stop."""
+    known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
     for row in read_log(job.folder / role):
-        trial.report(row["val_accuracy"], int(row["epoch"]))
+        if int(row["epoch"]) not in known:
+            trial.report(row["val_accuracy"], int(row["epoch"]))
     return trial.should_prune()
 
 

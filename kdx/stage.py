@@ -84,7 +84,11 @@ def build_parts(place: Workplace, stage: StageSettings) -> Parts:
     """Network, optimizer, scheduler and objective; the network's weights depend on (seed, role) only."""
     settings = place.settings
     setup_reproducibility(derive_seed(settings.seed, stage.role, "init"), settings.deterministic, settings.threads)
-    network = build_network(network_spec(place, stage), settings.download)
+    try:
+        network = build_network(network_spec(place, stage), settings.download)
+    except KdxError as error:
+        reason = str(error).removeprefix(f"model '{stage.network}': ")
+        raise KdxError(f"model.{stage.role}={stage.network}: {reason}") from error
     if settings.activation_checkpointing:
         recompute_blocks(network)
     trainable = [p for p in network.parameters() if p.requires_grad]
@@ -152,6 +156,7 @@ def train_stage(
     What a run that died left in `folder`, or else in `earlier`, is gone on from.
     """
     trainer = _make_trainer(place, stage, folder, own, guide, stop)
+    _leave_clean_script(folder)
     _go_on(trainer, folder, earlier)
     told = {"role": stage.role, "fingerprint": own, "guide_fingerprint": trainer.identity["guide_fingerprint"]}
     write_json(folder / "logs" / f"{file_stem(stage)}_config.json", told | {"config": stage.config})
@@ -163,7 +168,6 @@ def train_stage(
     chosen = load_network(place, stage, checkpoint)
     test = scores_on_test(place, stage, chosen.network, trainer.guide) | {"epoch": best.epoch}
     write_json(folder / "test_metrics.json", test)
-    _leave_clean_script(folder)
     _draw_feature_maps(place, stage, chosen.network, folder / "visualizations")
     seconds = sum(row["epoch_time_sec"] for row in trainer.history)
     return Outcome(

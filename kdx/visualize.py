@@ -183,7 +183,10 @@ def draw_run(
         path = folder / f"side_by_side_{number}_label_{_label_text(label)}.png"
         _draw_side_by_side(data.test.images[number], panels, _label_names(label, data), path)
         drawn.append(path)
-    return "\n".join([f"layer {chosen} of {role}: {stage.meta['network']}", *(f"wrote {path}" for path in drawn)])
+    said = [f"layer {chosen} of {role}: {stage.meta['network']}"]
+    if max(_features(stage.network, images[:1], chosen).shape[2:]) == 1:
+        said.append("its maps are of one pixel and show no place: choose an earlier layer")
+    return "\n".join([*said, *(f"wrote {path}" for path in drawn)])
 
 
 def grad_cam(model: nn.Module, image: Tensor, layer: str, label: Tensor) -> Tensor:

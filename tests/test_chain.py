@@ -328,7 +328,7 @@ def test_deleted_checkpoint_is_not_reused(tiny_run) -> None:
 def test_error_in_the_last_stage_comes_before_the_first_trains(tiny_run, tmp_path: Path) -> None:
     """A student's typo must not cost a teacher's training."""
     for override, message in (
-        ("model.student=resnet19", "model 'resnet19'"),
+        ("model.student=resnet19", "^model.student=resnet19: not a torchvision classifier .*; did you mean 'resnet18'"),
         ("model.student=tests.tiny:nothing", "tests.tiny:nothing"),
         ("stage.student.checkpoint=nowhere.pth", "stage.student.checkpoint=nowhere.pth"),
         ("+optimizer.speed=3", "optimizer: torch.optim.AdamW cannot be built"),

@@ -46,6 +46,7 @@ def test_dry_run_changes_nothing_and_says_what_it_would(outputs: Path) -> None:
     before = names(outputs, "dead") + names(outputs, "alive")
     told = clean(outputs, "--dry-run", "--checkpoints")
     assert names(outputs, "dead") + names(outputs, "alive") == before
+    assert "would remove 2 free locks" in told and ".lock" not in told  # a line for all: each stage leaves one
     assert "would remove" in told and "10 files, 38 bytes would be freed" in told
 
 

@@ -57,6 +57,15 @@ def test_waiting_threads_leave_the_processors_to_other_trainings(
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == f"spins {spins}", done.stdout + done.stderr
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path, kdx_environment) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "kdx.run", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=kdx_environment, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_a_run_prints_its_plan_and_table_and_a_second_one_reuses(tmp_path: Path, kdx_environment) -> None:
     """pitfall(21): outputs land under the folder where kdx was called, and relative paths hold."""
     first = kdx(tmp_path, kdx_environment, *TINY)

@@ -4,12 +4,15 @@ import importlib
 import re
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
+import torch
 
 from kdx import cli
 from kdx.command import read_keys
-from tests.conftest import CONF, REPO
+from kdx.config import build, read_settings
+from tests.conftest import CONF, REPO, compose_config
 
 README = (REPO / "README.md").read_text()
 COMMANDS = [
@@ -68,3 +71,26 @@ def test_files_that_the_readme_names_exist_in_a_run(tiny_run) -> None:
             if not name.startswith("--") and "=" not in name:
                 name = "student/checkpoints/latest.pth" if name == "latest.pth" else name.replace("<role>", "student")
                 assert list(run.folder.glob(name)), name
+
+
+def test_files_that_the_readme_shows_work_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = re.findall(r"`(my_conf/[a-z/]+\.yaml)`[^`]*(?:`kdx [^`]*`[^`]*)?```yaml\n(.*?)```", README, re.DOTALL)
+    assert len(shown) == 3
+    for name, text in shown:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "losses.py").write_text(
+        "class Matching:\n"
+        "    def __init__(self, weight):\n"
+        "        self.weight = weight\n"
+        "    def __call__(self, student_logits, guide_logits, labels):\n"
+        "        return self.weight * (student_logits - guide_logits).pow(2).mean()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    searched = f"hydra.searchpath=[file://{tmp_path / 'my_conf'}]"
+    mine = read_settings(compose_config("experiment=mine", searched, "dataset.path=pictures"))
+    assert {stage.network for stage in mine.stages if stage.role == "student"} == {"my_package.nets:small"}
+    assert build(mine.stages[-1].kd, "kd")(torch.ones(2), torch.zeros(2), None) == 0.5
+    four = read_settings(compose_config("stage=four", searched))
+    assert [(stage.role, stage.guide) for stage in four.stages][:2] == [("professor", None), ("teacher", "professor")]

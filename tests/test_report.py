@@ -100,6 +100,15 @@ def test_report_files_hold_results_gains_and_failures(sweep: Path, capsys) -> No
     assert rows[7].split(",")[6] == "failed"
 
 
+def test_gain_is_told_also_where_distillation_loses(tmp_path: Path) -> None:
+    write_job(tmp_path, 0, ["kd=none"], val=90, test=85)
+    write_job(tmp_path, 1, ["kd=hinton"], val=80, test=70)
+    write_report(tmp_path)
+    text = (tmp_path / "sweep.md").read_text()
+    assert "Best on validation: kd=none" in text
+    assert "without distillation (85.00 (n=1)), of the best distilled one, kd=hinton: -15.00." in text
+
+
 def test_report_of_a_running_sweep_and_of_no_sweep(tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit), pytest.raises(KdxError, match="holds no sweep"):
         main([str(tmp_path)])

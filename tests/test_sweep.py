@@ -162,6 +162,7 @@ def test_search_goes_on_where_it_stopped_and_reports(tmp_path: Path, kdx_environ
 
     first = run("search.trials=2")
     assert first.returncode == 0, first.stderr
+    assert "UserWarning" not in first.stdout + first.stderr
     assert "2 of 2 jobs finished" in first.stdout and "Best on validation: kd.temperature=" in first.stdout
     second = run("search.trials=4", "search.n_jobs=2")
     assert second.returncode == 0, second.stderr
