@@ -19,7 +19,7 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -197,6 +197,8 @@ def explain(error: Exception, conf: Path) -> str:
         return f"{group}={option}: no such option{suggest(option, options)} choose {', '.join(options)}".replace(
             "option choose", "option; choose"
         )
+    if isinstance(error, OverrideParseException) and "missing EQUAL" in str(error):
+        return f"{error.override}: a value is missing, write {error.override}=VALUE"
     if lines[0].startswith("Could not override '"):
         key = lines[0].split("'")[1]
         return f"{key}: no such key{suggest(key, all_keys(conf))}"

@@ -32,9 +32,9 @@ def read_settings(config: DictConfig) -> Settings:
     check_roles(config, roles, problems)
     problems.raise_if_any()
     stages = tuple(_stage(config, role) for role in order)
-    for stage in stages:
-        if typed.accumulate > max(1, stage.batch_size // 2):
-            needed = f"parts of at least two images are needed, and the {stage.role}'s batch_size is {stage.batch_size}"
+    for least in sorted(stages, key=lambda stage: stage.batch_size)[:1]:
+        if typed.accumulate > max(1, least.batch_size // 2):
+            needed = f"parts of at least two images are needed, and the {least.role}'s batch_size is {least.batch_size}"
             problems.add("accumulate", typed.accumulate, needed)
     problems.raise_if_any()
     deliver = config.stage.deliver
