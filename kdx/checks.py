@@ -64,9 +64,8 @@ def check_run(run: Schema, problems: Problems) -> None:
     problems.choice("compile", run.compile, COMPILE)
     if run.activation_checkpointing and run.compile not in ("auto", "off"):
         problems.add("compile", run.compile, "does not go together with activation_checkpointing=true; choose off")
-    if (
-        run.accumulate > 1 and run.compile == "reduce-overhead"
-    ):  # parts after the first can be lost (PyTorch issue 96693)
+    # of gradients summed over parts, only one part may arrive (PyTorch issue 96693)
+    if run.accumulate > 1 and run.compile == "reduce-overhead":
         problems.add("compile", run.compile, "CUDA graphs spoil gradients summed by accumulate; choose default")
     if run.device.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
         problems.add("device", run.device, "choose auto, cpu, cuda, cuda:<number> or mps")
