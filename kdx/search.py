@@ -170,6 +170,7 @@ def _tell(study: "optuna.Study", trial: "optuna.Trial", job: Job, end: JobEnd | 
 
 
 def main() -> None:
+    cli.share_processors()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     with cli.one_line_errors(CONF):
         if importlib.util.find_spec("optuna") is None:
