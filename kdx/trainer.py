@@ -148,7 +148,8 @@ class Trainer:
             if step < len(self.train) and (wanted or is_due(step, self.checkpoint_every_steps)):
                 done.seconds = time.perf_counter() - started
                 self._require_sound_weights(epoch, step)
-                self._save({LATEST: self._state() | {"partial": done.plain()}})
+                self.saving.wait()  # so that no earlier copy is in memory beside the new one
+                self._save({LATEST: serialised(self._state() | {"partial": done.plain()})})
                 self.stop.raise_if_asked()
         means = done.mean_losses()  # the epoch's only wait for the device
         self._require_finite(means["loss"], epoch, done.step, "mean training loss")
@@ -208,24 +209,24 @@ class Trainer:
         self.history.append(row)
         accuracy, loss = row["val_accuracy"], row["val_loss"]
         is_best = self.best is None or self.best.beaten_by(accuracy, loss)
-        files = {}
+        self.saving.wait()  # so that no earlier copies are in memory beside the new ones
+        copies = {}
         if is_best:
             self.best = Best(row["epoch"], accuracy, loss, best_name(accuracy))
-            files[self.best.file] = self._content(row)
-        files[LATEST] = self._state()
+            copies[self.best.file] = serialised(self._content(row))
+        copies[LATEST] = serialised(self._state())
         if is_due(row["epoch"], self.save_interval):
-            files[f"epoch_{row['epoch']:04d}.pth"] = files[LATEST]
-        self._save(files)
+            copies[f"epoch_{row['epoch']:04d}.pth"] = copies[LATEST]
+        self._save(copies)
         self.logger.write(self.history)
         self.logger.announce(row, is_best)
         if self.after_epoch is not None:
             self.after_epoch(row["epoch"])
         self.stop.raise_if_asked()
 
-    def _save(self, files: dict[str, dict[str, Any]]) -> None:
-        """Write checkpoints in this order while training goes on; what they hold is copied before."""
-        self.saving.wait()  # so that one copy at most is in memory
-        copies, best = {name: serialised(content) for name, content in files.items()}, self.best
+    def _save(self, copies: dict[str, io.BytesIO]) -> None:
+        """Write serialised checkpoints in this order while training goes on."""
+        best = self.best
         self.saving.start(lambda: self._write(copies, best))
 
     def _write(self, copies: dict[str, io.BytesIO], best: Best | None) -> None:
