@@ -19,6 +19,7 @@ from kdx.sources import carve
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 VAL_SHARE = 0.1
+WORKER_GONE = (ConnectionError, EOFError, FileNotFoundError)  # a batch is fetched from one that dies just then
 WORKER_TIMEOUT = 600  # seconds without an image: a worker that hangs becomes an error
 
 
@@ -105,27 +106,31 @@ def decoded_batches(images: FileImages, order: Sequence[Sequence[int]], num_work
         timeout=WORKER_TIMEOUT if workers else 0,
     )
     try:
-        with worker_errors(num_workers):
+        with worker_errors(num_workers, WORKER_GONE if workers else ()):
             yield from loader
     except KdxError as error:  # a worker's error arrives with its traceback as text
         raise KdxError(str(error).strip().splitlines()[-1].removeprefix("kdx.errors.KdxError: ")) from error.__cause__
 
 
 @contextmanager
-def worker_errors(num_workers: int) -> Iterator[None]:
+def worker_errors(num_workers: int, gone: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Make torch's error about a decoding worker a `KdxError`; for whatever runs while there are workers.
 
     torch raises it from a signal handler: when a worker is killed, it comes up wherever this process is just then.
+    Errors of the types `gone` mean a dead worker, too.
     """
     try:
         yield
+    except gone as error:
+        raise _stopped(num_workers, f"a worker is gone: {type(error).__name__}") from error
     except RuntimeError as error:
         if "DataLoader" not in str(error):
             raise
-        reason = str(error).splitlines()[0]
-        raise KdxError(
-            f"num_workers={num_workers}: decoding stopped ({reason}); set num_workers=0 to see why"
-        ) from error
+        raise _stopped(num_workers, str(error).splitlines()[0]) from error
+
+
+def _stopped(num_workers: int, reason: str) -> KdxError:
+    return KdxError(f"num_workers={num_workers}: decoding stopped ({reason}); set num_workers=0 to see why")
 
 
 def _let_locks_go(worker: int) -> None:

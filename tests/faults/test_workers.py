@@ -47,6 +47,18 @@ def test_killed_worker_is_one_clear_error(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError(), FileNotFoundError("socket")])
+def test_worker_killed_while_its_batch_is_fetched_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fetch(self: object) -> None:
+        raise error
+
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._next_data", fetch)
+    with pytest.raises(KdxError, match="num_workers=2: decoding stopped .*worker is gone.*set num_workers=0"):
+        list(decoded_batches(Images("sound", tmp_path), ORDER, 2))
+
+
 def test_worker_killed_while_a_step_computes_is_one_clear_error(tmp_path: Path) -> None:
     """torch raises from a signal handler: in the step, not where batches come from."""
     with pytest.raises(KdxError, match="num_workers=2: decoding stopped .*worker.*set num_workers=0"):
