@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_all_start_methods
@@ -107,7 +108,11 @@ def decoded_batches(images: FileImages, order: Sequence[Sequence[int]], num_work
     )
     try:
         with worker_errors(num_workers, WORKER_GONE if workers else ()):
-            yield from loader
+            try:
+                yield from loader
+            except WORKER_GONE:
+                time.sleep(1)  # torch's signal, a moment later, says why; after this it would end something else
+                raise
     except KdxError as error:  # a worker's error arrives with its traceback as text
         raise KdxError(str(error).strip().splitlines()[-1].removeprefix("kdx.errors.KdxError: ")) from error.__cause__
 
