@@ -25,10 +25,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from kdx.config import flat_keys, read_settings
+from kdx.config.schema import Settings
+from kdx.config.settings import flat_keys, read_settings
 from kdx.errors import BusyError, KdxError, suggest
-from kdx.schema import Settings
-from kdx.stopping import Stopped
+from kdx.training.stopping import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class ReportAtEnd(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(str(config.hydra.sweep.dir))
         if not (folder / "report.html").exists():
-            from kdx.report import write_report
+            from kdx.report.sweep import write_report
 
             print(write_report(folder))
 
@@ -76,7 +76,7 @@ def run_job(config: DictConfig) -> float | None:
     single = hydra_config.mode == RunMode.RUN
     try:
         settings = read_settings(config)
-        from kdx.chain import run_chain  # imports torch
+        from kdx.chain.chain import run_chain  # imports torch
 
         gc.freeze()  # what the imports made stays: every collection between stages would go through it, 0.3 s
         result = run_chain(settings, run_dir, list(hydra_config.overrides.task))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from kdx.files import write_atomic
-from kdx.trackers import Tracker, Untracked
+from kdx.trackers.trackers import Tracker, Untracked
 
 log = logging.getLogger(__name__)
 

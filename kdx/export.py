@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from kdx.command import choice, run_command
-from kdx.deploy import CARD, Card, Deployed, Model, answers, load_model, needs, pixels_of
+from kdx.deploy.load import CARD, Card, Deployed, Model, answers, load_model, needs, pixels_of
+from kdx.deploy.run_loader import load_data, load_stage
 from kdx.errors import KdxError
 from kdx.files import write_atomic
-from kdx.metrics import predict
-from kdx.stored import load_data, load_stage
+from kdx.metrics.classification import predict
 
 USAGE = """
 python -m kdx.export RUN_DIR [role=student] [format=onnx|torch_export|safetensors] [quantize=int8] [output=FILE]

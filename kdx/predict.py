@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kdx.command import run_command
-from kdx.deploy import answers, load_model, ranking, read_picture
+from kdx.deploy.load import answers, load_model, ranking, read_picture
 
 USAGE = """
 python -m kdx.predict MODEL PICTURE... [top=3] [role=student] [network=package.module:callable] [trust=true]

@@ -13,15 +13,15 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdx import cli
-from kdx.checks import Problems
-from kdx.config import explain_key, flat_keys, read_settings
+from kdx.config.checks import Problems
+from kdx.config.schema import Settings
+from kdx.config.settings import explain_key, flat_keys, read_settings
 from kdx.errors import KdxError, suggest
-from kdx.report import write_report
+from kdx.report.sweep import write_report
 from kdx.results import read_log, read_sweep
 from kdx.run import CONF
 from kdx.run import main as run_main
-from kdx.schema import Settings
-from kdx.sweep import Job, JobEnd, Pool, Program
+from kdx.sweeps.jobs import Job, JobEnd, Pool, Program
 
 if TYPE_CHECKING:
     import optuna

@@ -26,10 +26,10 @@ from measure import Case, Row, bare_loop, interleave, kdx_epoch, kdx_trainer, ro
 from torch import nn
 from torch.utils.data import DataLoader
 
-from kdx.batches import Batches
 from kdx.cli import SPINS
-from kdx.evaluation import logits_of
+from kdx.data.batches import Batches
 from kdx.memory import keep_freed_memory
+from kdx.training.evaluation import logits_of
 
 RESNETS = Case("resnet34", "resnet18", "small", images=256, batch_size=64)
 THIN = Case()
@@ -218,8 +218,8 @@ def memory(rounds: int) -> Iterator[Row]:
 
 
 def _peak_of_an_epoch(bare: bool, case: Case, recompute: bool) -> float:
-    from kdx.metrics import epoch_scores  # noqa: F401  imports torchmetrics before the first measurement
-    from kdx.recompute import recompute_blocks
+    from kdx.metrics.classification import epoch_scores  # noqa: F401  imports torchmetrics before the first measurement
+    from kdx.models.activation_checkpointing import recompute_blocks
 
     if not bare and not recompute:  # as a run does
         keep_freed_memory()

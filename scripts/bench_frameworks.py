@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from kdx.losses import KnowledgeDistillationLoss
+from kdx.losses.hinton import KnowledgeDistillationLoss
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):

@@ -24,7 +24,7 @@ from bench import table
 from measure import Case, Row, bare_loop, bare_step, interleave, kdx_epoch, rows_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdx.losses import KnowledgeDistillationLoss
+from kdx.losses.hinton import KnowledgeDistillationLoss
 
 WAYS: dict[str, dict[str, Any]] = {
     "fp32": {},

@@ -16,9 +16,9 @@ import torch
 from measure import Case, Row, bare_loop, interleave
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdx.dataset import Dataset, from_arrays
-from kdx.models import NetworkSpec, build_network
-from kdx.precision import choose_precision
+from kdx.data.dataset import Dataset, from_arrays
+from kdx.models.networks import NetworkSpec, build_network
+from kdx.training.runtime import choose_precision
 
 AXES = ["kd.temperature=2,4,8", "kd.alpha=0.3,0.5,0.7"]
 NETWORKS = {"teacher": "resnet50", "assistant": "resnet34", "student": "resnet18"}

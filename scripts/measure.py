@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from kdx.batches import Batch, Batches, Preprocessing
-from kdx.dataset import Split
+from kdx.data.batches import Batch, Batches, Preprocessing
+from kdx.data.dataset import Split
 from kdx.epoch_log import EpochLogger
-from kdx.guide_logits import LogitsCache
-from kdx.losses import KnowledgeDistillationLoss
-from kdx.models import NetworkSpec, build_network
-from kdx.precision import Precision, compile_networks
-from kdx.trainer import Trainer
+from kdx.losses.hinton import KnowledgeDistillationLoss
+from kdx.models.networks import NetworkSpec, build_network
+from kdx.training.runtime import Precision, compile_networks
+from kdx.training.teachers import LogitsCache
+from kdx.training.trainer import Trainer
 
 PIXELS = Preprocessing((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 

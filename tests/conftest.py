@@ -18,9 +18,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from kdx import cli
-from kdx.chain import run_chain
-from kdx.config import read_settings
-from kdx.schema import Settings
+from kdx.chain.chain import run_chain
+from kdx.config.schema import Settings
+from kdx.config.settings import read_settings
 
 cli.add_plugins()  # before Hydra looks for plugins, once a process
 atexit.register(gc.unfreeze)

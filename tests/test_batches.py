@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from kdx.batches import IMAGENET_MEAN, IMAGENET_STD, Batches, Preprocessing, augment, fits, mean_and_std
-from kdx.dataset import Split
+from kdx.data.batches import IMAGENET_MEAN, IMAGENET_STD, Batches, Preprocessing, augment, fits, mean_and_std
+from kdx.data.dataset import Split
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -71,7 +71,7 @@ def test_images_that_a_card_has_no_room_for_come_from_the_host(monkeypatch: pyte
         return Batches(Split(tiny.dataset().train.images, torch.arange(30)), PLAIN, **options)  # type: ignore[arg-type]
 
     on_device = list(make().epoch(2, start=1))
-    monkeypatch.setattr("kdx.batches.fits", lambda images, device: False)
+    monkeypatch.setattr("kdx.data.batches.fits", lambda images, device: False)
     from_host = list(make().epoch(2, start=1))
     assert len(on_device) == len(from_host) == 7
     for one, two in zip(on_device, from_host, strict=True):

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdx.chain.context import load_dataset, make_workplace
+from kdx.chain.index import StageIndex
+from kdx.chain.plan import make_plan
+from kdx.chain.stage import Guide, train_stage
 from kdx.checkpoint import save_checkpoint
+from kdx.config.schema import Settings
 from kdx.errors import KdxError
-from kdx.index import StageIndex
-from kdx.models import build_network
-from kdx.plan import make_plan
-from kdx.schema import Settings
-from kdx.stage import Guide, train_stage
-from kdx.workplace import load_dataset, make_workplace
+from kdx.models.networks import build_network
 from tests.conftest import TinyRun, same_weights, settings_of
 
 
@@ -278,7 +278,7 @@ def test_measuring_a_guide_for_the_report_leaves_it_as_it_was(tiny_run, monkeypa
             layouts.append(weight.is_contiguous(memory_format=torch.channels_last) if weight.ndim == 4 else True)
         return train_stage(*given, guide=guide, **options)
 
-    monkeypatch.setattr("kdx.chain.train_stage", spy)
+    monkeypatch.setattr("kdx.chain.chain.train_stage", spy)
     tiny_run("stage.deliver=assistant", "model.teacher=kdx.thin:resnet8", "report=true", "channels_last=true")
     assert layouts and all(layouts)
 
@@ -292,7 +292,7 @@ def test_network_is_freed_when_nobody_needs_it_any_more(tiny_run, monkeypatch: p
             taught.append(weakref.ref(guide.network))
         return train_stage(*given, guide=guide, **options)
 
-    monkeypatch.setattr("kdx.chain.train_stage", spy)
+    monkeypatch.setattr("kdx.chain.chain.train_stage", spy)
     tiny_run("stage.deliver=teacher")
     tiny_run("stage.deliver=student", "report=true")
     assert len(taught) == 2
@@ -301,7 +301,7 @@ def test_network_is_freed_when_nobody_needs_it_any_more(tiny_run, monkeypatch: p
 def test_reused_guide_is_read_from_its_file_once(tiny_run, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_run("stage.deliver=assistant")
     read = []
-    monkeypatch.setattr("kdx.stage.build_network", lambda *given: read.append(given) or build_network(*given))
+    monkeypatch.setattr("kdx.chain.stage.build_network", lambda *given: read.append(given) or build_network(*given))
     run = tiny_run("stage.deliver=student")
     assert run.statuses() == {"assistant": "reused", "student": "trained"}
     assert len(read) == 1 + 3  # the guide; the student to check it, to train it and to test its best epoch
@@ -348,7 +348,7 @@ def test_error_in_the_last_stage_comes_before_the_first_trains(tiny_run, tmp_pat
 def test_flip_is_refused_where_it_changes_the_class() -> None:
     with pytest.raises(KdxError, match=r"dataset.augment=\['flip'\]: a flip changes the class of digits"):
         settings = settings_of(
-            "dataset.name=digits", "dataset.source._target_=kdx.sources.load_digits", "dataset.augment=[flip]"
+            "dataset.name=digits", "dataset.source._target_=kdx.data.sources.load_digits", "dataset.augment=[flip]"
         )
         make_workplace(settings, load_dataset(settings))
 

@@ -8,9 +8,9 @@ import torch
 from omegaconf import OmegaConf
 
 from kdx import cli
-from kdx.config import build, keep_environment, read_settings
+from kdx.config.settings import build, keep_environment, read_settings
 from kdx.errors import KdxError
-from kdx.losses import KnowledgeDistillationLoss
+from kdx.losses.hinton import KnowledgeDistillationLoss
 from tests.conftest import CONF, TINY, compose_config, settings_of
 
 GROUPS = ("dataset", "model", "stage", "kd", "optimizer", "scheduler")

@@ -8,10 +8,10 @@ import torch
 from medmnist import INFO
 from PIL import Image
 
-from kdx.dataset import Dataset, from_arrays
+from kdx.data.dataset import Dataset, from_arrays
+from kdx.data.imagefolder import decoded_batches, load_imagefolder
+from kdx.data.sources import carve, load_cifar, load_digits, load_medmnist
 from kdx.errors import KdxError
-from kdx.imagefolder import decoded_batches, load_imagefolder
-from kdx.sources import carve, load_cifar, load_digits, load_medmnist
 from tests import tiny
 
 MEDMNIST_2D = [name for name in INFO if not name.endswith("3d")]

@@ -15,16 +15,18 @@ import sklearn.datasets
 import torch
 from PIL import Image
 
-from kdx import data, export, predict, visualize
-from kdx.chain import run_chain
+import kdx.data.__main__ as data
+import kdx.visualize.__main__ as visualize
+from kdx import export, predict
+from kdx.chain.chain import run_chain
 from kdx.checkpoint import load_checkpoint, save_checkpoint
-from kdx.config import read_settings
-from kdx.deploy import answers, load_model
-from kdx.efficiency import measure_network
+from kdx.config.schema import Settings
+from kdx.config.settings import read_settings
+from kdx.data.sources import load_digits
+from kdx.deploy.efficiency import measure_network
+from kdx.deploy.load import answers, load_model
 from kdx.errors import KdxError
-from kdx.run_report import write_run_report
-from kdx.schema import Settings
-from kdx.sources import load_digits
+from kdx.report.run import write_run_report
 from tests.conftest import compose_config
 
 EXPORT = export.DEFAULTS | {"samples": 64}
@@ -159,7 +161,7 @@ def test_pictures_of_a_finished_run(run_dir: Path, monkeypatch: pytest.MonkeyPat
         visualize.draw_run([str(run_dir)], **DRAW | {"layer": "stage9"})
     with pytest.raises(KdxError, match="role=studnt: choose teacher, assistant, student; did you mean 'student'"):
         visualize.draw_run([str(run_dir)], **DRAW | {"role": "studnt"})
-    monkeypatch.setattr("kdx.visualize._features", lambda *_: torch.zeros(1, 4, 1, 1))
+    monkeypatch.setattr("kdx.visualize.__main__.features_of", lambda *_: torch.zeros(1, 4, 1, 1))
     assert "maps are of one pixel and show no place" in visualize.draw_run([str(run_dir)], **DRAW | {"layer": "stage3"})
 
 
@@ -182,7 +184,7 @@ def test_run_leaves_a_page_that_tells_all(run_dir: Path, browse: Callable[[Path]
 
 def test_page_can_be_made_again_later(run_dir: Path, tmp_path: Path) -> None:
     before = (run_dir / "report.html").read_text()
-    command = [sys.executable, "-m", "kdx.report", str(run_dir)]
+    command = [sys.executable, "-m", "kdx.report.sweep", str(run_dir)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0 and "The student (kdx.thin:resnet8) reaches" in done.stdout, done.stderr
     assert (run_dir / "report.html").read_text() == before
@@ -207,7 +209,7 @@ def test_a_measurement_that_is_disturbed_does_not_count(monkeypatch: pytest.Monk
         now[0] += 0.01 if call // 2 % 4 == 1 else 1.0
         return now[0]
 
-    monkeypatch.setattr("kdx.efficiency.time.perf_counter", tick)
+    monkeypatch.setattr("kdx.deploy.efficiency.time.perf_counter", tick)
     costs = measure_network(torch.nn.Flatten(), (1, 2, 2), torch.device("cpu"))
     assert costs["cpu"]["latency_ms_batch_1"] == pytest.approx(10)
 
@@ -239,7 +241,7 @@ def test_data_sets_are_listed_and_verified(tmp_path: Path) -> None:
 
 def test_class_names_with_dollars_are_drawn(tmp_path: Path) -> None:
     """matplotlib would take what stands between two of them for a formula, and fail on it."""
-    from kdx.plots import curves, heat_map
+    from kdx.report.plots import curves, heat_map
 
     assert "a$_$b" in heat_map(["a$_$b"], ["a$_$b"], {("a$_$b", "a$_$b"): 1.0}, ("true", "said"))
     assert "<svg" in curves({"a$_$b": [(1, 2)], "c": [(1, 2)]}, "x", "y")
@@ -249,7 +251,7 @@ def test_costs_that_cannot_be_measured_do_not_fail_a_run(tmp_path: Path, monkeyp
     def fail(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("kdx.chain.measure_network", fail)
+    monkeypatch.setattr("kdx.chain.chain.measure_network", fail)
     settings = digits_settings(tmp_path, "stage=teacher", "epochs=1", "visualize.samples=0")
     run_chain(settings, tmp_path / "run")
     told = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kdx.download import fetch
+from kdx.data.download import fetch
 from kdx.errors import KdxError
 
 CONTENT = bytes(range(256)) * 2000

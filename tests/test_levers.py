@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from kdx.errors import KdxError
-from kdx.guide_logits import LogitsCache
-from kdx.losses import KnowledgeDistillationLoss
-from kdx.models import NetworkSpec, build_network
-from kdx.precision import Precision, choose_compile, choose_precision, compile_networks
-from kdx.recompute import recompute_blocks
-from kdx.thin import ThinResNet, resnet8
-from kdx.trainer import Trainer
+from kdx.losses.hinton import KnowledgeDistillationLoss
+from kdx.models.activation_checkpointing import recompute_blocks
+from kdx.models.networks import NetworkSpec, build_network
+from kdx.models.thin import ThinResNet, resnet8
+from kdx.training.runtime import Precision, choose_compile, choose_precision, compile_networks
+from kdx.training.teachers import LogitsCache
+from kdx.training.trainer import Trainer
 from tests import tiny
 from tests.conftest import settings_of
 from tests.test_trainer import CPU, make_trainer
@@ -197,12 +197,12 @@ def test_sweep_asks_a_guide_once(tiny_run, tmp_path: Path) -> None:
 
 
 def test_compile_pays_in_long_trainings_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdx.precision._can_compile", lambda: True)
+    monkeypatch.setattr("kdx.training.runtime._can_compile", lambda: True)
     cuda = torch.device("cuda")
     assert choose_compile("auto", CPU, 10**6) is None and choose_compile("auto", cuda, 100) is None
     assert choose_compile("auto", cuda, 10**6) == "default" and choose_compile("off", cuda, 10**6) is None
     assert choose_compile("reduce-overhead", CPU, 1) == "reduce-overhead"
-    monkeypatch.setattr("kdx.precision._can_compile", lambda: False)
+    monkeypatch.setattr("kdx.training.runtime._can_compile", lambda: False)
     assert choose_compile("auto", cuda, 10**6) is None
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdx.losses import KnowledgeDistillationLoss, hard_loss, loss_terms, soft_loss, soft_loss_per_label
+from kdx.losses.hinton import KnowledgeDistillationLoss, hard_loss, loss_terms, soft_loss, soft_loss_per_label
 
 
 def logits(rows: int, columns: int, seed: int) -> torch.Tensor:

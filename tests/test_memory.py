@@ -57,7 +57,7 @@ def test_a_run_keeps_freed_memory_unless_it_asks_for_little(
     tiny_run, monkeypatch: pytest.MonkeyPatch, sparing: bool
 ) -> None:
     kept = []
-    monkeypatch.setattr("kdx.chain.keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr("kdx.chain.chain.keep_freed_memory", lambda: kept.append(True))
     tiny_run(
         "stage.deliver=teacher", "model.teacher=kdx.thin:resnet8", f"activation_checkpointing={str(sparing).lower()}"
     )

@@ -4,7 +4,7 @@ import sklearn.metrics
 import torch
 from medmnist.evaluator import getACC, getAUC
 
-from kdx.metrics import area_under_curve, epoch_scores, full_scores, predict, probabilities
+from kdx.metrics.classification import area_under_curve, epoch_scores, full_scores, predict, probabilities
 
 
 def random_logits(rows: int, columns: int, seed: int = 0) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from kdx.errors import KdxError
-from kdx.models import (
+from kdx.models.networks import (
     NetworkSpec,
     build_network,
     capture_features,

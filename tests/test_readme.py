@@ -11,7 +11,7 @@ import torch
 
 from kdx import cli
 from kdx.command import read_keys
-from kdx.config import build, read_settings
+from kdx.config.settings import build, read_settings
 from tests.conftest import CONF, REPO, compose_config
 
 README = (REPO / "README.md").read_text()

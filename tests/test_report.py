@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from kdx.errors import KdxError
-from kdx.report import main, write_report
+from kdx.report.__main__ import main
+from kdx.report.sweep import write_report
 from kdx.results import best_configuration, configurations, mean_and_spread, read_sweep, swept_keys
 
 

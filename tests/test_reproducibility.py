@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdx.batches import Batches, Preprocessing
+from kdx.data.batches import Batches, Preprocessing
 from kdx.reproducibility import derive_seed, generator, random_state, restore_random_state, setup_reproducibility
 from tests import tiny
 

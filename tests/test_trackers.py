@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kdx.errors import KdxError
-from kdx.trackers import check_tracker, open_tracker
+from kdx.trackers.trackers import check_tracker, open_tracker
 from tests.conftest import TinyRun
 from tests.test_trainer import make_trainer, rows_of
 

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from kdx.batches import Batches, Preprocessing, mean_and_std
 from kdx.checkpoint import load_checkpoint, write_checkpoint
+from kdx.data.batches import Batches, Preprocessing, mean_and_std
 from kdx.epoch_log import COLUMNS, EpochLogger
 from kdx.errors import KdxError
-from kdx.evaluation import evaluate
-from kdx.losses import KnowledgeDistillationLoss
-from kdx.precision import choose_device, choose_precision
+from kdx.losses.hinton import KnowledgeDistillationLoss
 from kdx.reproducibility import setup_reproducibility
-from kdx.trainer import Trainer, step_schedule
+from kdx.training.evaluation import evaluate
+from kdx.training.runtime import choose_device, choose_precision
+from kdx.training.trainer import Trainer, step_schedule
 from tests import tiny
 from tests.conftest import same_weights
 
@@ -294,7 +294,7 @@ def test_the_next_epoch_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: 
             seen.append(trained_on.wait(timeout=60))
         write_checkpoint(path, buffer)
 
-    monkeypatch.setattr("kdx.trainer.write_checkpoint", slow)
+    monkeypatch.setattr("kdx.training.trainer.write_checkpoint", slow)
     trainer = make_trainer(tmp_path / "slow", epochs=2, save_interval=1)
     steps = []
 
@@ -316,7 +316,7 @@ def test_a_write_that_fails_ends_the_training_and_leaves_the_epochs_before(tmp_p
             raise KdxError(f"cannot write {path}: No space left on device")
         write_checkpoint(path, buffer)
 
-    monkeypatch.setattr("kdx.trainer.write_checkpoint", full)
+    monkeypatch.setattr("kdx.training.trainer.write_checkpoint", full)
     for epochs in (2, 4):  # the last epoch's write, and one that training has gone on from
         folder = tmp_path / str(epochs)
         trainer = make_trainer(folder, epochs=epochs, save_interval=1)

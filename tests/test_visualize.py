@@ -6,8 +6,13 @@ import torch
 from PIL import Image
 
 from kdx.errors import KdxError
-from kdx.models import get_resnet_model
-from kdx.visualize import extract_and_visualize_features, last_map_layer, save_feature_maps, visualize_feature_maps
+from kdx.models.networks import get_resnet_model
+from kdx.visualize.feature_maps import (
+    extract_and_visualize_features,
+    last_map_layer,
+    save_feature_maps,
+    visualize_feature_maps,
+)
 from tests import tiny
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdx.dataset import Dataset, from_arrays
+from kdx.data.dataset import Dataset, from_arrays
 
 NETWORK = "tests.tiny:network"
 WIDE = "tests.tiny:wide"

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from kdx import files
+from kdx.chain.index import FinishedStage, StageIndex, own_folder
 from kdx.checkpoint import load_checkpoint, save_checkpoint
 from kdx.errors import BusyError, KdxError
 from kdx.files import write_atomic
-from kdx.index import FinishedStage, StageIndex, own_folder
 from tests.conftest import settings_of
 from tests.faults.test_kills import in_child
 from tests.faults.toy import leftovers, result_of, run_toy
@@ -249,7 +249,7 @@ def test_ten_thousand_entries_do_not_slow_a_look_up(tmp_path: Path, monkeypatch:
         reads += 1
         return read_json(path)
 
-    monkeypatch.setattr("kdx.index.read_json", counting)
+    monkeypatch.setattr("kdx.chain.index.read_json", counting)
     assert index.find(f"{77:016x}") is not None and reads == 1
 
 
@@ -257,7 +257,7 @@ def test_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(*arguments: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr("kdx.trainer.Trainer._train_step", fail)
+    monkeypatch.setattr("kdx.training.trainer.Trainer._train_step", fail)
     with pytest.raises(KdxError, match="teacher: out of memory with batch_size=8; lower stage.teacher.batch_size"):
         run_toy(tmp_path)
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from kdx.chain import run_chain
+from kdx.chain.chain import run_chain
 from kdx.checkpoint import load_checkpoint, load_weights
+from kdx.data.sources import load_medmnist
 from kdx.errors import KdxError
 from kdx.files import hash_file
-from kdx.sources import load_medmnist
 from tests import tiny
 from tests.conftest import settings_of
 from tests.faults.test_kills import in_child
@@ -112,7 +112,7 @@ def test_finished_stage_with_a_damaged_part_is_trained_again_or_the_same(
 
 def test_every_flipped_bit_of_an_entry_is_noticed(tmp_path: Path) -> None:
     """A digit of a stored accuracy is JSON whatever it is: only a hash of the whole tells."""
-    from kdx.index import FinishedStage, StageIndex
+    from kdx.chain.index import FinishedStage, StageIndex
 
     index = StageIndex(tmp_path)
     (tmp_path / "x.pth").touch()

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from kdx.chain.index import FinishedStage, StageIndex
 from kdx.epoch_log import COLUMNS, EpochLogger
-from kdx.index import FinishedStage, StageIndex
-from kdx.trainer import Trainer
+from kdx.training.trainer import Trainer
 from tests import test_trainer
 from tests.faults import test_disk, test_resume
 

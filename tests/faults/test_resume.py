@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from kdx.checkpoint import load_checkpoint, save_checkpoint
-from kdx.stopping import Stopped, StopRequest
-from kdx.trainer import Trainer
+from kdx.training.stopping import Stopped, StopRequest
+from kdx.training.trainer import Trainer
 from tests.faults.toy import digest
 from tests.test_trainer import make_trainer, rows_of
 

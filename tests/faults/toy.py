@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from kdx.chain import run_chain
-from kdx.schema import Settings
+from kdx.chain.chain import run_chain
+from kdx.config.schema import Settings
 from tests.conftest import settings_of
 
 CHAIN = ["stage.student.guide=teacher", "stage.deliver=student", "resume=true"]

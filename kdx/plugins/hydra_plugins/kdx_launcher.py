@@ -12,9 +12,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from kdx import sweep
 from kdx.errors import KdxError
-from kdx.report import write_report
+from kdx.report.sweep import write_report
+from kdx.sweeps import jobs as sweep
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,144 @@
+"""What all stages of a run share, and what of it determines a stage's weights."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from kdx.chain.index import fingerprint
+from kdx.config.schema import Settings, StageSettings
+from kdx.config.settings import build
+from kdx.data.batches import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, mean_and_std
+from kdx.data.dataset import Dataset
+from kdx.errors import KdxError
+from kdx.models.networks import NetworkSpec, resolve_stem
+from kdx.training.runtime import Precision, choose_device, choose_precision
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What all stages of a run share: settings, data, preprocessing, device and precision."""
+
+    settings: Settings
+    dataset: Dataset
+    preprocessing: Preprocessing
+    precision: Precision
+
+    @property
+    def device(self) -> torch.device:
+        return self.precision.device
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images that networks see."""
+        height, width = self.dataset.image_shape[1:]
+        resize = self.preprocessing.resize
+        return (resize, resize) if resize else (height, width)
+
+    def surroundings(self) -> dict[str, Any]:
+        """What may change the last bits of a result without being part of its fingerprint."""
+        return {
+            "device": self.device.type,
+            "precision": self.precision.name,
+            "channels_last": self.precision.channels_last,
+            "compile": self.settings.compile,
+            "threads": self.settings.threads or torch.get_num_threads(),
+            "deterministic": self.settings.deterministic,
+        }
+
+
+def load_dataset(settings: Settings) -> Dataset:
+    """The configured data set."""
+    dataset = build(settings.source, "dataset.source")
+    if not isinstance(dataset, Dataset):
+        raise KdxError(f"dataset.source: returned {type(dataset).__name__}, a kdx.data.Dataset is needed")
+    return dataset
+
+
+def make_workplace(settings: Settings, dataset: Dataset) -> Workplace:
+    """Choose preprocessing, device and precision for a data set."""
+    device = choose_device(settings.device)
+    if dataset.mirrored and "flip" in settings.augment:
+        raise KdxError(f"dataset.augment={list(settings.augment)}: a flip changes the class of {dataset.name}'s images")
+    preprocessing = _choose_preprocessing(settings, dataset)
+    precision = choose_precision(settings.amp, device, settings.channels_last, settings.compile)
+    return Workplace(settings, dataset, preprocessing, precision)
+
+
+def network_spec(place: Workplace, stage: StageSettings) -> NetworkSpec:
+    """The stage's network for this data set."""
+    height, width = place.dataset.image_shape[1:]
+    size = place.preprocessing.resize or max(height, width)
+    return NetworkSpec(
+        name=stage.network,
+        num_classes=place.dataset.num_classes,
+        in_channels=place.preprocessing.channels,
+        pretrained=stage.pretrained,
+        freeze_backbone=place.settings.freeze_backbone,
+        stem=resolve_stem(place.settings.stem, stage.network, stage.pretrained, size),
+    )
+
+
+def stage_fingerprint(place: Workplace, stage: StageSettings, guide_fingerprint: str | None) -> str:
+    """Hash of exactly what determines the stage's weights."""
+    facts: dict[str, Any] = {
+        "role": stage.role,  # seeds are derived from it
+        "data": {
+            "digest": place.dataset.digest,
+            "augment": list(place.settings.augment),
+            **_plain(place.preprocessing),
+        },
+        "network": asdict(network_spec(place, stage)),
+        "optimizer": stage.optimizer,
+        "scheduler": stage.scheduler,
+        "epochs": stage.epochs,
+        "batch_size": stage.batch_size,
+        "accumulate": place.settings.accumulate,  # batch-norm sees the parts
+        "amp": place.settings.amp,
+        "seed": place.settings.seed,
+    }
+    if stage.distilled:
+        facts |= {"kd": stage.kd, "guide": guide_fingerprint}
+    return fingerprint(facts)
+
+
+def identity(place: Workplace, stage: StageSettings) -> dict[str, Any]:
+    """What a checkpoint must say of itself to stand for this stage's network on this data."""
+    spec = network_spec(place, stage)
+    return {
+        "dataset": place.dataset.name,
+        "data_digest": place.dataset.digest,
+        "task": place.dataset.task,
+        "num_classes": place.dataset.num_classes,
+        "class_names": list(place.dataset.class_names),
+        "network": spec.name,
+        "stem": spec.stem,
+        "in_channels": spec.in_channels,
+        "image_shape": list(place.dataset.image_shape),
+        "preprocessing": _plain(place.preprocessing),
+    }
+
+
+def _choose_preprocessing(settings: Settings, dataset: Dataset) -> Preprocessing:
+    """One preprocessing for the whole chain, since a guide and its pupil see the same batch.
+
+    `auto` is ImageNet's as soon as one stage starts from ImageNet weights.
+    """
+    pretrained = any(stage.pretrained for stage in settings.stages)
+    channels = 3 if pretrained else dataset.image_shape[0]
+    how = settings.normalize
+    if how == "imagenet" or (how == "auto" and pretrained):
+        return Preprocessing(IMAGENET_MEAN, IMAGENET_STD, settings.resize)
+    if isinstance(how, dict):
+        mean, std = tuple(map(float, how["mean"])), tuple(map(float, how["std"]))
+    else:
+        mean, std = mean_and_std(dataset.train.images)
+    if len(mean) == 1:
+        mean, std = mean * channels, std * channels
+    if len(mean) != channels:
+        raise KdxError(f"dataset.normalize={how}: {len(mean)} values for images of {channels} channels")
+    return Preprocessing(mean, std, settings.resize)
+
+
+def _plain(preprocessing: Preprocessing) -> dict[str, Any]:
+    return {"mean": list(preprocessing.mean), "std": list(preprocessing.std), "resize": preprocessing.resize}

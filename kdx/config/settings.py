@@ -1,0 +1,180 @@
+"""From a composed config to plain, checked settings. Nothing behind this file sees a config; it imports no torch."""
+
+import copy
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kdx.config.checks import (
+    Problems,
+    check_dataset,
+    check_loss_and_optimizer,
+    check_role_names,
+    check_roles,
+    check_run,
+)
+from kdx.config.schema import DatasetSchema, Schema, Settings, StageSettings
+from kdx.errors import KdxError, suggest
+
+# ${kdx.start:...} names the output folder's first level: how the networks start.
+OmegaConf.register_new_resolver(
+    "kdx.start",
+    lambda pretrained: "imagenet_pretrained" if pretrained is True else "from_scratch",
+    replace=True,
+)
+
+
+def read_settings(config: DictConfig) -> Settings:
+    """Checked settings; `KdxError` lists every bad key with its value and the choices, in one line."""
+    typed = _typed(config)
+    problems = Problems()
+    roles = check_role_names(config, problems)
+    check_run(typed, problems)
+    check_dataset(typed.dataset, problems)
+    check_loss_and_optimizer(config, problems)
+    order = _guides_first(config, roles, problems)
+    check_roles(config, roles, problems)
+    problems.raise_if_any()
+    stages = tuple(_stage(config, role) for role in order)
+    for least in sorted(stages, key=lambda stage: stage.batch_size)[:1]:
+        if typed.accumulate > max(1, least.batch_size // 2):
+            needed = f"parts of at least two images are needed, and the {least.role}'s batch_size is {least.batch_size}"
+            problems.add("accumulate", typed.accumulate, needed)
+    problems.raise_if_any()
+    deliver = config.stage.deliver
+    dataset = OmegaConf.to_container(config.dataset, resolve=True)
+    assert isinstance(dataset, dict)
+    return Settings(
+        stages=stages,
+        deliver=tuple(order) if deliver == "all" else (deliver,),
+        reuse=config.stage.reuse,
+        missing=config.stage.missing,
+        dataset_name=typed.dataset.name,
+        source=dataset["source"],
+        resize=typed.dataset.resize,
+        augment=tuple(sorted(set(typed.dataset.augment) - {"none"})),
+        normalize=dataset["normalize"],
+        freeze_backbone=config.model.freeze_backbone,
+        stem=config.model.stem,
+        **{name: getattr(typed, name) for name in Settings.__dataclass_fields__ if name in Schema.__dataclass_fields__},
+    )
+
+
+def flat_keys(node: Any, prefix: str = "") -> list[str]:
+    """Every dotted key of a config or of nested dicts."""
+    plain = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
+    if not isinstance(plain, dict):
+        return []
+    keys = []
+    for key, value in plain.items():
+        keys += [prefix + str(key), *flat_keys(value, f"{prefix}{key!s}.")]
+    return keys
+
+
+def build(node: dict[str, Any], key: str, *arguments: Any) -> Any:
+    """The object that a swap point's `_target_` names, or None without one. The only place that instantiates.
+
+    A `_partial_` target is called with `arguments`, which so stay what they are (parameters, an optimizer).
+    """
+    if node.get("_target_") is None:
+        return None
+    try:
+        built = instantiate({**node, "_convert_": "all"})
+        return built(*arguments) if arguments else built
+    except (InstantiationException, TypeError, ValueError) as error:
+        cause = error.__cause__
+        if isinstance(cause, KdxError):
+            raise cause from None
+        reason = " ".join(str(cause or error).split())
+        raise KdxError(f"{key}: {node['_target_']} cannot be built: {reason}") from error
+
+
+def keep_environment(node: Any) -> Any:
+    """`node` with `${oc.env:...}` escaped, so that a dump never holds what the environment does."""
+    if isinstance(node, dict):
+        return {key: keep_environment(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [keep_environment(value) for value in node]
+    if isinstance(node, str) and "${oc.env:" in node:
+        return node.replace("${", "\\${")
+    return node
+
+
+def _typed(config: DictConfig) -> Schema:
+    """The config with its types checked: unknown keys, also ones added with +, and wrong types are errors."""
+    plain = OmegaConf.create(copy.deepcopy(config), flags={"struct": False})
+    plain.pop("hydra", None)
+    try:
+        checked = OmegaConf.merge(OmegaConf.structured(Schema), plain)
+        typed = OmegaConf.to_object(checked)
+    except OmegaConfBaseException as error:
+        raise KdxError(explain_key(error)) from error
+    assert isinstance(typed, Schema)
+    return typed
+
+
+def explain_key(error: OmegaConfBaseException) -> str:
+    key = str(getattr(error, "full_key", "") or getattr(error, "key", ""))
+    first = str(error).split("\n")[0]
+    if "not in '" in first:
+        name = key.rsplit(".", 1)[-1]
+        schema = DatasetSchema if key.startswith("dataset.") else Schema
+        return f"{key}: no such key{suggest(name, schema.__dataclass_fields__)}"
+    return f"{key}: {first}" if key and key not in first else first
+
+
+def _guides_first(config: DictConfig, roles: list[str], problems: Problems) -> list[str]:
+    """The roles in an order in which every guide precedes whom it teaches."""
+    guides = {role: config.stage[role].get("guide") for role in roles}
+    for role, guide in guides.items():
+        if guide is not None and guide not in roles:
+            problems.choice(f"stage.{role}.guide", guide, ("null", *(r for r in roles if r != role)))
+            return roles
+    order: list[str] = []
+    while len(order) < len(roles):
+        ready = [r for r in roles if r not in order and (guides[r] is None or guides[r] in order)]
+        if not ready:
+            stuck = ", ".join(r for r in roles if r not in order)
+            problems.add("stage.<role>.guide", stuck, "these roles guide each other in a circle")
+            return roles
+        order += ready
+    return order
+
+
+def _stage(config: DictConfig, role: str) -> StageSettings:
+    """The config with the role's own values in the place of the global ones, resolved."""
+    own = config.stage[role]
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    plain.pop("hydra", None)
+
+    def staged(node: Any) -> Any:
+        copied = OmegaConf.create(node)
+        for key, target in (("epochs", "epochs"), ("batch_size", "batch_size"), ("lr", "optimizer.lr")):
+            if own.get(key) is not None:
+                OmegaConf.update(copied, target, own[key], force_add=True)
+        if own.get("pretrained") is not None:
+            copied.model.pretrained = own.pretrained
+        return OmegaConf.to_container(copied, resolve=True)
+
+    resolved, told = staged(plain), staged(keep_environment(plain))
+    guide = own.get("guide") if resolved["kd"].get("_target_") is not None else None
+    cache_logits = resolved["kd"].pop("cache_logits", False)  # no number of the loss: changes what it costs only
+    return StageSettings(
+        role=role,
+        network=config.model[role],
+        guide=guide,
+        epochs=resolved["epochs"],
+        batch_size=resolved["batch_size"],
+        lr=resolved["optimizer"].get("lr", 0.0),
+        pretrained=resolved["model"]["pretrained"],
+        checkpoint=own.get("checkpoint"),
+        cache_logits=cache_logits,
+        kd=resolved["kd"] if guide else {},
+        optimizer=resolved["optimizer"],
+        scheduler=resolved["scheduler"],
+        config=told,
+    )

@@ -1,0 +1,149 @@
+"""What a data set is to the rest of kdx: three checked splits and what is known of them."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdx.errors import KdxError
+from kdx.metrics.classification import MULTI_LABEL
+
+TASKS = ("multi-class", "binary-class", "ordinal-regression", MULTI_LABEL)
+
+
+class FileImages(Protocol):
+    """Images that are decoded when asked for: `images[i]` is uint8 (C, H, W)."""
+
+    shape: tuple[int, int, int]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """uint8 images (N, C, H, W), in memory or decoded on demand; labels int64 (N,), or uint8 (N, L) if multi-label."""
+
+    images: Tensor | FileImages
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first images (count, C, H, W), decoded where they lie in files, and their labels."""
+        count = min(count, len(self))
+        images = self.images
+        chosen = images[:count] if isinstance(images, Tensor) else torch.stack([images[i] for i in range(count)])
+        return chosen, self.labels[:count]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """train, val and test with the facts that networks, metrics and file names need.
+
+    `digest` is a hash of all images, labels and class names; `mirrored` says that a flip would change the class.
+    """
+
+    name: str
+    task: str
+    class_names: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+    digest: str
+    mirrored: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        images = self.train.images
+        return tuple(images.shape[1:]) if isinstance(images, Tensor) else images.shape  # type: ignore[return-value]
+
+
+def from_arrays(
+    name: str,
+    arrays: dict[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    task: str,
+    class_names: Sequence[str],
+    mirrored: bool = False,
+) -> Dataset:
+    """A checked data set from {"train": (images, labels), "val": ..., "test": ...}.
+
+    Images are uint8 (N, H, W) or (N, H, W, C), labels integers (N,) or (N, 1), or 0/1 (N, L) if multi-label.
+    Raises `KdxError` that names the split, and the index of the first bad label.
+    """
+    splits = {}
+    digest = hashlib.sha256(repr((task, list(class_names))).encode())
+    for split in ("train", "val", "test"):
+        images, labels = arrays[split]
+        images = check_images(images, f"{name}/{split}")
+        labels = check_labels(labels, len(images), task, len(class_names), f"{name}/{split}")
+        digest.update(repr((split, images.shape, labels.shape)).encode())
+        digest.update(np.ascontiguousarray(images).data)
+        digest.update(np.ascontiguousarray(labels).data)
+        channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        splits[split] = Split(torch.from_numpy(channels_first), torch.from_numpy(labels))
+    check_same_shape(name, splits)
+    check_every_class(name, splits["train"].labels, task, class_names)
+    return Dataset(name, task, tuple(class_names), **splits, digest=digest.hexdigest(), mirrored=mirrored)
+
+
+def check_images(images: np.ndarray, where: str) -> np.ndarray:
+    """Images as uint8 (N, H, W, C)."""
+    if images.dtype != np.uint8:
+        raise KdxError(f"{where}: images are {images.dtype}, not uint8")
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
+        raise KdxError(f"{where}: images have shape {images.shape}, not (N>0, H, W) or (N>0, H, W, 1 or 3)")
+    return images
+
+
+def check_labels(labels: np.ndarray, count: int, task: str, num_classes: int, where: str) -> np.ndarray:
+    """Labels as int64 (N,), or uint8 (N, L) if multi-label; each in range."""
+    if task not in TASKS:
+        raise KdxError(f"{where}: task '{task}' is none of {', '.join(TASKS)}")
+    if len(labels) != count:
+        raise KdxError(f"{where}: {count} images but {len(labels)} labels")
+    if labels.dtype.kind not in "iub":
+        raise KdxError(f"{where}: labels are {labels.dtype}, not integers")
+    if task == MULTI_LABEL:
+        if labels.shape != (count, num_classes):
+            raise KdxError(f"{where}: labels have shape {labels.shape}, not ({count}, {num_classes})")
+        bad = np.flatnonzero(((labels != 0) & (labels != 1)).any(axis=1))
+    else:
+        if labels.shape not in ((count,), (count, 1)):
+            raise KdxError(f"{where}: labels have shape {labels.shape}, not ({count},)")
+        labels = labels.reshape(count)
+        bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(bad):
+        raise KdxError(f"{where}: label {labels[bad[0]]} of image {bad[0]} is out of range for {num_classes} classes")
+    return labels.astype(np.uint8 if task == MULTI_LABEL else np.int64)
+
+
+def check_same_shape(name: str, splits: dict[str, Split]) -> None:
+    """All splits must have images of one shape."""
+    shapes = {split: tuple(data.images.shape[-3:]) for split, data in splits.items()}
+    if len(set(shapes.values())) > 1:
+        raise KdxError(f"{name}: the splits' images differ in shape (C, H, W): {shapes}")
+
+
+def check_every_class(name: str, labels: Tensor, task: str, class_names: Sequence[str]) -> None:
+    """A class without a training image cannot be learned."""
+    if task == MULTI_LABEL:
+        return
+    counts = torch.bincount(labels, minlength=len(class_names))
+    empty = [class_names[i] for i in torch.nonzero(counts == 0).flatten().tolist()]
+    if empty:
+        raise KdxError(f"{name}/train: no image of class {', '.join(empty)}")

@@ -1,0 +1,118 @@
+"""Data sets by name: CIFAR, MedMNIST and scikit-learn's digits."""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from kdx.data.dataset import Dataset, from_arrays
+from kdx.data.download import fetch, md5_of
+from kdx.errors import KdxError
+
+SPLIT_SEED = 0  # one split for every run: the run's seed must not move images between train and validation
+CIFAR_VAL = 5000
+MIRRORED = (
+    "organamnist",
+    "organcmnist",
+    "organsmnist",
+)  # have a left and a right kidney, lung and femoral head
+
+
+def carve(labels: np.ndarray, size: int | float) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (kept, carved) of a stratified split that never changes; `size` is a count or a share."""
+    from sklearn.model_selection import train_test_split
+
+    try:
+        kept, carved = train_test_split(
+            np.arange(len(labels)), test_size=size, random_state=SPLIT_SEED, stratify=labels
+        )
+    except ValueError as error:
+        raise KdxError(f"cannot carve {size} of {len(labels)} images off for validation: {error}") from error
+    return np.sort(kept), np.sort(carved)
+
+
+def load_digits() -> Dataset:
+    """scikit-learn's 1,797 digits of 8x8 pixels in 17 grey levels: 1,257 train, 180 val, 360 test."""
+    import sklearn.datasets
+
+    bunch = sklearn.datasets.load_digits()
+    images = (bunch.images * 255 / 16).round().astype(np.uint8)
+    rest, test = carve(bunch.target, 360)
+    train, val = carve(bunch.target[rest], 180)
+    arrays = {
+        split: (images[index], bunch.target[index])
+        for split, index in (("train", rest[train]), ("val", rest[val]), ("test", test))
+    }
+    names = [str(name) for name in bunch.target_names]
+    return from_arrays("digits", arrays, task="multi-class", class_names=names, mirrored=True)
+
+
+def load_cifar(name: str, root: str, download: bool) -> Dataset:
+    """CIFAR-10 or CIFAR-100 by torchvision (its checksums), 45,000 train, 5,000 val, 10,000 test."""
+    import torchvision.datasets as tvd
+
+    reader = {"cifar10": tvd.CIFAR10, "cifar100": tvd.CIFAR100}[name]
+    parts = []
+    for is_train in (True, False):
+        try:
+            parts.append(reader(root, train=is_train))
+            continue
+        except RuntimeError:
+            archive = Path(root) / reader.filename
+            if not archive.exists():
+                _fetch(reader.url, archive, reader.tgz_md5, name, download)
+            if md5_of(archive) != reader.tgz_md5:
+                damaged = f"{archive} is damaged (its md5 is not {reader.tgz_md5}): delete it"
+                raise KdxError(f"dataset={name}: {damaged}") from None
+        try:
+            parts.append(reader(root, train=is_train, download=True))  # unpacks the archive
+        except (OSError, RuntimeError) as error:
+            raise KdxError(f"dataset={name}: {archive} cannot be unpacked ({error}): delete it") from error
+    train, test = parts
+    labels = np.asarray(train.targets)
+    kept, carved = carve(labels, CIFAR_VAL)
+    arrays = {
+        "train": (train.data[kept], labels[kept]),
+        "val": (train.data[carved], labels[carved]),
+        "test": (test.data, np.asarray(test.targets)),
+    }
+    return from_arrays(name, arrays, task="multi-class", class_names=train.classes)
+
+
+def load_medmnist(name: str, size: int, root: str, download: bool) -> Dataset:
+    """A 2-D set of MedMNIST v2 (28 px) or MedMNIST+ (64, 128, 224 px) with its official splits."""
+    from medmnist import INFO
+
+    info = INFO[name]
+    path = medmnist_file(name, size, Path(root))
+    if not path.exists():
+        suffix = "" if size == 28 else f"_{size}"
+        _fetch(info[f"url{suffix}"], path, info[f"MD5{suffix}"], name, download)
+    arrays = _read_npz(path)
+    names = [info["label"][str(number)] for number in range(len(info["label"]))]
+    task = "multi-label" if info["task"].startswith("multi-label") else info["task"]
+    return from_arrays(name, arrays, task=task, class_names=names, mirrored=name in MIRRORED)
+
+
+def medmnist_file(name: str, size: int, root: Path) -> Path:
+    """Where the file of a MedMNIST set of some size lies."""
+    return root / (f"{name}.npz" if size == 28 else f"{name}_{size}.npz")
+
+
+def _fetch(url: str, path: Path, md5: str, name: str, download: bool) -> None:
+    by_hand = f"put {path.name} from {url} into data_dir={path.parent}"
+    if not download:
+        raise KdxError(f"dataset={name}: {path} is not there and download=false: {by_hand}")
+    try:
+        fetch(url, path, md5)
+    except KdxError as error:
+        raise KdxError(f"dataset={name}: the download failed ({error}): {by_hand}") from error
+
+
+def _read_npz(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return {split: (file[f"{split}_images"], file[f"{split}_labels"]) for split in ("train", "val", "test")}
+    except (OSError, TypeError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise KdxError(f"{path} is not a readable MedMNIST file ({error}): delete it or fetch it again") from error

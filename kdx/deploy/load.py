@@ -1,0 +1,189 @@
+"""A network that ships: pixels in, logits out, with a card that says what it is; and reading such files again."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor, nn
+
+from kdx.checkpoint import load_checkpoint, load_weights
+from kdx.data.batches import Preprocessing, resized
+from kdx.deploy.run_loader import load_stage, network_of
+from kdx.errors import KdxError
+from kdx.metrics.classification import probabilities
+
+CARD = "kdx_card"  # the key under which every format carries the card
+SUFFIXES = (".onnx", ".pt2", ".safetensors", ".pth")
+
+Model = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a user of the network must know. `image_shape` is (C, H, W) of the pixels it takes, 0-255."""
+
+    network: str
+    stem: str
+    in_channels: int
+    num_classes: int
+    class_names: list[str]
+    task: str
+    dataset: str
+    image_shape: list[int]
+    preprocessing: dict[str, Any]
+    role: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, meta: dict[str, Any], where: Path) -> "Card":
+        try:
+            return cls(**{name: meta[name] for name in cls.__dataclass_fields__})
+        except (KeyError, TypeError) as error:
+            raise KdxError(f"{where}: has no card of a kdx network ({error})") from error
+
+    @classmethod
+    def read(cls, text: str | None, where: Path) -> "Card":
+        try:
+            meta = json.loads(text or "")
+        except ValueError as error:
+            raise KdxError(f"{where}: has no card of a kdx network: was it written by kdx.export?") from error
+        return cls.of(meta, where)
+
+    def text(self) -> str:
+        return json.dumps(asdict(self))
+
+    @property
+    def prepared(self) -> Preprocessing:
+        kept = self.preprocessing
+        return Preprocessing(tuple(kept["mean"]), tuple(kept["std"]), kept["resize"])
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width that the network takes."""
+        resize = self.preprocessing["resize"]
+        return (resize, resize) if resize else (self.image_shape[1], self.image_shape[2])
+
+
+class Deployed(nn.Module):
+    """Normalisation and network in one: float pixels 0-255 (N, C, H, W) of the input size -> logits (N, classes)."""
+
+    def __init__(self, network: nn.Module, card: Card) -> None:
+        super().__init__()
+        self.network = network
+        self.offset: Tensor
+        self.scale: Tensor
+        mean, std = card.preprocessing["mean"], card.preprocessing["std"]
+        self.register_buffer("offset", 255 * torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("scale", 255 * torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.network((pixels - self.offset) / self.scale)
+
+
+def pixels_of(images: Tensor, card: Card) -> Tensor:
+    """uint8 images (N, C, H, W) as the float pixels that a deployed network takes."""
+    return resized(images.float(), card.preprocessing["resize"])
+
+
+def read_picture(path: Path, card: Card) -> Tensor:
+    """A picture file as uint8 (1, C, H, W) of the size of the training images, cropped to their shape."""
+    channels, height, width = card.image_shape
+    if not path.is_file():
+        raise KdxError(f"{path}: no such file")
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("L" if channels == 1 else "RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise KdxError(f"{path}: not a readable image ({error})") from error
+    picture = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(picture).reshape(height, width, channels)).permute(2, 0, 1)[None]
+
+
+def load_model(
+    path: Path, role: str = "student", network: str | None = None, trust: bool = False
+) -> tuple[Model, Card]:
+    """Anything that holds a network, as a function of pixels: a run's folder, a checkpoint or an exported file.
+
+    torch.export's files are read by torch with code in them: `KdxError` unless `trust` says that this one may run it.
+    """
+    if path.is_dir():
+        stage = load_stage(path, role, network)
+        return _in_torch(stage.network, Card.of(stage.meta, stage.checkpoint))
+    if not path.is_file() or path.suffix not in SUFFIXES:
+        raise KdxError(f"{path}: no run's folder, nor a file that ends in {', '.join(SUFFIXES)}")
+    if path.suffix == ".pt2" and not trust:
+        raise KdxError(f"{path}: torch runs code that such a file holds: say trust=true if you know where it is from")
+    if path.suffix == ".pth":
+        content = load_checkpoint(path)
+        built = network_of(content.get("meta", {}), path, network)
+        load_weights(built, content, path)
+        return _in_torch(built, Card.of(content["meta"], path))
+    return {".onnx": _from_onnx, ".pt2": _from_pt2, ".safetensors": _from_safetensors}[path.suffix](path, network)
+
+
+def answers(model: Model, card: Card, images: Tensor, batch_size: int = 64) -> Tensor:
+    """Logits of uint8 images (N, C, H, W)."""
+    with torch.no_grad():
+        return torch.cat([model(pixels_of(part, card)) for part in images.split(batch_size)])
+
+
+def ranking(logits: Tensor, card: Card) -> Sequence[tuple[str, float]]:
+    """Class names with their probabilities for one image's logits (C,), the likeliest first."""
+    shares = probabilities(logits[None], card.task)[0].tolist()
+    return sorted(zip(card.class_names, shares, strict=True), key=lambda pair: -pair[1])
+
+
+def needs(package: str, extra: str, what: str) -> KdxError:
+    """The error for an optional package that is not there, with the line that installs it."""
+    return KdxError(f'{what} needs the package {package}: pip install -e ".[{extra}]"')
+
+
+def _in_torch(network: nn.Module, card: Card) -> tuple[Model, Card]:
+    return Deployed(network, card).eval(), card
+
+
+def _from_onnx(path: Path, network: str | None) -> tuple[Model, Card]:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise needs("onnxruntime", "export", f"{path}") from None
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises classes of its own without a common one
+        raise KdxError(f"{path}: not a readable ONNX file ({' '.join(str(error).split())[:200]})") from error
+    card = Card.read(session.get_modelmeta().custom_metadata_map.get(CARD), path)
+
+    def run(pixels: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
+
+    return run, card
+
+
+def _from_pt2(path: Path, network: str | None) -> tuple[Model, Card]:
+    extra = {CARD: ""}
+    try:
+        program = torch.export.load(path, extra_files=extra)
+    except Exception as error:  # damaged archives raise many classes
+        raise KdxError(f"{path}: not a readable torch.export file ({' '.join(str(error).split())[:200]})") from error
+    return program.module(), Card.read(extra[CARD], path)
+
+
+def _from_safetensors(path: Path, network: str | None) -> tuple[Model, Card]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        raise needs("safetensors", "export", f"{path}") from None
+    try:
+        with safe_open(path, framework="pt") as file:
+            card = Card.read((file.metadata() or {}).get(CARD), path)
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  safe_open is no dict
+    except SafetensorError as error:
+        raise KdxError(f"{path}: not a readable safetensors file ({error})") from error
+    built = network_of(asdict(card), path, network)
+    load_weights(built, {"model": weights}, path)
+    return _in_torch(built, card)

@@ -1,0 +1,98 @@
+"""A finished run read back: a stage's network with its best weights, and the images that it was trained for.
+
+What is read is data: of the code that a file names, only kdx's own and torchvision's runs without being named again.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdx.checkpoint import load_checkpoint, load_weights
+from kdx.data.dataset import Dataset
+from kdx.data.imagefolder import load_imagefolder
+from kdx.data.sources import load_cifar, load_digits, load_medmnist
+from kdx.errors import KdxError, suggest
+from kdx.files import read_json
+from kdx.models.networks import NetworkSpec, build_network
+from kdx.results import SUMMARY, finished_stages
+
+LOADERS: dict[str, Callable[..., Dataset]] = {
+    "kdx.data.sources.load_cifar": load_cifar,
+    "kdx.data.sources.load_digits": load_digits,
+    "kdx.data.sources.load_medmnist": load_medmnist,
+    "kdx.data.imagefolder.load_imagefolder": load_imagefolder,
+}
+
+
+@dataclass(frozen=True)
+class StoredStage:
+    """A stage's network in eval mode on the CPU, what its checkpoint says of it, and where it lies."""
+
+    role: str
+    network: nn.Module
+    meta: dict[str, Any]
+    checkpoint: Path
+    told: dict[str, Any]
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """What summary.json says of the stages that are done, by role."""
+    path = run_dir / SUMMARY
+    if not path.is_file():
+        raise KdxError(f"{run_dir}: no run: {SUMMARY} is missing")
+    stages = finished_stages(read_json(path))
+    if not stages:
+        raise KdxError(f"{run_dir}: no stage of this run is finished yet")
+    return stages
+
+
+def load_stage(run_dir: Path, role: str, network: str | None = None) -> StoredStage:
+    """The stage of a run; `network` names a user's own code, which is not run because a file says so."""
+    stages = read_summary(run_dir)
+    if role not in stages:
+        raise KdxError(f"role={role}: choose {', '.join(stages)}{suggest(role, stages)}")
+    checkpoint = run_dir / stages[role]["checkpoint"]
+    content = load_checkpoint(checkpoint)
+    built = network_of(content.get("meta", {}), checkpoint, network)
+    load_weights(built, content, checkpoint)
+    return StoredStage(role, built, content["meta"], checkpoint, stages[role])
+
+
+def network_of(meta: dict[str, Any], path: Path, network: str | None = None) -> nn.Module:
+    """The network that a checkpoint's or an exported file's description names, in eval mode, with fresh weights."""
+    try:
+        name, classes, channels, stem = (meta[key] for key in ("network", "num_classes", "in_channels", "stem"))
+    except KeyError as error:
+        raise KdxError(f"{path}: says nothing of its {error.args[0]}: it was not written by this kdx") from error
+    if ":" in name and not name.startswith("kdx.thin:") and network != name:
+        raise KdxError(f"{path}: names code of yours, which is run only if you say so: network={name}")
+    return build_network(NetworkSpec(name, classes, channels, stem=stem), download=False).eval()
+
+
+def load_data(stage: StoredStage, data_dir: str | None = None) -> Dataset:
+    """The data set that the stage was trained on; `KdxError` where it is another by now."""
+    configs = sorted((stage.checkpoint.parent.parent / "logs").glob("*_config.json"))
+    if not configs:
+        raise KdxError(f"{stage.checkpoint.parent.parent / 'logs'}: no *_config.json says where the images come from")
+    source = dict(read_json(configs[0])["config"]["dataset"]["source"])
+    target = source.pop("_target_", None)
+    if target not in LOADERS:
+        raise KdxError(f"{configs[0]}: images come from {target}, code of yours that is not run because a file says so")
+    for key in ("root", "path"):
+        if key in source:
+            recorded = source[key]
+            if data_dir is None and "${" in recorded and not recorded.startswith("${oc.env:KDX_DATA"):
+                raise KdxError(f"{configs[0]}: the images lie in {recorded}: say where that is with data_dir=")
+            source[key] = data_dir or (os.environ.get("KDX_DATA", "data") if "${" in recorded else recorded)
+    if "download" in source:
+        source["download"] = False
+    if "num_workers" in source:
+        source["num_workers"] = 0
+    data = LOADERS[target](**source)
+    if data.digest != stage.meta["data_digest"]:
+        raise KdxError(f"{stage.meta['dataset']}: these are other images than the {stage.role} was trained on")
+    return data

@@ -1,0 +1,3 @@
+"""What a network is trained to minimise: one file a method."""
+
+from kdx.losses.hinton import KnowledgeDistillationLoss as KnowledgeDistillationLoss

@@ -1,0 +1,167 @@
+"""A run's page, report.html, made from the files that the run left. Imports no torch."""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdx.errors import KdxError
+from kdx.files import read_json, relative, write_atomic
+from kdx.report import html as page
+from kdx.report.plots import bars_and_line, curves, heat_map
+from kdx.report.tables import STAGE_HEADER, aligned, stage_cells
+from kdx.results import SUMMARY, finished_stages, read_log
+
+REPORT = "report.html"
+MOST_CLASSES = 30  # a larger confusion matrix is not drawn
+PICTURES = 2  # feature maps shown a stage
+
+Stages = dict[str, dict[str, Any]]
+
+
+def write_run_report(run_dir: Path) -> str:
+    """Write report.html into a run's folder; the outcome in words for a terminal."""
+    told = read_json(run_dir / SUMMARY)
+    stages: Stages = finished_stages(told)
+    if not stages:
+        raise KdxError(f"{run_dir}: no stage of this run is finished yet")
+    parts = [page.lead(line) for line in conclusions(stages)]
+    rows = [stage_cells(role, stage) for role, stage in stages.items()]
+    parts += [page.heading("Stages"), page.table("stages", STAGE_HEADER, rows)]
+    measured = {role: stage for role, stage in stages.items() if stage.get("efficiency")}
+    if measured:
+        parts += [page.heading("What each costs to use"), page.table("efficiency", *efficiency_table(measured))]
+    parts += _curves(run_dir, stages)
+    role, last = next(reversed(stages.items()))
+    parts += _classes(role, last["test"], told.get("class_names", []))
+    parts += _calibration({role: stage["test"] for role, stage in stages.items()})
+    parts += _pictures(run_dir, stages)
+    parts += [page.heading("How it was made"), page.table("made", ["what", "value"], _made(told))]
+    write_atomic(run_dir / REPORT, page.page(f"Run {run_dir.resolve().name}", parts).encode())
+    lines = list(conclusions(stages))
+    if measured:
+        lines += ["", aligned(*efficiency_table(measured))]
+    return "\n".join([*lines, "", f"report: {relative(run_dir / REPORT, Path.cwd())}"])
+
+
+def conclusions(stages: Stages) -> list[str]:
+    """What the last stage reaches, keeps of the first and saves, in sentences."""
+    (first_role, first), (role, last) = next(iter(stages.items())), next(reversed(stages.items()))
+    lines = [f"The {role} ({last['network']}) reaches {last['test']['accuracy']:.2f} % on the test split."]
+    if role != first_role:
+        share = 100 * last["test"]["accuracy"] / max(first["test"]["accuracy"], 1e-9)
+        smaller = first["parameters"] / last["parameters"]
+        lines.append(
+            f"That is {share:.1f} % of the {first_role}'s {first['test']['accuracy']:.2f} % "
+            f"with {smaller:.1f} times fewer weights."
+        )
+    return lines
+
+
+def efficiency_table(stages: Stages) -> tuple[list[str], list[list[str]]]:
+    """Costs by stage, and what each keeps of the first in accuracy and saves in time."""
+    devices = [
+        name for name in next(iter(stages.values()))["efficiency"] if name not in ("parameters", "multiply_adds")
+    ]
+    header = ["stage", "network", "weights", "file MB", "M multiply-adds"]
+    for device in devices:
+        header += [f"{device} ms, 1 image", f"{device} images/s, 64", f"{device} peak MB, 64"]
+    header += ["test acc", "keeps %", "saves x weights", "saves x time"]
+    first = next(iter(stages.values()))
+    rows = []
+    for role, stage in stages.items():
+        costs, base = stage["efficiency"], first["efficiency"]
+        row = [role, stage["network"], f"{costs['parameters']:,}", f"{stage['checkpoint_mb']:.2f}"]
+        row.append(f"{costs['multiply_adds'] / 1e6:,.1f}")
+        for device in devices:
+            timing = costs[device]
+            row += [f"{timing['latency_ms_batch_1']:.2f}", f"{timing['images_per_s_batch_64']:,.0f}"]
+            row.append(f"{timing['peak_memory_mb']:.1f}")
+        accuracy, reference = stage["test"]["accuracy"], first["test"]["accuracy"]
+        row += [f"{accuracy:.2f}", f"{100 * accuracy / max(reference, 1e-9):.1f}"]
+        row.append(f"{base['parameters'] / costs['parameters']:.1f}")
+        speed = base[devices[0]]["latency_ms_batch_64"] / costs[devices[0]]["latency_ms_batch_64"]
+        rows.append([*row, f"{speed:.1f}"])
+    return header, rows
+
+
+def _curves(run_dir: Path, stages: Stages) -> list[str]:
+    """Validation accuracy and cross-entropy of all stages on common axes, and training beside validation."""
+    accuracy, loss, gap = {}, {}, {}
+    for role, stage in stages.items():
+        place = (run_dir / stage["checkpoint"]).parent
+        rows = read_log(place.parent) if place.name == "checkpoints" else []  # a named file has no log
+        if not rows:
+            continue
+        accuracy[role] = [(row["epoch"], row["val_accuracy"]) for row in rows]
+        # a distilled stage's val_loss has the guide in it: the part by the labels is what compares
+        loss[role] = [(row["epoch"], row.get("val_hard_loss", row["val_loss"])) for row in rows]
+        for split in ("train", "val"):
+            gap[f"{role}, {split}"] = [(row["epoch"], row[f"{split}_loss"]) for row in rows]
+    if not accuracy:
+        return []
+    drawn = [
+        (curves(accuracy, "epoch", "accuracy, %"), "Accuracy on the validation split."),
+        (
+            curves(loss, "epoch", "cross-entropy"),
+            "Loss by the labels on the validation split, comparable among stages.",
+        ),
+        (curves(gap, "epoch", "loss"), "What each stage minimised, on the training and the validation split."),
+    ]
+    return [page.heading("Epochs"), *(page.picture(drawing, caption) for drawing, caption in drawn)]
+
+
+def _classes(role: str, test: Mapping[str, Any], class_names: list[str]) -> list[str]:
+    scores, matrix = test["per_class"], test["confusion_matrix"]
+    names = class_names or [str(number) for number in range(len(scores["support"]))]
+    rows = [
+        [name, *(f"{scores[key][i]:.2f}" for key in ("precision", "recall", "f1_score")), str(scores["support"][i])]
+        for i, name in enumerate(names)
+    ]
+    header = ["class", "precision", "recall", "F1", "images"]
+    parts = [page.heading(f"Classes of the {role}, test split"), page.table("classes", header, rows)]
+    if isinstance(matrix[0][0], int) and len(names) <= MOST_CLASSES:
+        labels = [name if len(name) <= 18 else name[:17] + "…" for name in names]
+        labels = [f"{label} ({i})" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
+        cells = {(row, column): float(matrix[y][x]) for y, row in enumerate(labels) for x, column in enumerate(labels)}
+        drawing = heat_map(labels, labels, cells, ("true class", "predicted class"), digits=0)
+        parts.append(page.picture(drawing, f"Confusion matrix of the {role}: images of each class by what was said."))
+    return parts
+
+
+def _calibration(tests: dict[str, dict[str, Any]]) -> list[str]:
+    """Reliability of the last stage's probabilities, ECE and agreement of all."""
+    known = {role: test for role, test in tests.items() if "calibration" in test}
+    if not known:
+        return []
+    rows = []
+    for role, test in known.items():
+        agreement = test.get("guide_agreement")
+        rows.append([role, f"{test['calibration']['ece']:.2f}", "-" if agreement is None else f"{agreement:.2f}"])
+    role, last = next(reversed(known.items()))
+    bins = last["calibration"]
+    drawing = bars_and_line(bins["confidence"], bins["accuracy"], bins["count"], ("confidence", "accuracy"))
+    return [
+        page.heading("Calibration and agreement, test split"),
+        page.table("calibration", ["stage", "ECE, %", "agrees with its guide, %"], rows),
+        page.picture(
+            drawing, f"Reliability of the {role}: dots on the diagonal mean what they say; bars count images."
+        ),
+    ]
+
+
+def _pictures(run_dir: Path, stages: Stages) -> list[str]:
+    parts = []
+    for role, stage in stages.items():
+        folder = (run_dir / stage["checkpoint"]).parent.parent / "visualizations"
+        for path in sorted(folder.glob("feature_maps_*.png"))[:PICTURES]:
+            encoded = base64.b64encode(path.read_bytes()).decode()
+            parts.append(page.picture(f'<img alt="" src="data:image/png;base64,{encoded}">', f"{role}: {path.stem}"))
+    return [page.heading("Feature maps"), *parts] if parts else []
+
+
+def _made(told: dict[str, Any]) -> list[list[str]]:
+    rows = [["status", told["status"]], ["overrides", " ".join(told["overrides"]) or "none"]]
+    rows += [[f"{entry['what']} {entry['name']}", entry["hash"]] for entry in told["lineage"]]
+    rows += [[key, str(value)] for key, value in {**told["surroundings"], **told["versions"]}.items()]
+    return [*rows, ["git commit", str(told["git_commit"])]]

@@ -1,0 +1,122 @@
+"""Pictures of what a layer sees. Figures need no display."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from kdx.errors import KdxError
+from kdx.models.networks import capture_features
+
+
+def visualize_feature_maps(
+    feature_maps: Tensor, num_maps: int = 16, title: str = "feature maps", save_path: str | Path | None = None
+) -> Figure:
+    """The first `num_maps` channels of feature maps (C, H, W) or (1, C, H, W) as a grid of grey pictures.
+
+    Each map is scaled to its own range. Written to `save_path` where one is given.
+    """
+    maps = feature_maps.detach().float().cpu()
+    if maps.ndim == 4 and len(maps) == 1:
+        maps = maps[0]
+    if maps.ndim != 3:
+        raise KdxError(f"feature maps of shape {tuple(feature_maps.shape)}: (C, H, W) of one image is needed")
+    maps = maps[:num_maps]
+    columns = math.ceil(math.sqrt(len(maps)))
+    rows = math.ceil(len(maps) / columns)
+    figure = Figure(figsize=(1.6 * columns, 1.6 * rows + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    for position in range(rows * columns):
+        axes = figure.add_subplot(rows, columns, position + 1)
+        axes.set_axis_off()
+        if position < len(maps):
+            axes.imshow(maps[position].numpy(), cmap="viridis", interpolation="nearest")
+    if save_path is not None:
+        save_figure(figure, Path(save_path))
+    return figure
+
+
+def extract_and_visualize_features(
+    model: nn.Module,
+    input_tensor: Tensor,
+    layer_name: str = "layer4",
+    num_maps: int = 16,
+    save_path: str | Path | None = None,
+) -> Tensor:
+    """Feature maps (1, C, H, W) of `layer_name` for one image (C, H, W) or (1, C, H, W), drawn to `save_path`.
+
+    The model's mode is restored and the hook removed; `KdxError` lists near matches of an unknown layer.
+    """
+    image = input_tensor if input_tensor.ndim == 4 else input_tensor[None]
+    features = features_of(model, image[:1], layer_name)
+    if features.ndim == 4:
+        visualize_feature_maps(features, num_maps, f"{layer_name} {tuple(features.shape[1:])}", save_path)
+    else:
+        raise KdxError(
+            f"layer={layer_name}: gives {tuple(features.shape)}, no maps (1, C, H, W); choose an earlier layer"
+        )
+    return features
+
+
+def save_feature_maps(
+    model: nn.Module,
+    data_loader: Iterable[tuple[Tensor, Tensor]],
+    layer_name: str = "layer4",
+    save_dir: str | Path = "visualizations",
+    num_samples: int = 5,
+) -> list[Path]:
+    """`feature_maps_<n>_label_<label>.png` for the first images of a loader of (images, labels); the files' paths."""
+    paths: list[Path] = []
+    for images, labels in data_loader:
+        for image, label in zip(images, labels, strict=True):
+            if len(paths) == num_samples:
+                return paths
+            path = Path(save_dir) / f"feature_maps_{len(paths)}_label_{label_text(label)}.png"
+            extract_and_visualize_features(model, image, layer_name, save_path=path)
+            paths.append(path)
+    return paths
+
+
+def last_map_layer(model: nn.Module, input_tensor: Tensor) -> str | None:
+    """The dotted name of the last top-level layer that gives maps of more than one pixel, or of any maps at all."""
+    found = None
+    for name, module in model.named_children():
+        if not any(True for _ in module.parameters()):
+            continue
+        try:
+            features = features_of(model, input_tensor[:1], name)
+        except (KdxError, AttributeError):
+            continue
+        if features.ndim == 4 and (found is None or min(features.shape[2:]) > 1):
+            found = name
+    return found
+
+
+def features_of(model: nn.Module, image: Tensor, layer: str) -> Tensor:
+    was_training = model.training
+    model.eval()
+    try:
+        with capture_features(model, layer) as seen, torch.no_grad():
+            model(image)
+    finally:
+        model.train(was_training)
+    if not seen:
+        raise KdxError(f"layer={layer}: the network does not call it")
+    return seen[0]
+
+
+def label_text(label: Tensor) -> str:
+    """A class number, or the set labels of a multi-label image joined by '+'."""
+    if label.ndim == 0:
+        return str(int(label))
+    return "+".join(str(i) for i in torch.nonzero(label).flatten().tolist()) or "none"
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
