@@ -5,12 +5,11 @@ import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
 from kdx.files import write_atomic
-from kdx.trackers.trackers import Tracker, Untracked
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +24,24 @@ COLUMNS = (
 )
 
 Item = TypeVar("Item")
+
+
+class Tracker(Protocol):
+    """Takes all epochs so far each time and passes on those that are new to it."""
+
+    def log(self, rows: Sequence[dict[str, Any]]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Untracked:
+    """Tracks nothing."""
+
+    def log(self, rows: Sequence[dict[str, Any]]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class EpochLogger:

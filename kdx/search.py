@@ -177,7 +177,7 @@ def main() -> None:
             raise KdxError('the search needs optuna: pip install -e ".[search]" in the checkout of kdx')
         config, base, overrides = cli.compose_line(CONF, sys.argv[1:])
         settings, wish = read_settings(config), read_search(config)
-        program = Program(run_main, CONF, tuple(base))
+        program = Program(run_main, CONF, tuple(base), cli.compose_jobs)
         try:
             folder = search(wish, settings, program, overrides, os.cpu_count() or 1)
         except ValueError as error:  # optuna's word for a space that changed under an old search's name

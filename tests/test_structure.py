@@ -10,45 +10,48 @@ import pytest
 from tests.conftest import REPO
 
 MODULES = sorted((REPO / "kdx").rglob("*.py"))
-LAYERS = [  # a module imports from lines above its own only
-    {"errors", "schema"},
-    {"background", "command", "files", "reproducibility", "memory", "stopping", "thin"},
-    {"losses", "metrics", "models", "precision", "index", "trackers", "progress", "recompute"},
-    {"checks", "epoch_log"},
-    {"config"},
-    {"dataset", "checkpoint", "results", "page", "plots", "tables", "download", "efficiency"},
-    {"run_report"},
-    {"report"},
-    {"sources"},
-    {"imagefolder", "data"},
-    {"batches", "stored"},
-    {"deploy", "evaluation"},
-    {"visualize", "export", "predict", "guide_logits"},
-    {"trainer"},
-    {"workplace"},
-    {"stage"},
-    {"plan"},
-    {"chain"},
-    {"cli"},
-    {"sweep"},
-    {"run"},
-    {"kdx_launcher", "search"},
-]
-NO_TORCH_AT_IMPORT = {
+FOUNDATION = {"errors", "files", "checkpoint", "memory", "reproducibility", "epoch_log", "tasks"}
+COMMANDS = {
+    "run",
+    "search",
+    "export",
+    "predict",
+    "cli",
+    "command",
+}  # and every room's __main__; nobody below imports them
+ROOMS: dict[str, set[str]] = {  # what each may import beside the foundation and itself
+    "config": set(),
+    "results": set(),
+    "data": set(),
+    "metrics": set(),
+    "models": set(),
+    "trackers": set(),
+    "losses": {"models"},
+    "training": {"data", "models", "losses", "metrics", "trackers"},
+    "deploy": {"data", "models", "metrics", "results"},
+    "visualize": {"data", "models", "deploy"},
+    "report": {"results"},
+    "thin": {"models"},  # the public name of kdx.models.thin
+}
+ROOMS["chain"] = {"config", "training", "deploy", "visualize", "report"} | ROOMS["training"] | ROOMS["deploy"]
+ROOMS["sweeps"] = {"config", "chain", "report", "results"}
+NO_TORCH_AT_IMPORT = (
     "run",
     "cli",
-    "config",
+    "command",
     "errors",
     "files",
-    "index",
-    "report",
-    "run_report",
     "results",
-    "page",
-    "plots",
-    "tables",
-    "sweep",
-}
+    "config",
+    "sweeps",
+    "report",
+    "chain.index",
+)
+
+
+def place(path: Path) -> str:
+    """The dotted name below kdx, e.g. `data.batches`; `data` for a room's __init__."""
+    return ".".join(path.relative_to(REPO / "kdx").with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports_of(path: Path, top_level_only: bool = False) -> set[str]:
@@ -63,32 +66,35 @@ def imports_of(path: Path, top_level_only: bool = False) -> set[str]:
     return names
 
 
-def test_every_module_has_its_layer() -> None:
-    assert {path.stem for path in MODULES} - {"__init__"} == set().union(*LAYERS)
+def test_every_module_is_in_a_room() -> None:
+    known = FOUNDATION | COMMANDS | ROOMS.keys() | {"__init__", "plugins"}
+    assert {place(path).split(".")[0] for path in MODULES} == known
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_imports_run_downwards(path: Path) -> None:
-    if path.stem == "__init__":
-        assert not imports_of(path)
+@pytest.mark.parametrize("path", MODULES, ids=place)
+def test_rooms_import_in_the_allowed_directions(path: Path) -> None:
+    room = place(path).split(".")[0]
+    if room in COMMANDS | {"plugins"} or path.stem == "__main__":
         return
-    level = next(number for number, layer in enumerate(LAYERS) if path.stem in layer)
-    below = set().union(*LAYERS[:level])
+    allowed = FOUNDATION if room in FOUNDATION else FOUNDATION | ROOMS.get(room, set()) | {room, "__version__"}
     ours = {name.split(".")[1] for name in imports_of(path) if name.startswith("kdx.")}
-    assert ours <= below, f"{path.stem} imports {ours - below}"
+    assert ours <= allowed, f"{place(path)} imports {ours - allowed}"
 
 
 def test_only_the_border_knows_hydra() -> None:
-    knowing = {path.stem for path in MODULES if any(name.split(".")[0] == "hydra" for name in imports_of(path))}
-    assert knowing == {"run", "cli", "config", "kdx_launcher"}
-    calling = [path.stem for path in MODULES if re.search(r"\binstantiate\(", path.read_text())]
-    assert calling == ["config"]
+    knowing = {place(path) for path in MODULES if any(name.split(".")[0] == "hydra" for name in imports_of(path))}
+    assert knowing == {"run", "cli", "config.settings", "plugins.hydra_plugins.kdx_launcher"}
+    calling = [place(path) for path in MODULES if re.search(r"\binstantiate\(", path.read_text())]
+    assert calling == ["config.settings"]
 
 
-@pytest.mark.parametrize("name", sorted(NO_TORCH_AT_IMPORT))
+@pytest.mark.parametrize("name", NO_TORCH_AT_IMPORT)
 def test_start_up_modules_do_not_import_torch(name: str) -> None:
     heavy = {"torch", "torchvision", "torchmetrics", "matplotlib", "pandas", "sklearn", "medmnist"}
-    assert not heavy & {found.split(".")[0] for found in imports_of(REPO / "kdx" / f"{name}.py", top_level_only=True)}
+    found = [path for path in MODULES if place(path) == name or place(path).startswith(f"{name}.")]
+    for path in found:
+        assert not heavy & {module.split(".")[0] for module in imports_of(path, top_level_only=True)}, place(path)
+    assert found
 
 
 def test_torchmetrics_is_imported_where_an_epoch_ends_only() -> None:
@@ -160,7 +166,7 @@ def test_features_are_called_by_the_product() -> None:
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 uses = sum(len(re.findall(rf"\b{node.name}\b", content)) for content in text.values())
-                assert uses > 1 or node.name in public | {"main"}, f"{path.stem}.{node.name} is used nowhere"
+                assert uses > 1 or node.name in public | {"main"}, f"{place(path)}.{node.name} is used nowhere"
 
 
 def test_top_level_is_the_agreed_one() -> None:

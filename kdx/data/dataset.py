@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from kdx.errors import KdxError
-from kdx.metrics.classification import MULTI_LABEL
-
-TASKS = ("multi-class", "binary-class", "ordinal-regression", MULTI_LABEL)
+from kdx.tasks import MULTI_LABEL, TASKS
 
 
 class FileImages(Protocol):

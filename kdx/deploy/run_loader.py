@@ -79,7 +79,7 @@ def load_data(stage: StoredStage, data_dir: str | None = None) -> Dataset:
     if not configs:
         raise KdxError(f"{stage.checkpoint.parent.parent / 'logs'}: no *_config.json says where the images come from")
     source = dict(read_json(configs[0])["config"]["dataset"]["source"])
-    target = source.pop("_target_", None)
+    target = _today(source.pop("_target_", None))
     if target not in LOADERS:
         raise KdxError(f"{configs[0]}: images come from {target}, code of yours that is not run because a file says so")
     for key in ("root", "path"):
@@ -96,3 +96,10 @@ def load_data(stage: StoredStage, data_dir: str | None = None) -> Dataset:
     if data.digest != stage.meta["data_digest"]:
         raise KdxError(f"{stage.meta['dataset']}: these are other images than the {stage.role} was trained on")
     return data
+
+
+def _today(target: str | None) -> str | None:
+    """The name that a loader has today; runs of kdx 0.1 named it before the files moved into rooms."""
+    before = {"kdx.sources.": "kdx.data.sources.", "kdx.imagefolder.": "kdx.data.imagefolder."}
+    room = next((old for old in before if target is not None and target.startswith(old)), None)
+    return target if target is None or room is None else before[room] + target.removeprefix(room)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MULTI_LABEL = "multi-label"
-BINARY = "binary-class"
+from kdx.tasks import BINARY, MULTI_LABEL
+
 CALIBRATION_BINS = 15
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from kdx.config.schema import Settings
 from kdx.errors import KdxError
 from kdx.files import read_json, relative, write_json
 from kdx.results import SUMMARY
@@ -40,11 +41,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Program:
-    """What a job's process runs: `main` with the arguments `base` and the job's own; `conf` holds the configs."""
+    """What a job's process runs: `main` with the arguments `base` and the job's own; `conf` holds the configs.
+
+    `compose(conf, base, jobs)` returns the settings of several jobs' overrides.
+    """
 
     main: Callable[[], None]
     conf: Path
     base: tuple[str, ...]
+    compose: Callable[[Path, Sequence[str], Sequence[Sequence[str]]], list[Settings]]
 
 
 @dataclass(frozen=True)
@@ -268,12 +273,11 @@ def _scout(program: Program, jobs: list[list[str]], answer: Path) -> None:
     from kdx.chain.context import load_dataset, make_workplace
     from kdx.chain.index import StageIndex
     from kdx.chain.plan import make_plan
-    from kdx.cli import compose_jobs
 
     logging.disable()  # what is wrong here, the jobs tell themselves
     data: dict[str, Any] = {}
     users: dict[tuple[int, str, str], list[int]] = {}
-    for number, settings in enumerate(compose_jobs(program.conf, program.base, jobs)):
+    for number, settings in enumerate(program.compose(program.conf, program.base, jobs)):
         key = repr(settings.source)
         try:
             if key not in data:

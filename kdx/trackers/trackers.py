@@ -6,23 +6,16 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from filelock import FileLock
 
+from kdx.epoch_log import Tracker, Untracked
 from kdx.errors import KdxError
 from kdx.files import relative
 
 PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 PROJECT = "kdx"
-
-
-class Tracker(Protocol):
-    """Takes all epochs so far each time and passes on those that are new to it."""
-
-    def log(self, rows: Sequence[dict[str, Any]]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def check_tracker(kind: str) -> None:
@@ -46,16 +39,6 @@ def open_tracker(kind: str, folder: Path, outputs: Path, config: dict[str, Any])
     except Exception as error:  # each package raises classes of its own
         raise KdxError(f"logger={kind}: cannot be opened ({' '.join(str(error).split())[:200]})") from error
     return Untracked()
-
-
-class Untracked:
-    """Tracks nothing."""
-
-    def log(self, rows: Sequence[dict[str, Any]]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class TensorBoard:

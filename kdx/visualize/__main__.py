@@ -12,7 +12,6 @@ from kdx.data.dataset import Dataset
 from kdx.deploy.load import Card
 from kdx.deploy.run_loader import StoredStage, load_data, load_stage, read_summary
 from kdx.errors import KdxError
-from kdx.report.plots import plain_text
 from kdx.visualize.feature_maps import features_of, label_text, last_map_layer, save_feature_maps, save_figure
 from kdx.visualize.grad_cam import grad_cam
 
@@ -89,7 +88,7 @@ def _draw_side_by_side(image: Tensor, panels: dict[str, Tensor], title: str, pat
     """An image (C, H, W) of 0-255 and maps (H, W) laid over it, each scaled to its own range."""
     figure = Figure(figsize=(2.6 * (1 + len(panels)), 3.1), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(plain_text(title))
+    figure.suptitle(title, parse_math=False)
     shown = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
     height, width = shown.shape[:2]
     for position, (name, heat) in enumerate([("image", None), *panels.items()]):

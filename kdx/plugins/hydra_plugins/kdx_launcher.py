@@ -12,6 +12,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from kdx.cli import compose_jobs
 from kdx.errors import KdxError
 from kdx.report.sweep import write_report
 from kdx.sweeps import jobs as sweep
@@ -61,7 +62,9 @@ class ProcessLauncher(Launcher):
         ]
         from kdx.run import CONF, main
 
-        program = sweep.Program(partial(main, check=False), CONF, tuple(sweep.config_arguments(self.config)))
+        program = sweep.Program(
+            partial(main, check=False), CONF, tuple(sweep.config_arguments(self.config)), compose_jobs
+        )
         board = sweep.Board(sweep_dir, jobs)
         try:
             sweep.run_sweep(board, program, self.n_jobs, list(self.gpu_ids or []))

@@ -1,0 +1,5 @@
+"""The tasks that an image classifier can have, by MedMNIST's names."""
+
+MULTI_LABEL = "multi-label"
+BINARY = "binary-class"
+TASKS = ("multi-class", BINARY, "ordinal-regression", MULTI_LABEL)
