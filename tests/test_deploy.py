@@ -184,7 +184,7 @@ def test_run_leaves_a_page_that_tells_all(run_dir: Path, browse: Callable[[Path]
 
 def test_page_can_be_made_again_later(run_dir: Path, tmp_path: Path) -> None:
     before = (run_dir / "report.html").read_text()
-    command = [sys.executable, "-m", "kdx.report.sweep", str(run_dir)]
+    command = [sys.executable, "-m", "kdx.report", str(run_dir)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0 and "The student (kdx.thin:resnet8) reaches" in done.stdout, done.stderr
     assert (run_dir / "report.html").read_text() == before
