@@ -1,0 +1,85 @@
+"""What a method of distillation is: a module that compares a student with a teacher."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from kdx.models.features import Outputs
+from kdx.tasks import MULTI_LABEL, TASKS
+
+
+class Lesson(NamedTuple):
+    """What a loss may know of a batch beside the networks' outputs.
+
+    `targets` are class numbers int64 (B,), shares float (B, C) where images were mixed, or 0 and 1 (B, L) of a
+    multi-label set. `known` (B,) is False where an image's label must not be used; None where all may be. `indices`
+    (B,) are the images' numbers in the training split. `progress` is the share of all training steps done, 0 to 1.
+    """
+
+    targets: Tensor
+    indices: Tensor
+    progress: float = 0.0
+    known: Tensor | None = None
+
+    def classes(self, teacher_logits: Tensor) -> Tensor:
+        """Class numbers (B,): of mixed images the largest share, the teacher's choice where no label is known."""
+        classes = self.targets if self.targets.ndim == 1 else self.targets.argmax(dim=1)
+        return classes if self.known is None else classes.where(self.known, teacher_logits.argmax(dim=1))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a method is told once, before training: the task, and what both networks say of two images."""
+
+    task: str
+    num_classes: int
+    train_size: int
+    student: Outputs
+    teacher: Outputs
+
+
+class Objective(nn.Module):
+    """A method: compares the outputs of a student with those of one teacher.
+
+    Its parameters are trained and its buffers saved with the student. A subclass names the layers that it wants to
+    see, what it is defined for, and overrides `forward`, and `prepare` where it needs adapters or a memory.
+    """
+
+    version: ClassVar[int] = 1  # raise it when the formula changes: stages of the old one are not reused
+    layers: Sequence[str] = ()  # of the student: dotted names, or "stages", "last_map", "pooled"
+    teacher_layers: Sequence[str] | None = None  # None: the same words as `layers`
+    tasks: ClassVar[Sequence[str]] = TASKS
+    min_classes: ClassVar[int] = 2
+    instead: ClassVar[str] = "hinton"  # what to choose where this method is not defined
+    task: str = ""
+
+    def prepare(self, facts: Facts) -> None:
+        """Build what depends on the networks and the data; called once, before the optimizer is built."""
+        self.task = facts.task
+
+    def forward(self, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:
+        """Named scalars: `loss`, unweighted, and any others that are worth a column in the log."""
+        raise TypeError(f"{type(self).__name__} has no forward(student, teacher, lesson)")
+
+    @property
+    def multi_label(self) -> bool:
+        return self.task == MULTI_LABEL
+
+    def refusal(self, task: str, num_classes: int) -> str | None:
+        """Why the method cannot be used for a task, and what to choose instead; None where it can."""
+        if task not in self.tasks:
+            return f"is not defined for {task} sets; choose {self.instead}"
+        if num_classes < self.min_classes:
+            return f"teaches nothing with {num_classes} classes, {self.min_classes} are needed; choose {self.instead}"
+        return None
+
+    def maps_of(self, student: Outputs, teacher: Outputs) -> tuple[list[Tensor], list[Tensor]]:
+        """The features of the layers that were asked for, of both networks, in order."""
+        words = self.layers if self.teacher_layers is None else self.teacher_layers
+        return _flat(student.features, self.layers), _flat(teacher.features, words)
+
+
+def _flat(features: Mapping[str, Sequence[Tensor]], words: Sequence[str]) -> list[Tensor]:
+    return [tensor for word in words for tensor in features[word]]
