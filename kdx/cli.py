@@ -25,8 +25,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from kdx.config.ranges import printable
 from kdx.config.schema import Settings
-from kdx.config.settings import flat_keys, read_settings
+from kdx.config.settings import check_hydra_keys, flat_keys, read_settings
 from kdx.errors import BusyError, KdxError, suggest
 from kdx.training.stopping import Stopped
 
@@ -117,7 +118,7 @@ def one_line_errors(conf: Path) -> Iterator[None]:
     except (KdxError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
         if asked == "1":
             raise
-        print(f"error: {explain(error, conf)}", file=sys.stderr)
+        print(f"error: {printable(explain(error, conf))}", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
     except KeyboardInterrupt:
         print("interrupted; to go on, start the same command again (a single run with resume=true)", file=sys.stderr)
@@ -140,16 +141,18 @@ def check_jobs(conf: Path, arguments: Sequence[str] | None = None) -> None:
     with _loader(conf, args.config_dir) as loader:
         config_name = args.config_name or "config"
         mode = RunMode.MULTIRUN if args.multirun else RunMode.RUN
-        config = loader.load_configuration(config_name, args.overrides, run_mode=mode)
+        config = _compose(loader, config_name, args.overrides, run_mode=mode)
         if mode == RunMode.RUN and config.hydra.mode == RunMode.MULTIRUN:  # an experiment file may say so
-            config = loader.load_configuration(config_name, args.overrides, run_mode=RunMode.MULTIRUN)
+            config = _compose(loader, config_name, args.overrides, run_mode=RunMode.MULTIRUN)
         elif mode == RunMode.RUN:
             if config.hydra.sweeper.get("params"):
                 print("warning: hydra.sweeper.params is ignored without --multirun", file=sys.stderr)
             read_settings(config)
+            check_hydra_keys(config)
             return
         if config.plan:
             raise KdxError("plan=true: plans one run; leave --multirun out")
+        check_hydra_keys(config)
         if "BasicSweeper" not in config.hydra.sweeper._target_:
             return  # other sweepers choose their jobs as they go
         params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
@@ -167,7 +170,7 @@ def compose_jobs(conf: Path, base: Sequence[str], jobs: Sequence[Sequence[str]])
     args = get_args_parser().parse_args(list(base))
     with _loader(conf, args.config_dir) as loader:
         name = args.config_name or "config"
-        configs = [loader.load_configuration(name, [*args.overrides, *job], run_mode=RunMode.RUN) for job in jobs]
+        configs = [_compose(loader, name, [*args.overrides, *job], run_mode=RunMode.RUN) for job in jobs]
     return [read_settings(config) for config in configs]
 
 
@@ -180,7 +183,7 @@ def compose_line(conf: Path, arguments: Sequence[str]) -> tuple[DictConfig, list
     if args.config_dir:
         base += ["--config-dir", str(Path(args.config_dir).resolve())]
     with _loader(conf, args.config_dir) as loader:
-        config = loader.load_configuration(args.config_name or "config", args.overrides, run_mode=RunMode.RUN)
+        config = _compose(loader, args.config_name or "config", args.overrides, run_mode=RunMode.RUN)
     return config, base, list(args.overrides)
 
 
@@ -200,8 +203,10 @@ def explain(error: Exception, conf: Path) -> str:
     if isinstance(error, OverrideParseException) and "missing EQUAL" in str(error):
         return f"{error.override}: a value is missing, write {error.override}=VALUE"
     if lines[0].startswith("Could not override '"):
-        key = lines[0].split("'")[1]
-        return f"{key}: no such key{suggest(key, all_keys(conf))}"
+        key, known = lines[0].split("'")[1], all_keys(conf)
+        if key in known:
+            return f"{key}: the value holds keys that are not there yet; add each with +{key}.<key>=<value>"
+        return f"{key}: no such key{suggest(key, known)}"
     return " ".join(lines)
 
 
@@ -218,7 +223,7 @@ def add_plugins() -> None:
 def all_keys(conf: Path) -> list[str]:
     """Every dotted key and every group of the default config."""
     with _loader(conf, None) as loader:
-        config = loader.load_configuration("config", [], run_mode=RunMode.RUN)
+        config = _compose(loader, "config", [], run_mode=RunMode.RUN)
         keys = sorted(flat_keys(config), key=lambda key: key.startswith("hydra"))  # our own before Hydra's
         return [*loader.list_groups(""), *keys]
 
@@ -248,6 +253,18 @@ def _loader(conf: Path, extra: str | None) -> Iterator[Any]:
         yield Hydra.create_main_hydra2("run", search_path).config_loader
     finally:
         GlobalHydra.instance().clear()
+
+
+def _compose(loader: Any, name: str, overrides: list[str], run_mode: RunMode) -> DictConfig:
+    """A composed config; what Hydra does not foresee in an override is an error of ours, too."""
+    try:
+        return loader.load_configuration(name, overrides, run_mode=run_mode)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError):
+        raise
+    except Exception as error:  # a group that is a number, a key of a key that is a number
+        groups = [override for override in overrides if override.lstrip("+~").split("=")[0] in loader.list_groups("")]
+        where = " ".join(groups or overrides)
+        raise KdxError(f"{where}: cannot be composed: {str(error) or type(error).__name__}") from error
 
 
 def _wants_traceback() -> bool:

@@ -1,183 +1,218 @@
 """What the values of a configuration must be; each problem names the key, the value and the choices."""
 
-import math
-from collections.abc import Callable
+import dataclasses
+import types
+import typing
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
-from kdx.config.schema import DatasetSchema, RoleSchema, Schema
+from kdx.config.ranges import (
+    Choice,
+    Flag,
+    Folder,
+    Group,
+    ListOf,
+    Nullable,
+    Real,
+    Rule,
+    Text,
+    Whole,
+    leaves,
+    shown,
+    stray,
+)
+from kdx.config.schema import NETWORK, ModelSchema, RoleSchema, Schema, StageSchema
+from kdx.config.swap_points import SWAP_POINTS, rules_of
 from kdx.errors import KdxError, suggest
 
-AMP = ("auto", "bf16", "fp16", "off")
-LOGGER = ("none", "tensorboard", "mlflow", "wandb")
-COMPILE = ("auto", "off", "default", "reduce-overhead")
-STEMS = ("auto", "small", "imagenet")
-REUSE = ("exact", "latest", "never")
-IF_MISSING = ("train", "error")
-AUGMENT = ("crop", "flip", "jitter", "none")
-NORMALIZE = ("auto", "imagenet", "dataset")
 MEDMNIST_SIZES = (28, 64, 128, 224)
-RESERVED_ROLES = (
-    "plan",
-    "status",
-    "error",
-    "lineage",
-    "versions",
-    "git_commit",
-    "overrides",
-    "surroundings",
-    "class_names",
-)
+RESERVED_ROLES = {
+    *("plan", "status", "error", "lineage", "versions", "git_commit", "overrides", "surroundings", "class_names"),
+    *("all", "shared", "none", "null", "true", "false"),  # choices, and a sweep's folder of stages
+    *(field.name.lower() for schema in (StageSchema, ModelSchema) for field in dataclasses.fields(schema)),
+}
+HYDRA_KEYS: dict[str, Rule] = {
+    "run.dir": Folder(),
+    "sweep.dir": Folder(),
+    "sweep.subdir": Folder(),
+    "job.name": Text(r"[^/\\]+", "a plain name is needed: it becomes that of the log file", 100),
+    "launcher.n_jobs": Whole(-1, 1024),
+}
+CHANNELS = (1, 4)  # fewest and most values of a mean or a standard deviation
 
 
 class Problems:
-    """Collects what is wrong, so that one run tells all of it."""
+    """Collects what is wrong, so that one run tells all of it.
 
-    def __init__(self) -> None:
+    What is wrong with one of `references`, the keys that take another key's value, is told where nothing else is.
+    """
+
+    def __init__(self, references: Collection[str] = ()) -> None:
         self.lines: list[str] = []
+        self.keys: set[str] = set()
+        self.references = references
+        self.referred: list[str] = []
 
     def add(self, key: str, value: Any, needed: str) -> None:
-        self.lines.append(f"{key}={value}: {needed}")
+        self._tell(key, f"{shown(key)}={shown(value)}: {needed}")
 
-    def choice(self, key: str, value: Any, choices: tuple[str, ...]) -> None:
-        if value not in choices:
-            self.add(key, value, f"choose {', '.join(choices)}{suggest(str(value), choices)}")
+    def unknown(self, key: str, choices: Iterable[str]) -> None:
+        """A key that nothing reads, with the near miss among those that are read beside it."""
+        self._tell(key, f"{shown(key)}: no such key{suggest(key.rsplit('.', 1)[-1], choices)}")
+
+    def _tell(self, key: str, line: str) -> None:
+        self.keys.add(key)
+        (self.referred if key in self.references else self.lines).append(line)
+
+    def rule(self, key: str, value: Any, rule: Rule) -> None:
+        needed = "a value is needed" if value == MISSING else rule.problem(value)
+        if needed is not None:
+            self.add(key, value, needed)
 
     def at_least(self, key: str, value: Any, least: int) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            self.add(key, value, f"a whole number of at least {least} is needed")
-
-    def number(self, key: str, value: Any, test: Callable[[float], bool], needed: str) -> None:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or not test(value):
-            self.add(key, value, f"{needed} is needed")
+        self.rule(key, value, Whole(least, 2**31))
 
     def raise_if_any(self) -> None:
-        if self.lines:
-            raise KdxError("; ".join(self.lines))
+        if self.lines or self.referred:
+            raise KdxError("; ".join(self.lines or self.referred))
 
 
-def check_run(run: Schema, problems: Problems) -> None:
-    problems.choice("amp", run.amp, AMP)
-    problems.choice("compile", run.compile, COMPILE)
+def check_values(config: Mapping[str, Any], problems: Problems) -> None:
+    """Every key of a composed config as plain, resolved values: known, and within its range.
+
+    Whatever else it holds, such as the keys of a user's own code, must be finite and printable.
+    """
+    check_fields(Schema, config, "", problems)
+    model, stage = config.get("model"), config.get("stage")
+    if isinstance(stage, Mapping) and isinstance(model, Mapping):
+        roles = roles_of(stage)
+        check_fields(StageSchema, stage, "stage.", problems, others=roles)
+        check_fields(ModelSchema, model, "model.", problems, others=roles)
+        check_role_names(roles, stage, problems)
+        for role in roles:
+            check_fields(RoleSchema, stage[role], f"stage.{role}.", problems)
+            needed = NETWORK.problem(model.get(role))
+            if needed is not None:
+                problems.add(f"model.{role}", model.get(role), f"stage.{role} needs {needed}")
+    for name in SWAP_POINTS:
+        check_swap_point(name, config, problems)
+    for name, value in leaves(config):
+        needed = stray(value)
+        if needed is not None and not any(f"{name}.".startswith(f"{key}.") for key in problems.keys):
+            problems.add(name, value, needed)
+
+
+def check_fields(
+    schema: type, node: Mapping[str, Any], prefix: str, problems: Problems, others: Iterable[str] = ()
+) -> None:
+    """The keys of a mapping by the fields of a dataclass; `others` are known, too, and are checked elsewhere."""
+    hints = typing.get_type_hints(schema)
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    for name in node:
+        if name in fields or name in others:
+            continue
+        if schema is ModelSchema:
+            needed = f"no role of this name under stage{suggest(str(name), others)}"
+            problems.add(f"{prefix}{name}", node[name], needed)
+        else:
+            problems.unknown(f"{prefix}{name}", (*fields, *others))
+    for name, field in fields.items():
+        if name not in node:
+            if field.default == MISSING:
+                problems.add(f"{prefix}{name}", None, "a value is needed")
+            continue
+        rule, value = field.metadata["rule"], node[name]
+        rule = Nullable(rule) if types.NoneType in typing.get_args(hints[name]) else rule
+        problems.rule(f"{prefix}{name}", _unquoted(value, rule), rule)
+        if isinstance(rule, Group) and rule.schema is not None and isinstance(value, Mapping):
+            check_fields(rule.schema, value, f"{prefix}{name}.", problems)
+
+
+def check_swap_point(name: str, config: Mapping[str, Any], problems: Problems, prefix: str = "") -> None:
+    """The keys of kd, optimizer, scheduler or dataset.source that its `_target_` gives a meaning.
+
+    `prefix` is what stands before the name where it holds for one stage.
+    """
+    node: Any = config
+    for part in name.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    if not isinstance(node, Mapping):
+        return
+    rules = rules_of(name, node.get("_target_"))
+    for key, value in node.items():
+        if key in rules:
+            problems.rule(f"{prefix}{name}.{key}", value, rules[key])
+    if name in ("optimizer", "dataset.source") and node.get("_target_") is None:
+        problems.add(f"{prefix}{name}._target_", None, "the dotted name of a callable is needed, or an option of conf")
+
+
+def check_together(run: Schema, problems: Problems) -> None:
+    """What two keys allow only together."""
     if run.activation_checkpointing and run.compile not in ("auto", "off"):
         problems.add("compile", run.compile, "does not go together with activation_checkpointing=true; choose off")
     # of gradients summed over parts, only one part may arrive (PyTorch issue 96693)
     if run.accumulate > 1 and run.compile == "reduce-overhead":
         problems.add("compile", run.compile, "CUDA graphs spoil gradients summed by accumulate; choose default")
-    if run.device.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
-        problems.add("device", run.device, "choose auto, cpu, cuda, cuda:<number> or mps")
-    for key, least in (
-        ("epochs", 1),
-        ("batch_size", 1),
-        ("num_workers", 0),
-        ("log_interval", 1),
-        ("save_interval", 0),
-        ("accumulate", 1),
-    ):
-        problems.at_least(key, getattr(run, key), least)
-    problems.at_least("seed", run.seed, 0)
-    problems.at_least("checkpoint_every_steps", run.checkpoint_every_steps, 0)
-    problems.at_least("visualize.samples", run.visualize.samples, 0)
-    problems.at_least("visualize.every", run.visualize.every, 0)
-    problems.choice("logger", run.logger, LOGGER)
-    if run.threads is not None:
-        problems.at_least("threads", run.threads, 1)
-
-
-def check_dataset(dataset: DatasetSchema, problems: Problems) -> None:
-    if dataset.name in ("", ".", "..") or "/" in dataset.name or "\\" in dataset.name:
-        problems.add("dataset.name", dataset.name, "a plain name is needed: it becomes a folder")
-    for choice in dataset.augment:
-        problems.choice("dataset.augment", choice, AUGMENT)
-    if isinstance(dataset.normalize, str):
-        problems.choice("dataset.normalize", dataset.normalize, NORMALIZE)
-    elif not _is_mean_and_std(dataset.normalize):
-        needed = f"{', '.join(NORMALIZE)} or {{mean: [...], std: [...]}} of equal lengths with std above 0 is needed"
-        problems.add("dataset.normalize", dataset.normalize, needed)
-    for key in ("size", "resize"):
-        if getattr(dataset, key) is not None:
-            problems.at_least(f"dataset.{key}", getattr(dataset, key), 1)
-    source = str(dataset.source.get("_target_")) if isinstance(dataset.source, dict) else ""
+    dataset = run.dataset
+    if isinstance(dataset.normalize, Mapping):
+        _check_mean_and_std(dataset.normalize, problems)
+    source = str(dataset.source["_target_"])
     if source == "kdx.data.sources.load_medmnist" and dataset.size not in MEDMNIST_SIZES:
         problems.add("dataset.size", dataset.size, f"choose {', '.join(map(str, MEDMNIST_SIZES))}")
     if source in ("kdx.data.sources.load_cifar", "kdx.data.sources.load_digits") and dataset.size is not None:
         problems.add("dataset.size", dataset.size, f"{dataset.name} has one size; dataset.resize scales it")
 
 
-def _is_mean_and_std(value: Any) -> bool:
-    if not isinstance(value, dict) or set(value) != {"mean", "std"}:
-        return False
-    mean, std = value["mean"], value["std"]
-    if not isinstance(mean, list) or not isinstance(std, list) or len(mean) != len(std):
-        return False
-    return all(isinstance(number, int | float) for number in (*mean, *std)) and all(number > 0 for number in std)
+def _check_mean_and_std(value: Mapping[str, Any], problems: Problems) -> None:
+    rules = {"mean": Real(least=0, most=1), "std": Real(above=0, most=10)}
+    sound = set(value) == set(rules) and all(
+        ListOf(rule, *CHANNELS).problem(value[key]) is None for key, rule in rules.items()
+    )
+    if not sound or len(value["mean"]) != len(value["std"]):
+        needed = "auto, imagenet, dataset or {mean: [...], std: [...]} of equal lengths is needed, of pixels scaled to "
+        problems.add("dataset.normalize", value, f"{needed}0-1: mean from 0 to 1, std above 0 and at most 10")
 
 
-def check_loss_and_optimizer(config: DictConfig, problems: Problems) -> None:
-    if "temperature" in config.kd:
-        problems.number("kd.temperature", config.kd.temperature, lambda t: t > 0, "a finite number above 0")
-    if not isinstance(config.kd.get("cache_logits", False), bool):
-        problems.add("kd.cache_logits", config.kd.cache_logits, "choose true, false")
-    if "alpha" in config.kd:
-        problems.number("kd.alpha", config.kd.alpha, lambda a: 0 <= a <= 1, "a number from 0 to 1")
-    for key, test, needed in (
-        ("lr", lambda v: v > 0, "a finite number above 0"),
-        ("weight_decay", lambda v: v >= 0, "a finite number of at least 0"),
-        ("momentum", lambda v: 0 <= v < 1, "a number from 0 to below 1"),
-    ):
-        if key in config.optimizer:
-            problems.number(f"optimizer.{key}", config.optimizer[key], test, needed)
-    if "gamma" in config.scheduler:
-        problems.number("scheduler.gamma", config.scheduler.gamma, lambda g: g > 0, "a finite number above 0")
-    if config.optimizer.get("_target_") is None:
-        problems.add("optimizer._target_", None, "an optimizer is needed: choose adamw, adam, sgd or your own")
-
-
-def check_role_names(config: DictConfig, problems: Problems) -> list[str]:
+def roles_of(stage: Mapping[str, Any]) -> list[str]:
     """The roles: every mapping under `stage`."""
-    roles = [str(key) for key in config.stage if isinstance(config.stage[key], DictConfig)]
-    for key in config.stage:
-        if key not in roles and key not in ("deliver", "reuse", "missing"):
-            problems.add(f"stage.{key}", config.stage[key], "no such key; a role is a mapping {guide: ...}")
+    return [str(key) for key, value in stage.items() if isinstance(value, Mapping)]
+
+
+def check_role_names(roles: list[str], stage: Mapping[str, Any], problems: Problems) -> None:
+    """The words that name the roles, and those that choose among them."""
     for role in roles:
-        if role in RESERVED_ROLES or role in ("deliver", "reuse", "missing") or not role.isidentifier():
+        if role.lower() in RESERVED_ROLES or not role.isidentifier() or len(role) > 64:
             problems.add("stage", role, "this word cannot name a role")
-    problems.choice("stage.deliver", config.stage.deliver, ("all", *roles))
-    problems.choice("stage.reuse", config.stage.reuse, REUSE)
-    problems.choice("stage.missing", config.stage.missing, IF_MISSING)
-    return roles
+        guide = stage[role].get("guide")
+        if guide is not None:
+            others = (other for other in roles if other != role)
+            problems.rule(f"stage.{role}.guide", guide, Choice(("null", *others)))
+    if not roles:
+        problems.add("stage", stage, "a role is needed: a mapping {guide: null}")
+    problems.rule("stage.deliver", stage.get("deliver"), Choice(("all", *roles)))
 
 
-def check_roles(config: DictConfig, roles: list[str], problems: Problems) -> None:
-    for role in roles:
-        node = config.stage[role]
+def check_hydra(hydra: Mapping[str, Any], problems: Problems) -> None:
+    """The keys of Hydra's own that become names of files and counts of processes, where they are given."""
+    for name, rule in HYDRA_KEYS.items():
+        group, key = name.split(".")
+        node = hydra.get(group)
+        if isinstance(node, Mapping) and key in node:
+            problems.rule(f"hydra.{name}", node[key], rule)
+
+
+def _unquoted(value: Any, rule: Rule) -> Any:
+    """A number or flag that arrives as text, as every value of the environment does."""
+    rule = rule.rule if isinstance(rule, Nullable) else rule
+    if not isinstance(value, str):
+        return value
+    if isinstance(rule, Flag):
+        return {"true": True, "false": False}.get(value.lower(), value)
+    for read in (int, float) if isinstance(rule, Whole | Real) else ():
         try:
-            OmegaConf.merge(OmegaConf.structured(RoleSchema), node)
-        except OmegaConfBaseException as error:
-            key = getattr(error, "full_key", "")
-            hint = (
-                suggest(str(key), RoleSchema.__dataclass_fields__) if key not in RoleSchema.__dataclass_fields__ else ""
-            )
-            problems.lines.append(f"stage.{role}.{key}: {str(error).splitlines()[0]}{hint}")
+            return read(value)
+        except ValueError:
             continue
-        for key in ("epochs", "batch_size"):
-            if node.get(key) is not None:
-                problems.at_least(f"stage.{role}.{key}", node[key], 1)
-        if node.get("lr") is not None:
-            problems.number(f"stage.{role}.lr", node.lr, lambda v: v > 0, "a finite number above 0")
-        if not isinstance(config.model.get(role), str):
-            problems.add(f"model.{role}", config.model.get(role), f"stage.{role} needs a network, e.g. resnet18")
-    problems.choice("model.stem", config.model.stem, STEMS)
-    for key in ("pretrained", "freeze_backbone"):
-        if not isinstance(config.model[key], bool):
-            problems.add(f"model.{key}", config.model[key], "choose true, false")
-    for key in config.model:
-        if key not in (*roles, "pretrained", "freeze_backbone", "stem"):
-            problems.add(
-                f"model.{key}",
-                config.model[key],
-                f"no role of this name under stage{suggest(str(key), roles)}",
-            )
+    return value

@@ -1,76 +1,108 @@
 """The types of a run's configuration: as composed (Schema), and as checked (Settings). Imports no torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import MISSING
+from kdx.config.ranges import Anything, Choice, Either, Flag, Folder, Group, ListOf, Real, Text, Whole, key
 
-# The types of what is not a swap point. Swap points (kd, optimizer, scheduler, dataset.source) are dict: a user's
-# own _target_ may take anything.
+# A key is declared once: its type, its rule, its default where conf has none. `| None` allows null. Swap points (kd,
+# optimizer, scheduler, dataset.source) are mappings, whose keys kdx.config.swap_points knows: a user's own _target_
+# may take anything that is finite.
+EPOCHS = Whole(1, 100_000)
+BATCH_SIZE = Whole(1, 65_536)
+LEARNING_RATE = Real(above=0, most=1e38)  # what float32 holds: a training that diverges tells so itself
+PIXELS = Whole(1, 4096)
+LAYER = Text(r"\w+(\.\w+)*", "the dotted name of a layer is needed")
+NAME = Text(r"(?!\.)[^/\\]+", "a plain name is needed: it becomes a folder", 100)
+NETWORK = Text(
+    r"(timm/)?[A-Za-z0-9][\w.\-]*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*",
+    "a network, e.g. resnet18, or package.module:callable",
+    200,
+)
+AUGMENT = ("crop", "flip", "jitter", "none")
+NORMALIZE = ("auto", "imagenet", "dataset")
 
 
 @dataclass
 class RoleSchema:
-    guide: str | None = None  # the role that teaches this one
-    epochs: int | None = None  # null = the global value, here and below
-    batch_size: int | None = None
-    lr: float | None = None
-    pretrained: bool | None = None
-    checkpoint: str | None = None  # a file that stands in for training
+    guide: str | None = key(Anything(), None)  # the role that teaches this one
+    epochs: int | None = key(EPOCHS, None)  # null = the global value, here and below
+    batch_size: int | None = key(BATCH_SIZE, None)
+    lr: float | None = key(LEARNING_RATE, None)
+    pretrained: bool | None = key(Flag(), None)
+    checkpoint: str | None = key(Folder(), None)  # a file that stands in for training
+
+
+@dataclass
+class StageSchema:
+    """Beside these keys, each mapping under `stage` is a role."""
+
+    deliver: str = key(Anything())  # a role, or all
+    reuse: str = key(Choice(("exact", "latest", "never")))
+    missing: str = key(Choice(("train", "error")))
+
+
+@dataclass
+class ModelSchema:
+    """Beside these keys, each role has its network."""
+
+    pretrained: bool = key(Flag())
+    freeze_backbone: bool = key(Flag())
+    stem: str = key(Choice(("auto", "small", "imagenet")))
 
 
 @dataclass
 class DatasetSchema:
-    name: str = MISSING
-    source: Any = MISSING  # returns a kdx.data.dataset.Dataset
-    path: str | None = None  # imagefolder only
-    size: int | None = None
-    resize: int | None = None
-    augment: list[str] = field(default_factory=list)
-    normalize: Any = "auto"
-    in_memory_gb: float = 2.0
+    name: str = key(NAME)
+    source: Any = key(Group())  # returns a kdx.data.dataset.Dataset
+    path: str | None = key(Folder(), None)  # imagefolder only
+    size: int | None = key(PIXELS, None)
+    resize: int | None = key(PIXELS, None)
+    augment: list[str] = key(ListOf(Choice(AUGMENT), most=20), list)
+    normalize: Any = key(Either((Choice(NORMALIZE), Group(words="{mean: [...], std: [...]}"))), "auto")
+    in_memory_gb: float = key(Real(least=0, most=100_000), 2.0)
 
 
 @dataclass
 class VisualizeSchema:
-    samples: int = 2
-    layer: str | None = None
-    every: int = 0
+    samples: int = key(Whole(0, 256), 2)  # a picture takes up to a second
+    layer: str | None = key(LAYER, None)
+    every: int = key(Whole(0, 100_000), 0)
 
 
 @dataclass
 class Schema:
-    dataset: DatasetSchema = field(default_factory=DatasetSchema)
-    model: dict[str, Any] = MISSING
-    stage: dict[str, Any] = MISSING
-    kd: dict[str, Any] = MISSING
-    optimizer: dict[str, Any] = MISSING
-    scheduler: dict[str, Any] = MISSING
-    experiment: Any = None
-    search: Any = None
-    epochs: int = MISSING
-    batch_size: int = MISSING
-    amp: str = MISSING
-    device: str = MISSING
-    channels_last: bool | None = MISSING
-    compile: str = MISSING
-    accumulate: int = MISSING
-    activation_checkpointing: bool = MISSING
-    num_workers: int = MISSING
-    log_interval: int = MISSING
-    save_interval: int = MISSING
-    checkpoint_every_steps: int = MISSING
-    seed: int = MISSING
-    deterministic: bool = MISSING
-    threads: int | None = MISSING
-    plan: bool = MISSING
-    resume: bool = MISSING
-    report: bool = MISSING
-    logger: str = MISSING
-    visualize: VisualizeSchema = field(default_factory=VisualizeSchema)
-    data_dir: str = MISSING
-    download: bool = MISSING
-    output_dir: str = MISSING
+    dataset: DatasetSchema = key(Group(DatasetSchema), DatasetSchema)
+    model: dict[str, Any] = key(Group())
+    stage: dict[str, Any] = key(Group())
+    kd: dict[str, Any] = key(Group())
+    optimizer: dict[str, Any] = key(Group())
+    scheduler: dict[str, Any] = key(Group())
+    experiment: Any = key(Anything(), None)
+    search: Any = key(Anything(), None)
+    epochs: int = key(EPOCHS)
+    batch_size: int = key(BATCH_SIZE)
+    amp: str = key(Choice(("auto", "bf16", "fp16", "off")))
+    device: str = key(Text(r"auto|cpu|mps|cuda(:\d{1,3})?", "choose auto, cpu, cuda, cuda:<number> or mps"))
+    channels_last: bool | None = key(Flag())
+    compile: str = key(Choice(("auto", "off", "default", "reduce-overhead")))
+    accumulate: int = key(Whole(1, 32_768))
+    activation_checkpointing: bool = key(Flag())
+    num_workers: int = key(Whole(0, 256))
+    log_interval: int = key(Whole(1, 1_000_000))
+    save_interval: int = key(Whole(0, 100_000))
+    checkpoint_every_steps: int = key(Whole(0, 1_000_000_000))
+    seed: int = key(Whole(0, 2**32 - 1))  # what numpy and optuna take
+    deterministic: bool = key(Flag())
+    threads: int | None = key(Whole(1, 1024))
+    plan: bool = key(Flag())
+    resume: bool = key(Flag())
+    report: bool = key(Flag())
+    logger: str = key(Choice(("none", "tensorboard", "mlflow", "wandb")))
+    visualize: VisualizeSchema = key(Group(VisualizeSchema), VisualizeSchema)
+    data_dir: str = key(Folder())
+    download: bool = key(Flag())
+    output_dir: str = key(Folder())
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdx.config.checks import (
-    Problems,
-    check_dataset,
-    check_loss_and_optimizer,
-    check_role_names,
-    check_roles,
-    check_run,
-)
-from kdx.config.schema import DatasetSchema, Schema, Settings, StageSettings
-from kdx.errors import KdxError, suggest
+from kdx.config.checks import Problems, check_hydra, check_together, check_values, roles_of
+from kdx.config.ranges import leaves, shown
+from kdx.config.schema import Schema, Settings, StageSettings
+from kdx.errors import KdxError
 
 # ${kdx.start:...} names the output folder's first level: how the networks start.
 OmegaConf.register_new_resolver(
@@ -29,14 +23,10 @@ OmegaConf.register_new_resolver(
 
 def read_settings(config: DictConfig) -> Settings:
     """Checked settings; `KdxError` lists every bad key with its value and the choices, in one line."""
-    typed = _typed(config)
+    config, typed = _typed(config)
     problems = Problems()
-    roles = check_role_names(config, problems)
-    check_run(typed, problems)
-    check_dataset(typed.dataset, problems)
-    check_loss_and_optimizer(config, problems)
-    order = _guides_first(config, roles, problems)
-    check_roles(config, roles, problems)
+    check_together(typed, problems)
+    order = _guides_first(config, roles_of(config.stage), problems)
     problems.raise_if_any()
     stages = tuple(_stage(config, role) for role in order)
     for least in sorted(stages, key=lambda stage: stage.batch_size)[:1]:
@@ -84,11 +74,11 @@ def build(node: dict[str, Any], key: str, *arguments: Any) -> Any:
     try:
         built = instantiate({**node, "_convert_": "all"})
         return built(*arguments) if arguments else built
-    except (InstantiationException, TypeError, ValueError) as error:
-        cause = error.__cause__
+    except Exception as error:  # a user's own code may raise anything
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if isinstance(cause, KdxError):
             raise cause from None
-        reason = " ".join(str(cause or error).split())
+        reason = shown(" ".join(str(cause or error).split())) or type(cause).__name__
         raise KdxError(f"{key}: {node['_target_']} cannot be built: {reason}") from error
 
 
@@ -103,36 +93,53 @@ def keep_environment(node: Any) -> Any:
     return node
 
 
-def _typed(config: DictConfig) -> Schema:
-    """The config with its types checked: unknown keys, also ones added with +, and wrong types are errors."""
+def check_hydra_keys(config: DictConfig) -> None:
+    """`KdxError` for a value of Hydra's own keys that would fail later; only for a config that still holds them."""
+    problems = Problems()
+    values = {group: _resolved_or_none(config.hydra, group) for group in ("run", "sweep", "job", "launcher")}
+    check_hydra({group: value for group, value in values.items() if value is not None}, problems)
+    problems.raise_if_any()
+
+
+def _resolved_or_none(hydra: DictConfig, group: str) -> Any:
+    """A group of Hydra's keys as plain values; None where it depends on what is known in a running job only."""
+    try:
+        node = hydra.get(group)
+        return None if node is None else OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException:
+        return None
+
+
+def _typed(config: DictConfig) -> tuple[DictConfig, Schema]:
+    """The config with every value checked, its texts and numbers of the schema's types; and as an object."""
     plain = OmegaConf.create(copy.deepcopy(config), flags={"struct": False})
     plain.pop("hydra", None)
+    written = leaves(OmegaConf.to_container(plain, resolve=False))
+    problems = Problems({key for key, value in written if isinstance(value, str) and "${" in value})
     try:
+        values: Any = OmegaConf.to_container(plain, resolve=True)
+        check_values(values, problems)
+        problems.raise_if_any()
         checked = OmegaConf.merge(OmegaConf.structured(Schema), plain)
         typed = OmegaConf.to_object(checked)
     except OmegaConfBaseException as error:
         raise KdxError(explain_key(error)) from error
-    assert isinstance(typed, Schema)
-    return typed
+    except RecursionError:
+        raise KdxError("a value refers to itself through ${...}") from None
+    assert isinstance(typed, Schema) and isinstance(checked, DictConfig)
+    return checked, typed
 
 
 def explain_key(error: OmegaConfBaseException) -> str:
-    key = str(getattr(error, "full_key", "") or getattr(error, "key", ""))
-    first = str(error).split("\n")[0]
-    if "not in '" in first:
-        name = key.rsplit(".", 1)[-1]
-        schema = DatasetSchema if key.startswith("dataset.") else Schema
-        return f"{key}: no such key{suggest(name, schema.__dataclass_fields__)}"
+    """An error of OmegaConf's in one line that begins with the key."""
+    key = shown(getattr(error, "full_key", "") or getattr(error, "key", ""))
+    first = shown(str(error).split("\n")[0])
     return f"{key}: {first}" if key and key not in first else first
 
 
 def _guides_first(config: DictConfig, roles: list[str], problems: Problems) -> list[str]:
     """The roles in an order in which every guide precedes whom it teaches."""
     guides = {role: config.stage[role].get("guide") for role in roles}
-    for role, guide in guides.items():
-        if guide is not None and guide not in roles:
-            problems.choice(f"stage.{role}.guide", guide, ("null", *(r for r in roles if r != role)))
-            return roles
     order: list[str] = []
     while len(order) < len(roles):
         ready = [r for r in roles if r not in order and (guides[r] is None or guides[r] in order)]

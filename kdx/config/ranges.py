@@ -1,0 +1,227 @@
+"""What one value of a configuration may be: each rule says what it needs in words. Imports no torch."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from omegaconf import MISSING
+
+from kdx.errors import suggest
+
+LARGEST = 2**63 - 1  # what a tensor's int64 holds
+LONGEST = 4096  # characters of a text, PATH_MAX of Linux
+SHOWN = 120  # characters of a value in an error's line
+LONGEST_NAME = 255  # bytes of one part of a path, NAME_MAX of Linux
+
+
+class Rule(Protocol):
+    def problem(self, value: Any) -> str | None:
+        """What is needed instead of `value`, or None where it is right."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number from `least` to `most`."""
+
+    least: int
+    most: int
+
+    def problem(self, value: Any) -> str | None:
+        if _is_number(value) and isinstance(value, int) and self.least <= value <= self.most:
+            return None
+        return f"a whole number of at least {self.least} and at most {self.most} is needed"
+
+
+@dataclass(frozen=True)
+class Real:
+    """A finite number from `least` to `most`; `above` and `below` leave the bound itself out."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def problem(self, value: Any) -> str | None:
+        return None if _is_number(value) and self._holds(value) else f"{self._words()} is needed"
+
+    def _holds(self, value: float) -> bool:
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def _words(self) -> str:
+        if self.least is not None and (self.most, self.below) != (None, None):
+            return f"a number from {self.least} to " + (f"below {self.below}" if self.most is None else str(self.most))
+        bounds = {"of at least": self.least, "above": self.above, "of at most": self.most, "below": self.below}
+        return "a finite number " + " and ".join(f"{how} {bound}" for how, bound in bounds.items() if bound is not None)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """true or false; a number is neither."""
+
+    def problem(self, value: Any) -> str | None:
+        return None if isinstance(value, bool) else "choose true, false"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some words or numbers."""
+
+    choices: tuple[str | int, ...]
+
+    def problem(self, value: Any) -> str | None:
+        if not isinstance(value, bool) and isinstance(value, str | int) and value in self.choices:
+            return None
+        words = [str(choice) for choice in self.choices]
+        return f"choose {', '.join(words)}{suggest(shown(value), words)}"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Printable text that matches `pattern` as a whole; `needed` says so. A whole number is read as text."""
+
+    pattern: str = ".+"
+    needed: str = "a text is needed"
+    longest: int = LONGEST
+
+    def problem(self, value: Any) -> str | None:
+        text = str(value) if _is_number(value) and isinstance(value, int) and abs(value) <= LARGEST else value
+        if not isinstance(text, str) or not text.strip() or not re.fullmatch(self.pattern, text, re.DOTALL):
+            return self.needed
+        return bad_text(text, self.longest)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The path of a file or folder, whether it is there or not."""
+
+    def problem(self, value: Any) -> str | None:
+        problem = Text(needed="a path is needed").problem(value)
+        if problem is None and any(len(part.encode()) > LONGEST_NAME for part in str(value).split("/")):
+            return f"a path whose parts have at most {LONGEST_NAME} bytes is needed"
+        return problem
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """A list of `fewest` to `most` values that each follow `rule`."""
+
+    rule: Rule
+    fewest: int = 0
+    most: int = 1000
+
+    def problem(self, value: Any) -> str | None:
+        if not isinstance(value, list | tuple) or not self.fewest <= len(value) <= self.most:
+            size = str(self.most) if self.fewest == self.most else f"{self.fewest} to {self.most}"
+            needed = self.rule.problem(None) or "any value"
+            return f"a list of {size} values is needed; for each: {needed.removesuffix(' is needed')}"
+        found = ((one, self.rule.problem(one)) for one in value)
+        return next((f"{shown(one)}: {problem}" for one, problem in found if problem is not None), None)
+
+
+@dataclass(frozen=True)
+class Either:
+    """What one of several rules allows."""
+
+    rules: tuple[Rule, ...]
+
+    def problem(self, value: Any) -> str | None:
+        problems = [rule.problem(value) for rule in self.rules]
+        if None in problems:
+            return None
+        return "; or ".join(filter(None, problems))
+
+
+@dataclass(frozen=True)
+class Nullable:
+    """null, or what a rule allows."""
+
+    rule: Rule
+
+    def problem(self, value: Any) -> str | None:
+        problem = None if value is None else self.rule.problem(value)
+        return problem if problem is None else f"{problem}, or null"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A mapping: with the keys of `schema`, or of a swap point, whose `_target_` decides what its keys are."""
+
+    schema: type | None = None
+    words: str = "a mapping {key: value}"
+
+    def problem(self, value: Any) -> str | None:
+        return None if isinstance(value, Mapping) else f"{self.words} is needed"
+
+
+@dataclass(frozen=True)
+class Anything:
+    """Whatever is finite and printable: a user's own code, or a check of its own, decides."""
+
+    def problem(self, value: Any) -> str | None:
+        return None
+
+
+def key(rule: Rule, default: Any = MISSING, **facts: Any) -> Any:
+    """A dataclass field that holds a configuration's key: its rule, its default, and other facts about it."""
+    metadata = {"rule": rule, **facts}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def stray(value: Any) -> str | None:
+    """Why a number or text is refused wherever it stands, also among the keys of a user's own code, or None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number is needed"
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"a number of at most {LARGEST} is needed"
+    return bad_text(value) if isinstance(value, str) else None
+
+
+def bad_text(text: str, longest: int = LONGEST) -> str | None:
+    """Why no text of a configuration may look like this, or None."""
+    if len(text) > longest:
+        return f"a text of at most {longest} characters is needed"
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+        return "a text in UTF-8 is needed"
+    if any(ord(character) < 32 or 127 <= ord(character) < 160 or character in "\u2028\u2029" for character in text):
+        return "a text without control characters is needed"
+    return None
+
+
+def shown(value: Any) -> str:
+    """A value as it stands in an error's line: on one line, not longer than a reader wants."""
+    if isinstance(value, int) and abs(value) > LARGEST**4:  # Python refuses to print the longest ones
+        return "a number of more than 70 digits"
+    text = str(value)
+    return printable(text if len(text) <= SHOWN else text[:SHOWN] + "...")
+
+
+def printable(text: str) -> str:
+    """Text whose control characters are escaped: one line, which no terminal obeys."""
+    return "".join(letter if bad_text(letter) is None else ascii(letter)[1:-1] for letter in text)
+
+
+def leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key below a plain value `name`, and the value there; those of a list are the list's."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from leaves(value, f"{name}.{key}".lstrip("."))
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from leaves(value, name)
+    else:
+        yield name, node
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, int) or math.isfinite(value)

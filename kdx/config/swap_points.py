@@ -1,0 +1,91 @@
+"""What the keys of the shipped optimizers, schedulers, losses and data sources may be. Imports no torch."""
+
+from kdx.config.ranges import Choice, Flag, Folder, ListOf, Nullable, Real, Rule, Text, Whole
+from kdx.config.schema import EPOCHS, LEARNING_RATE, NAME, PIXELS
+
+TARGET = Nullable(Text(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "the dotted name of a callable is needed", 300))
+MAYBE_FLAG = Nullable(Flag())
+MANY = 1_000_000_000
+SHARE = Real(least=0, below=1)
+COUNT = Whole(1, MANY)
+NOT_NEGATIVE = Real(least=0, most=1000)
+SMALL = Real(above=0, most=1)
+FACTOR = Real(above=0, most=1000)
+
+# Of any _target_, a user's own included: what Hydra or kdx itself reads.
+ANY: dict[str, Rule] = {"_target_": TARGET, "_partial_": Flag(), "_recursive_": Flag()}
+
+KD: dict[str, Rule] = {
+    "temperature": Real(above=0, most=10_000),
+    "alpha": Real(least=0, most=1),
+    "cache_logits": Flag(),
+}
+OPTIMIZER: dict[str, Rule] = {
+    "lr": LEARNING_RATE,
+    "weight_decay": NOT_NEGATIVE,
+    "momentum": SHARE,
+    "dampening": SHARE,
+    "nesterov": Flag(),
+    "betas": ListOf(SHARE, fewest=2, most=3),
+    "eps": SMALL,
+    "amsgrad": Flag(),
+    "fused": MAYBE_FLAG,
+    "foreach": MAYBE_FLAG,
+    "maximize": Flag(),
+    "capturable": Flag(),
+    "differentiable": Flag(),
+    "decoupled_weight_decay": Flag(),
+    "alpha": Real(least=0, most=1),
+    "rho": Real(least=0, most=1),
+    "lr_decay": NOT_NEGATIVE,
+    "centered": Flag(),
+}
+SCHEDULER: dict[str, Rule] = {
+    "T_max": COUNT,
+    "T_0": COUNT,
+    "T_mult": Whole(1, 1000),
+    "epochs": EPOCHS,
+    "milestones": ListOf(Real(above=0, most=MANY), fewest=1),
+    "gamma": FACTOR,
+    "step_size": COUNT,
+    "eta_min": NOT_NEGATIVE,
+    "min_lr": NOT_NEGATIVE,
+    "max_lr": LEARNING_RATE,
+    "base_lr": LEARNING_RATE,
+    "total_steps": Nullable(COUNT),
+    "steps_per_epoch": Nullable(COUNT),
+    "total_iters": COUNT,
+    "pct_start": Real(least=0, most=1),
+    "div_factor": Real(above=0, most=MANY),
+    "final_div_factor": Real(above=0, most=MANY),
+    "anneal_strategy": Choice(("cos", "linear")),
+    "factor": Real(above=0, most=1),
+    "start_factor": Real(above=0, most=1),
+    "end_factor": Real(least=0, most=1),
+    "power": Real(least=0, most=100),
+    "patience": Whole(0, MANY),
+    "cooldown": Whole(0, MANY),
+    "threshold": NOT_NEGATIVE,
+    "threshold_mode": Choice(("rel", "abs")),
+    "mode": Choice(("min", "max", "triangular", "triangular2", "exp_range")),
+    "last_epoch": Whole(-1, -1),  # resuming keeps a schedule's place by itself
+}
+SOURCE: dict[str, Rule] = {
+    "name": NAME,
+    "root": Folder(),
+    "path": Folder(),
+    "size": Nullable(PIXELS),
+    "download": Flag(),
+    "in_memory_gb": Real(least=0, most=100_000),
+    "num_workers": Whole(0, 256),
+}
+SWAP_POINTS = {"kd": KD, "optimizer": OPTIMIZER, "scheduler": SCHEDULER, "dataset.source": SOURCE}
+SHIPPED = ("kdx.", "torch.")  # the packages whose keys the tables mean
+ALWAYS = ("lr", "cache_logits")  # read by kdx itself, whatever the _target_
+
+
+def rules_of(swap_point: str, target: object) -> dict[str, Rule]:
+    """The rules for the keys of a swap point that names this `_target_`."""
+    table = SWAP_POINTS[swap_point]
+    shipped = target is None or str(target).startswith(SHIPPED)
+    return ANY | (table if shipped else {key: rule for key, rule in table.items() if key in ALWAYS})
