@@ -23,7 +23,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number from `least` to `most`."""
+    """A whole number from `least` to `most`, which is told to who exceeds it only."""
 
     least: int
     most: int
@@ -31,12 +31,13 @@ class Whole:
     def problem(self, value: Any) -> str | None:
         if _is_number(value) and isinstance(value, int) and self.least <= value <= self.most:
             return None
-        return f"a whole number of at least {self.least} and at most {self.most} is needed"
+        limit = f" and at most {self.most}" if _is_number(value) and value > self.most else ""
+        return f"a whole number of at least {self.least}{limit} is needed"
 
 
 @dataclass(frozen=True)
 class Real:
-    """A finite number from `least` to `most`; `above` and `below` leave the bound itself out."""
+    """A finite number of at least `least` or above `above`, and at most `most` or below `below`."""
 
     least: float | None = None
     most: float | None = None
@@ -44,7 +45,15 @@ class Real:
     below: float | None = None
 
     def problem(self, value: Any) -> str | None:
-        return None if _is_number(value) and self._holds(value) else f"{self._words()} is needed"
+        if _is_number(value) and self._holds(value):
+            return None
+        if self.least is not None and self.below is not None:
+            return f"a number from {self.least} to below {self.below} is needed"
+        if self.least == 0 and self.most == 1:
+            return "a number from 0 to 1 is needed"
+        least = f"above {self.above}" if self.least is None else f"of at least {self.least}"
+        exceeds = self.most is not None and _is_number(value) and value > self.most
+        return f"a finite number {least}" + (f" and at most {self.most}" if exceeds else "") + " is needed"
 
     def _holds(self, value: float) -> bool:
         return (
@@ -53,12 +62,6 @@ class Real:
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)
         )
-
-    def _words(self) -> str:
-        if self.least is not None and (self.most, self.below) != (None, None):
-            return f"a number from {self.least} to " + (f"below {self.below}" if self.most is None else str(self.most))
-        bounds = {"of at least": self.least, "above": self.above, "of at most": self.most, "below": self.below}
-        return "a finite number " + " and ".join(f"{how} {bound}" for how, bound in bounds.items() if bound is not None)
 
 
 @dataclass(frozen=True)
