@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kdx.command import run_command
-from kdx.deploy.load import answers, load_model, ranking, read_picture
+from kdx.deploy.load import answers, load_model, picture_for, ranking
 
 USAGE = """
 python -m kdx.predict MODEL PICTURE... [top=3] [role=student] [network=package.module:callable] [trust=true]
@@ -22,7 +22,7 @@ def predict_pictures(words: list[str], top: int, role: str, network: str | None,
     model, card = load_model(Path(words[0]), role, network, trust)
     lines = []
     for name in words[1:]:
-        logits = answers(model, card, read_picture(Path(name), card))[0]
+        logits = answers(model, card, picture_for(Path(name), card))[0]
         told = (f"{class_name} {100 * share:.1f} %" for class_name, share in ranking(logits, card)[:top])
         lines.append(f"{name}: " + ", ".join(told))
     return "\n".join(lines)

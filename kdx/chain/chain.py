@@ -14,6 +14,7 @@ from kdx.chain.plan import Step, check_plan, describe_plan, make_plan, reuse_fin
 from kdx.chain.stage import Guide, Loaded, Outcome, load_network, scores_on_test, train_stage
 from kdx.checkpoint import versions
 from kdx.config.schema import Settings
+from kdx.data.description import log_description
 from kdx.data.imagefolder import worker_errors
 from kdx.deploy.efficiency import measure_network
 from kdx.errors import KdxError
@@ -35,6 +36,7 @@ def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) 
     """
     index = StageIndex(Path(settings.output_dir))
     place = make_workplace(settings, load_dataset(settings))
+    log_description(place.dataset)
     if place.device.type == "cpu" and not settings.activation_checkpointing:  # which asks for little memory
         keep_freed_memory()
     plan = make_plan(place, index)
@@ -79,6 +81,7 @@ class _Run:
             "versions": versions(),
             "git_commit": _git_commit(),
             "class_names": list(place.dataset.class_names),
+            "data_notes": list(place.dataset.notes),
         }
 
     def deliver(self) -> dict[str, dict[str, Any]]:

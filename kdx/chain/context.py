@@ -115,7 +115,7 @@ def identity(place: Workplace, stage: StageSettings) -> dict[str, Any]:
         "stem": spec.stem,
         "in_channels": spec.in_channels,
         "image_shape": list(place.dataset.image_shape),
-        "preprocessing": _plain(place.preprocessing),
+        "preprocessing": _plain(place.preprocessing) | _white(place.dataset),
     }
 
 
@@ -142,3 +142,8 @@ def _choose_preprocessing(settings: Settings, dataset: Dataset) -> Preprocessing
 
 def _plain(preprocessing: Preprocessing) -> dict[str, Any]:
     return {"mean": list(preprocessing.mean), "std": list(preprocessing.std), "resize": preprocessing.resize}
+
+
+def _white(dataset: Dataset) -> dict[str, Any]:
+    """What predict must know to read pictures as they were read for the training."""
+    return {} if dataset.white is None else {"white": dataset.white}

@@ -29,7 +29,8 @@ from kdx.errors import KdxError, suggest
 
 MEDMNIST_SIZES = (28, 64, 128, 224)
 RESERVED_ROLES = {
-    *("plan", "status", "error", "lineage", "versions", "git_commit", "overrides", "surroundings", "class_names"),
+    *("plan", "status", "error", "lineage", "versions", "git_commit", "overrides", "surroundings"),
+    *("class_names", "data_notes"),
     *("all", "shared", "none", "null", "true", "false"),  # choices, and a sweep's folder of stages
     *(field.name.lower() for schema in (StageSchema, ModelSchema) for field in dataclasses.fields(schema)),
 }

@@ -61,6 +61,7 @@ class DatasetSchema:
     augment: list[str] = key(ListOf(Choice(AUGMENT), most=20), list)
     normalize: Any = key(Either((Choice(NORMALIZE), Group(words="{mean: [...], std: [...]}"))), "auto")
     in_memory_gb: float = key(Real(least=0, most=100_000), 2.0)
+    white: float | None = key(Real(above=0, most=2**32), None)  # imagefolder only
 
 
 @dataclass

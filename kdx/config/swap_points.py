@@ -77,6 +77,7 @@ SOURCE: dict[str, Rule] = {
     "size": Nullable(PIXELS),
     "download": Flag(),
     "in_memory_gb": Real(least=0, most=100_000),
+    "white": Nullable(Real(above=0, most=2**32)),
     "num_workers": Whole(0, 256),
 }
 SWAP_POINTS = {"kd": KD, "optimizer": OPTIMIZER, "scheduler": SCHEDULER, "dataset.source": SOURCE}

@@ -46,6 +46,8 @@ class Dataset:
     """train, val and test with the facts that networks, metrics and file names need.
 
     `digest` is a hash of all images, labels and class names; `mirrored` says that a flip would change the class.
+    `notes` are what a user should know of where the images come from. Of picture files, `white` is the grey level that
+    was made 255 where the user gave one, and `bytes_digest` the digest that kdx 0.1 gave them, whatever they mean.
     """
 
     name: str
@@ -56,6 +58,9 @@ class Dataset:
     test: Split
     digest: str
     mirrored: bool = False
+    notes: tuple[str, ...] = ()
+    white: float | None = None
+    bytes_digest: str | None = None
 
     @property
     def num_classes(self) -> int:
@@ -94,7 +99,8 @@ def from_arrays(
         splits[split] = Split(torch.from_numpy(channels_first), torch.from_numpy(labels))
     check_same_shape(name, splits)
     check_every_class(name, splits["train"].labels, task, class_names)
-    return Dataset(name, task, tuple(class_names), **splits, digest=digest.hexdigest(), mirrored=mirrored)
+    train, val, test = (splits[split] for split in ("train", "val", "test"))
+    return Dataset(name, task, tuple(class_names), train, val, test, digest.hexdigest(), mirrored)
 
 
 def check_images(images: np.ndarray, where: str) -> np.ndarray:

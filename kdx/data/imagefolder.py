@@ -1,6 +1,7 @@
 """A user's own pictures: path/{train,val,test}/<class>/*."""
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -10,15 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kdx.data.dataset import Dataset, FileImages, Split, check_every_class
+from kdx.data.dataset import Dataset, FileImages, Split
+from kdx.data.folders import Listing, find_classes, find_splits, list_split, listing_notes
+from kdx.data.pictures import READER, fitted, read_picture
 from kdx.data.sources import carve
 from kdx.errors import KdxError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+Files = tuple[list[Path], np.ndarray]  # pictures and their labels
 VAL_SHARE = 0.1
 WORKER_GONE = (ConnectionError, EOFError, FileNotFoundError)  # a batch is fetched from one that dies just then
 WORKER_TIMEOUT = 600  # seconds without an image: a worker that hangs becomes an error
@@ -27,67 +29,67 @@ WORKER_TIMEOUT = 600  # seconds without an image: a worker that hangs becomes an
 class DecodedFiles:
     """RGB images decoded one by one: uint8 (3, H, W), resized and centre-cropped where `size` differs."""
 
-    def __init__(self, paths: Sequence[Path], size: tuple[int, int], crop: bool) -> None:
+    def __init__(self, paths: Sequence[Path], size: tuple[int, int], crop: bool, white: float | None = None) -> None:
         self.paths = list(paths)
         self.shape = (3, *size)
         self.crop = crop
+        self.white = white
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        image = _open(self.paths[index])
+        image = read_picture(self.paths[index], white=self.white)
         height, width = self.shape[1:]
-        if image.size != (width, height):
-            if not self.crop:
-                raise KdxError(
-                    f"{self.paths[index]}: {image.size[0]}x{image.size[1]} pixels, the first image has "
-                    f"{width}x{height}: set dataset.size"
-                )
-            image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        if image.size != (width, height) and not self.crop:
+            raise KdxError(
+                f"{self.paths[index]}: {image.size[0]}x{image.size[1]} pixels, the first image has "
+                f"{width}x{height}: set dataset.size"
+            )
+        return fitted(image, height, width)
 
 
-def load_imagefolder(path: str, size: int | None, in_memory_gb: float, num_workers: int) -> Dataset:
+def load_imagefolder(
+    path: str, size: int | None, in_memory_gb: float, num_workers: int, white: float | None = None
+) -> Dataset:
     """A checked data set from a folder; the images are decoded into memory when they fit in `in_memory_gb`.
 
-    `size=None` takes the size of the first image and asks the others to have it.
+    `size=None` takes the size of the first image and asks the others to have it. `white` is the grey level that
+    becomes 255 in pictures of more than 8 bits (None: what the file states, see `read_picture`).
     Raises `KdxError` for a missing folder, an empty class or the first unreadable file.
     """
-    root = Path(path)
-    for needed in ("train", "test"):
-        if not (root / needed).is_dir():
-            raise KdxError(
-                f"dataset=imagefolder: {root / needed} is missing; dataset.path={path} must hold train/<class>/*, "
-                "test/<class>/* and, if you have it, val/<class>/*"
-            )
-    class_names = sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
-    if len(class_names) < 2:
-        raise KdxError(
-            f"dataset=imagefolder: {root / 'train'} holds {len(class_names)} class folders, at least 2 are needed"
-        )
-    files = {split: _list_split(root / split, class_names) for split in ("train", "test")}
-    if (root / "val").is_dir():
-        files["val"] = _list_split(root / "val", class_names)
-    else:
-        paths, labels = files["train"]
-        kept, carved = carve(labels, VAL_SHARE)
-        files["val"] = ([paths[i] for i in carved], labels[carved])
-        files["train"] = ([paths[i] for i in kept], labels[kept])
-    width, height = (size, size) if size else _open(files["train"][0][0]).size
+    white = None if white is None else float(white)
+    folders = find_splits(path)
+    class_names = find_classes(folders["train"])
+    listings = {split: list_split(folder, class_names) for split, folder in folders.items()}
+    _check_every_class(listings["train"], class_names, folders["train"])
+    files = {split: (listing.paths, listing.classes) for split, listing in listings.items()}
+    if "val" not in files:
+        files |= _carve_val(*files["train"], class_names)
+    files = {split: files[split] for split in ("train", "val", "test")}
+    width, height = (size, size) if size else read_picture(files["train"][0][0], white=white).size
     total = sum(len(paths) for paths, _ in files.values())
     in_memory = total * 3 * height * width <= in_memory_gb * 2**30
     splits = {}
     decode = _decode_all if in_memory else _try_all
     with worker_errors(num_workers):
         for split, (paths, labels) in files.items():
-            images = DecodedFiles(paths, (height, width), crop=size is not None)
+            images = DecodedFiles(paths, (height, width), size is not None, white)
             splits[split] = Split(decode(images, num_workers), torch.from_numpy(labels))
-    check_every_class("imagefolder", splits["train"].labels, "multi-class", class_names)
-    digest = _digest(files, class_names, size)
-    task = "binary-class" if len(class_names) == 2 else "multi-class"
     train, val, test = (splits[split] for split in ("train", "val", "test"))
-    return Dataset("imagefolder", task, tuple(class_names), train, val, test, digest)
+    bytes_digest, repeated = _hash_files(files, class_names, size)
+    return Dataset(
+        "imagefolder",
+        "binary-class" if len(class_names) == 2 else "multi-class",
+        tuple(class_names),
+        train,
+        val,
+        test,
+        digest=hashlib.sha256(repr((READER, white, bytes_digest)).encode()).hexdigest(),
+        bytes_digest=bytes_digest,
+        white=white,
+        notes=(*listing_notes(listings, Path(path)), *repeated),
+    )
 
 
 def decoded_batches(images: FileImages, order: Sequence[Sequence[int]], num_workers: int) -> Iterator[Tensor]:
@@ -146,28 +148,29 @@ def _let_locks_go(worker: int) -> None:
             os.close(int(link.name))
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise KdxError(f"{path}: not a readable image ({error})") from error
+def _check_every_class(train: Listing, class_names: Sequence[str], folder: Path) -> None:
+    """A class without a training image cannot be learned."""
+    empty = [name for label, name in enumerate(class_names) if label not in set(train.labels)]
+    if empty:
+        unread = ", ".join(f"{count} {suffix}" for suffix, count in train.unread.most_common(5))
+        hint = f" (not read in the class folders: {unread})" if unread else ""
+        raise KdxError(f"imagefolder/train: no image of class {', '.join(empty)} in {folder}{hint}")
 
 
-def _list_split(folder: Path, class_names: list[str]) -> tuple[list[Path], np.ndarray]:
-    unknown = sorted(f.name for f in folder.iterdir() if f.is_dir() and f.name not in class_names)
-    if unknown:
-        raise KdxError(f"{folder / unknown[0]}: this class has no folder in train")
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(class_names):
-        found = sorted((folder / name).iterdir()) if (folder / name).is_dir() else []
-        found = [file for file in found if file.suffix.lower() in SUFFIXES]
-        paths += found
-        labels += [label] * len(found)
-    if not paths:
-        raise KdxError(f"{folder}: no image in any class folder")
-    return paths, np.asarray(labels, dtype=np.int64)
+def _carve_val(paths: list[Path], labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Files]:
+    """train and val from the training pictures: a tenth, but an image a class at least where there are enough."""
+    counts = np.bincount(labels, minlength=len(class_names))
+    if counts.min() < 2:
+        rare = class_names[int(counts.argmin())]
+        raise KdxError(
+            f"dataset=imagefolder: train holds 1 image of class {rare}: there is no val folder, and to carve val off "
+            "train at least 2 of each class are needed"
+        )
+    kept, carved = carve(labels, max(math.ceil(VAL_SHARE * len(labels)), len(class_names)))
+    return {
+        "train": ([paths[i] for i in kept], labels[kept]),
+        "val": ([paths[i] for i in carved], labels[carved]),
+    }
 
 
 def _decode_all(images: FileImages, num_workers: int) -> Tensor:
@@ -187,12 +190,24 @@ def _try_all(images: DecodedFiles, num_workers: int) -> DecodedFiles:
     return images
 
 
-def _digest(files: dict[str, tuple[list[Path], np.ndarray]], class_names: list[str], size: int | None) -> str:
-    """Hash of every file's bytes, in order: one read of the data, which training needs anyway."""
+def _hash_files(files: dict[str, Files], class_names: list[str], size: int | None) -> tuple[str, list[str]]:
+    """Hash of every file's bytes, in order, and which splits share pictures, in words.
+
+    One read of the data, which training needs anyway.
+    """
     digest = hashlib.sha256(repr((class_names, size)).encode())
-    for split in ("train", "val", "test"):
-        for path, label in zip(*files[split], strict=True):
+    seen: dict[bytes, str] = {}
+    shared: dict[tuple[str, str], list[Path]] = {}
+    for split, (paths, labels) in files.items():
+        for path, label in zip(paths, labels, strict=True):
             content = path.read_bytes()
             digest.update(f"{split}/{label}/{len(content)}:".encode())
             digest.update(content)
-    return digest.hexdigest()
+            first = seen.setdefault(hashlib.blake2b(content, digest_size=16).digest(), split)
+            if first != split:
+                shared.setdefault((first, split), []).append(path)
+    told = [
+        f"{len(found)} images of {split} are in {first}, too (the same bytes; the first is {found[0]})"
+        for (first, split), found in shared.items()
+    ]
+    return digest.hexdigest(), told

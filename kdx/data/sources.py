@@ -1,13 +1,17 @@
 """Data sets by name: CIFAR, MedMNIST and scikit-learn's digits."""
 
+import math
 import zipfile
 import zlib
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from kdx.data.dataset import Dataset, from_arrays
 from kdx.data.download import fetch, md5_of
+from kdx.data.pictures import check_regular
 from kdx.errors import KdxError
 
 SPLIT_SEED = 0  # one split for every run: the run's seed must not move images between train and validation
@@ -23,12 +27,15 @@ def carve(labels: np.ndarray, size: int | float) -> tuple[np.ndarray, np.ndarray
     """Indices (kept, carved) of a stratified split that never changes; `size` is a count or a share."""
     from sklearn.model_selection import train_test_split
 
-    try:
-        kept, carved = train_test_split(
-            np.arange(len(labels)), test_size=size, random_state=SPLIT_SEED, stratify=labels
+    counts = np.bincount(labels)
+    count = math.ceil(size * len(labels)) if isinstance(size, float) else size
+    classes = int((counts > 0).sum())
+    if counts[counts > 0].min() < 2 or not classes <= count <= len(labels) - classes:
+        raise KdxError(
+            f"cannot carve {count} of {len(labels)} images off for validation: {classes} classes need 2 images each at "
+            "least, one for either side"
         )
-    except ValueError as error:
-        raise KdxError(f"cannot carve {size} of {len(labels)} images off for validation: {error}") from error
+    kept, carved = train_test_split(np.arange(len(labels)), test_size=size, random_state=SPLIT_SEED, stratify=labels)
     return np.sort(kept), np.sort(carved)
 
 
@@ -54,6 +61,9 @@ def load_cifar(name: str, root: str, download: bool) -> Dataset:
 
     reader = {"cifar10": tvd.CIFAR10, "cifar100": tvd.CIFAR100}[name]
     parts = []
+    for path in (Path(root) / reader.filename, *sorted((Path(root) / reader.base_folder).glob("*"))):
+        if path.exists():
+            check_regular(path)
     for is_train in (True, False):
         try:
             parts.append(reader(root, train=is_train))
@@ -86,13 +96,30 @@ def load_medmnist(name: str, size: int, root: str, download: bool) -> Dataset:
 
     info = INFO[name]
     path = medmnist_file(name, size, Path(root))
+    suffix = "" if size == 28 else f"_{size}"
     if not path.exists():
-        suffix = "" if size == 28 else f"_{size}"
         _fetch(info[f"url{suffix}"], path, info[f"MD5{suffix}"], name, download)
+    check_regular(path)
     arrays = _read_npz(path)
     names = [info["label"][str(number)] for number in range(len(info["label"]))]
     task = "multi-label" if info["task"].startswith("multi-label") else info["task"]
-    return from_arrays(name, arrays, task=task, class_names=names, mirrored=name in MIRRORED)
+    data = from_arrays(name, arrays, task=task, class_names=names, mirrored=name in MIRRORED)
+    return replace(data, notes=_other_than_published(path, info[f"MD5{suffix}"]))
+
+
+def _other_than_published(path: Path, md5: str) -> tuple[str, ...]:
+    """A note where the file is not the published one: a user may have put another there, knowingly or not."""
+    status = path.stat()
+    actual = _md5_once(path, status.st_size, status.st_mtime_ns)
+    if actual == md5:
+        return ()
+    return (f"{path.name} is not the published file: its md5 is {actual}, the published one's {md5}",)
+
+
+@lru_cache
+def _md5_once(path: Path, size: int, changed: int) -> str:
+    """A file may have gigabytes: it is hashed again within a process only where it changed."""
+    return md5_of(path)
 
 
 def medmnist_file(name: str, size: int, root: Path) -> Path:

@@ -6,13 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from kdx.checkpoint import load_checkpoint, load_weights
 from kdx.data.batches import Preprocessing, resized
+from kdx.data.pictures import fitted, read_picture
 from kdx.deploy.run_loader import load_stage, network_of
 from kdx.errors import KdxError
 from kdx.metrics.classification import probabilities
@@ -90,18 +89,10 @@ def pixels_of(images: Tensor, card: Card) -> Tensor:
     return resized(images.float(), card.preprocessing["resize"])
 
 
-def read_picture(path: Path, card: Card) -> Tensor:
-    """A picture file as uint8 (1, C, H, W) of the size of the training images, cropped to their shape."""
+def picture_for(path: Path, card: Card) -> Tensor:
+    """A picture file as uint8 (1, C, H, W), read as the training images were and cropped to their shape."""
     channels, height, width = card.image_shape
-    if not path.is_file():
-        raise KdxError(f"{path}: no such file")
-    try:
-        with Image.open(path) as opened:
-            picture = opened.convert("L" if channels == 1 else "RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise KdxError(f"{path}: not a readable image ({error})") from error
-    picture = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(picture).reshape(height, width, channels)).permute(2, 0, 1)[None]
+    return fitted(read_picture(path, channels, card.preprocessing.get("white")), height, width)[None]
 
 
 def load_model(
