@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import kdx
-from kdx.chain.context import Workplace, load_dataset, make_workplace, network_spec
+from kdx.chain.context import Workplace, load_dataset, make_workplace, network_code, network_spec
 from kdx.chain.index import FinishedStage, StageIndex, own_folder
 from kdx.chain.plan import Step, check_plan, describe_plan, make_plan, reuse_finished
 from kdx.chain.stage import Guide, Loaded, Outcome, load_network, scores_on_test, train_stage
@@ -143,6 +143,7 @@ class _Run:
                 seconds=outcome.seconds,
                 finished=datetime.now(UTC).isoformat(),
                 surroundings=self.place.surroundings(),
+                code=network_code(self.place, step.stage),
             )
         )
         return outcome

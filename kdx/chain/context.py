@@ -1,10 +1,11 @@
 """What all stages of a run share, and what of it determines a stage's weights."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
+from kdx.chain.code import Sources
 from kdx.chain.index import fingerprint
 from kdx.config.schema import Settings, StageSettings
 from kdx.config.settings import build
@@ -23,6 +24,7 @@ class Workplace:
     dataset: Dataset
     preprocessing: Preprocessing
     precision: Precision
+    sources: Sources = field(default_factory=Sources)
 
     @property
     def device(self) -> torch.device:
@@ -49,7 +51,10 @@ class Workplace:
 
 def load_dataset(settings: Settings) -> Dataset:
     """The configured data set."""
+    sources = Sources()
+    sources.of_node(settings.source)
     dataset = build(settings.source, "dataset.source")
+    sources.confirm()
     if not isinstance(dataset, Dataset):
         raise KdxError(f"dataset.source: returned {type(dataset).__name__}, a kdx.data.Dataset is needed")
     return dataset
@@ -96,10 +101,27 @@ def stage_fingerprint(place: Workplace, stage: StageSettings, guide_fingerprint:
         "accumulate": place.settings.accumulate,  # batch-norm sees the parts
         "amp": place.settings.amp,
         "seed": place.settings.seed,
+        "code": data_code(place) | network_code(place, stage),
     }
+    for node in (stage.optimizer, stage.scheduler, stage.kd if stage.distilled else {}):
+        facts["code"] |= place.sources.of_node(node)
     if stage.distilled:
         facts |= {"kd": stage.kd, "guide": guide_fingerprint}
     return fingerprint(facts)
+
+
+def network_code(place: Workplace, stage: StageSettings) -> dict[str, str]:
+    """The code of a user's own network; nothing for the others."""
+    return place.sources.of(stage.network) if ":" in stage.network else {}
+
+
+def data_code(place: Workplace) -> dict[str, str]:
+    """The code of a user's own data set.
+
+    It counts beside the digest, which need not show it: images may be decoded when they are asked for, and a user's
+    own `Dataset` states its digest itself.
+    """
+    return place.sources.of_node(place.settings.source)
 
 
 def identity(place: Workplace, stage: StageSettings) -> dict[str, Any]:

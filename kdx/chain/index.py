@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 REMIND_SECONDS = 60  # how often a waiting job says for whom it waits
 POLL_SECONDS = 0.2
 ENTRY_HASH = "entry_hash"  # of all other fields: JSON with a flipped bit is JSON all the same
-FINGERPRINT_FORMAT = 1  # raise it when the same settings come to mean other weights
+ENTRY_FORMAT = 1  # of that hash
+FINGERPRINT_FORMAT = 2  # raise it when the same settings come to mean other weights; 2: code counts
 
 
 @contextmanager
@@ -40,7 +41,11 @@ def own_folder(folder: Path) -> Iterator[None]:
 
 def fingerprint(facts: dict[str, Any]) -> str:
     """16 hex digits that stand for exactly these facts (plain values; the order of keys is irrelevant)."""
-    text = json.dumps([FINGERPRINT_FORMAT, facts], sort_keys=True, allow_nan=False)
+    return _hash(FINGERPRINT_FORMAT, facts)
+
+
+def _hash(version: int, facts: dict[str, Any]) -> str:
+    text = json.dumps([version, facts], sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -62,6 +67,7 @@ class FinishedStage:
     seconds: float
     finished: str
     surroundings: dict[str, Any] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=dict)  # of a user's own network
 
 
 class StageIndex:
@@ -74,18 +80,23 @@ class StageIndex:
     def add(self, stage: FinishedStage) -> None:
         """File a stage; the atomic appearance of its entry is what makes it finished."""
         told = asdict(stage)
-        write_json(self.folder / f"{stage.fingerprint}.json", told | {ENTRY_HASH: fingerprint(told)})
+        write_json(self.folder / f"{stage.fingerprint}.json", told | {ENTRY_HASH: _hash(ENTRY_FORMAT, told)})
 
     def find(self, wanted: str) -> FinishedStage | None:
         """The stage with this fingerprint, if it is finished and its checkpoint still there."""
         path = self.folder / f"{wanted}.json"
         return self._read(path) if path.exists() else None
 
-    def newest_first(self, *, role: str, network: str, data_digest: str, num_classes: int) -> list[FinishedStage]:
-        """The stages of this role, network, data and classes; the one that was finished last comes first."""
-        wanted = (role, network, data_digest, num_classes)
+    def newest_first(
+        self, *, role: str, network: str, data_digest: str, num_classes: int, code: dict[str, str] | None = None
+    ) -> list[FinishedStage]:
+        """The stages of this role, network, data and classes; the one that was finished last comes first.
+
+        `code` is that of a user's own network: weights mean nothing to another one.
+        """
+        wanted = (role, network, code or {}, data_digest, num_classes)
         stages = [self._read(path) for path in self.folder.glob("*.json")]
-        fitting = [s for s in stages if s and (s.role, s.network, s.data_digest, s.num_classes) == wanted]
+        fitting = [s for s in stages if s and (s.role, s.network, s.code, s.data_digest, s.num_classes) == wanted]
         return sorted(fitting, key=lambda stage: (stage.finished, stage.fingerprint), reverse=True)
 
     @contextmanager
@@ -134,7 +145,7 @@ class StageIndex:
         """The entry, if its checkpoint is still there; a damaged entry is set aside under another name."""
         try:
             told = read_json(path)
-            if not isinstance(told, dict) or told.pop(ENTRY_HASH, None) != fingerprint(told):
+            if not isinstance(told, dict) or told.pop(ENTRY_HASH, None) != _hash(ENTRY_FORMAT, told):
                 raise KdxError(f"{path}: damaged (its content does not have the hash that it states)")
         except KdxError as error:
             log.warning("%s; it is set aside", error)

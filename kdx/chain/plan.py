@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdx.chain.context import Workplace, identity, stage_fingerprint
-from kdx.chain.index import FinishedStage, StageIndex
+from kdx.chain.context import Workplace, identity, network_code, stage_fingerprint
+from kdx.chain.index import FinishedStage, StageIndex, fingerprint
 from kdx.chain.stage import Loaded, check_stage, load_network, logits_to_come
 from kdx.checkpoint import check_identity, load_hashed
 from kdx.config.schema import StageSettings
@@ -85,6 +85,7 @@ def check_plan(place: Workplace, plan: Sequence[Step], run_dir: Path) -> dict[st
             if differ:
                 log.info("note: the reused %s was made with %s: its last bits may differ", step.role, "; ".join(differ))
     _check_space(parameters, run_dir, logits, Path(place.settings.output_dir))
+    place.sources.confirm()  # now that everything has been imported
     return loaded
 
 
@@ -134,13 +135,15 @@ def _find(place: Workplace, stage: StageSettings, own: str, index: StageIndex) -
         path = Path(stage.checkpoint)
         if not path.is_file():
             raise KdxError(f"stage.{stage.role}.checkpoint={stage.checkpoint}: no such file")
-        return Step(stage, "load", f"file:{hash_file(path)[:16]}", path)
+        facts = {"sha256": hash_file(path), "network": stage.network, "code": network_code(place, stage)}
+        return Step(stage, "load", f"file:{fingerprint(facts)}", path)
     exact = None if settings.reuse == "never" else index.find(own)
     candidates = [] if exact is None else [exact]
     if settings.reuse == "latest" and stage.role in settings.teachers():
         candidates += index.newest_first(
             role=stage.role,
             network=stage.network,
+            code=network_code(place, stage),
             data_digest=place.dataset.digest,
             num_classes=place.dataset.num_classes,
         )

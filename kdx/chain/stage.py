@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import kdx
-from kdx.chain.context import Workplace, identity, network_spec
+from kdx.chain.context import Workplace, data_code, identity, network_code, network_spec
 from kdx.chain.index import fingerprint
 from kdx.checkpoint import check_identity, load_hashed, load_weights, versions
 from kdx.config.schema import StageSettings
@@ -245,6 +245,8 @@ def logits_folder(place: Workplace, stage: StageSettings, guide_sha256: str) -> 
     card = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else None
     facts: dict[str, Any] = {"guide": guide_sha256, "surroundings": place.surroundings()}
     facts |= {"versions": versions(), "card": card, "compiled": _compile_mode(place, stage)}
+    taught_by = [other for other in settings.stages if other.role == stage.guide]
+    facts["code"] = [data_code(place), *(network_code(place, guide) for guide in taught_by)]
     facts |= {"data_digest": known["data_digest"], "preprocessing": known["preprocessing"]}
     facts |= {"augment": list(augment), "batch_size": stage.batch_size, "accumulate": settings.accumulate}
     if augment:  # then they are those of this stage's views

@@ -1,0 +1,308 @@
+"""The code of what a user plugs in is part of what a stage is: edited, it is trained again; untouched, it is reused."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdx.chain.code import Sources
+from kdx.errors import KdxError
+from kdx.losses import KnowledgeDistillationLoss
+from tests.conftest import TinyRun
+
+MINE = {
+    "__init__.py": "",
+    "nets.py": """
+        from torch import nn
+        from .helper import ACTIVATION
+        class Wide(nn.Module):
+            def __init__(self, num_classes, in_channels):
+                super().__init__()
+                self.conv, self.head = nn.Conv2d(in_channels, 8, 3, padding=1), nn.Linear(8, num_classes)
+            def forward(self, images):
+                return self.head(ACTIVATION(self.conv(images)).mean(dim=(2, 3)))
+        """,
+    "helper.py": """
+        import mine.deeper as deeper
+        def ACTIVATION(values):
+            return deeper.activation(values)
+        """,
+    "deeper.py": """
+        import torch
+        def activation(values):
+            return torch.relu(values)
+        """,
+    "loss.py": """
+        from kdx.losses import KnowledgeDistillationLoss
+        class Loss(KnowledgeDistillationLoss):
+            pass
+        """,
+    "schedule.py": """
+        from torch.optim.lr_scheduler import LambdaLR
+        def constant(optimizer):
+            return LambdaLR(optimizer, factor)
+        def factor(step):
+            return 1.0
+        """,
+    "optim.py": """
+        import torch
+        class Mine(torch.optim.SGD):
+            pass
+        """,
+    "data.py": """
+        def dataset():
+            from tests.tiny import dataset
+            return dataset()
+        """,
+    "unused.py": "UNUSED = 1",
+}
+PLUGGED = [
+    "model.teacher=mine.nets:Wide",
+    "model.student=tests.tiny:network",
+    "stage.deliver=student",
+    "stage.student.guide=teacher",
+    "kd._target_=mine.loss.Loss",
+    "scheduler=none",
+    "scheduler._target_=mine.schedule.constant",
+    "+scheduler._partial_=true",
+    "optimizer=sgd",
+    "optimizer._target_=mine.optim.Mine",
+    "dataset.source._target_=mine.data.dataset",
+    "epochs=1",
+]
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = text.splitlines()
+        indent = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
+        path.write_text("\n".join(line[indent:] for line in lines) + "\n")
+
+
+def forget(*packages: str) -> None:
+    """As a new process: none of the user's modules is loaded."""
+    for name in list(sys.modules):
+        if name.split(".")[0] in packages:
+            del sys.modules[name]
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's package on the path; no bytecode, since an edit within the same second keeps the file's time."""
+    folder = tmp_path / "code"
+    write(folder / "mine", MINE)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    forget("mine", "own", "other")
+    yield folder
+    forget("mine", "own", "other")
+
+
+EDITS = {  # file, old, new -> what is trained again
+    ("nets.py", "self.conv(images)", "2 * self.conv(images)"): {"teacher", "student"},
+    ("helper.py", "deeper.activation(values)", "-deeper.activation(values)"): {"teacher", "student"},
+    ("deeper.py", "torch.relu", "torch.tanh"): {"teacher", "student"},
+    ("loss.py", "pass", "version = 7"): {"student"},
+    ("schedule.py", "return 1.0", "return 0.5"): {"teacher", "student"},
+    ("optim.py", "pass", "mine = True"): {"teacher", "student"},
+    ("data.py", "return dataset()", "return dataset(seed=3)"): {"teacher", "student"},
+    ("data.py", "return dataset(seed=3)", "return dataset(task='multi-class', seed=3)"): {"teacher", "student"},
+    ("unused.py", "1", "2"): set(),
+    ("nets.py", "class Wide", "# as in the paper\n\nclass  Wide"): set(),
+}
+
+
+def test_what_is_edited_is_trained_again_and_nothing_else(tiny_run: Callable[..., TinyRun], mine: Path) -> None:
+    assert set(tiny_run(*PLUGGED).statuses().values()) == {"trained"}
+    for (name, old, new), again in EDITS.items():
+        path = mine / "mine" / name
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        forget("mine")
+        run = tiny_run(*PLUGGED)
+        trained = {role for role, status in run.statuses().items() if status == "trained"}
+        assert trained == again, (name, new)
+        forget("mine")
+        assert set(tiny_run(*PLUGGED).statuses().values()) == {"reused"}, (name, new)
+
+
+def test_stage_that_was_stopped_is_not_resumed_with_edited_code(tiny_run, mine: Path, tmp_path: Path) -> None:
+    only = [*PLUGGED, "stage.deliver=teacher"]
+    first = tiny_run(*only)
+    for entry in (tmp_path / "outputs" / "index").glob("*.json"):
+        entry.unlink()  # as if it had died before it was filed
+    (first.folder / "summary.json").unlink()
+    path = mine / "mine" / "nets.py"
+    path.write_text(path.read_text().replace("self.conv(images)", "2 * self.conv(images)"))
+    forget("mine")
+    from kdx.chain.chain import run_chain
+    from tests.conftest import settings_of
+
+    with pytest.raises(KdxError, match=r"latest.pth: belongs to another stage"):
+        run_chain(settings_of(f"output_dir={tmp_path / 'outputs'}", *only, "resume=true"), first.folder)
+
+
+def test_named_checkpoint_and_latest_mean_another_teacher_once_its_code_is_edited(tiny_run, mine: Path) -> None:
+    """The same weights under another forward say something else; also what was kept of its logits is not used."""
+    cached = [*PLUGGED, "kd.cache_logits=true"]
+    first = tiny_run(*cached)
+    named = [*cached, f"stage.teacher.checkpoint='{first.checkpoint('teacher')}'"]
+    assert tiny_run(*named).statuses() == {"teacher": "loaded", "student": "trained"}
+    assert tiny_run(*named).statuses() == {"student": "reused"}
+    logits = len(list((first.folder.parent / "index" / "logits").iterdir()))
+    path = mine / "mine" / "nets.py"
+    path.write_text(path.read_text().replace("self.conv(images)", "-self.conv(images)"))
+    forget("mine")
+    assert tiny_run(*named).statuses() == {"teacher": "loaded", "student": "trained"}
+    assert len(list((first.folder.parent / "index" / "logits").iterdir())) == logits + 1
+    forget("mine")
+    assert tiny_run(*cached, "stage.reuse=latest").statuses() == {"teacher": "trained", "student": "trained"}
+
+
+def test_formula_of_ours_has_a_version(tiny_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = ["epochs=1", "stage.deliver=student", "stage.student.guide=teacher", "model.teacher=kdx.thin:resnet8"]
+    tiny_run(*chain)
+    monkeypatch.setattr(KnowledgeDistillationLoss, "version", 2, raising=False)
+    assert tiny_run(*chain).statuses() == {"teacher": "reused", "student": "trained"}
+    monkeypatch.setattr(sys.modules["kdx.models.thin"], "VERSION", 2, raising=False)
+    assert tiny_run(*chain).statuses() == {"teacher": "trained", "student": "trained"}
+
+
+FORMS = {  # how a module takes in `thing` of own/parts/thing.py: files, target
+    "from a module": ({"own/a.py": "from own.parts.thing import thing as net"}, "own.a:net"),
+    "import as": ({"own/a.py": "import own.parts.thing as t\nnet = t.thing"}, "own.a:net"),
+    "import dotted": ({"own/a.py": "import own.parts.thing\nnet = own.parts.thing.thing"}, "own.a:net"),
+    "from package import module": ({"own/a.py": "from own.parts import thing\nnet = thing.thing"}, "own.a:net"),
+    "relative": ({"own/a.py": "from .parts import thing\nnet = thing.thing"}, "own.a:net"),
+    "relative above": ({"own/b/__init__.py": "", "own/b/a.py": "from ..parts.thing import thing"}, "own.b.a:thing"),
+    "in a function": ({"own/a.py": "def net():\n    from .parts import thing\n    return thing.thing()"}, "own.a:net"),
+    "partial": (
+        {"own/a.py": "import functools\nfrom .parts.thing import thing\nnet = functools.partial(thing, 3)"},
+        "own.a:net",
+    ),
+    "nested attribute": ({"own/a.py": "from .parts.thing import thing\nclass A:\n    net = thing"}, "own.a:A.net"),
+    "re-exported": ({"own/__init__.py": "from .parts.thing import thing"}, "own:thing"),
+    "re-exported twice": (
+        {"own/__init__.py": "from .parts import thing", "own/parts/__init__.py": "from .thing import thing"},
+        "own.thing",
+    ),
+    "star": ({"own/a.py": "from own.parts.thing import *"}, "own.a:thing"),
+    "star of a package": (
+        {"own/a.py": "from own.parts import *\nnet = thing.thing", "own/parts/__init__.py": "__all__ = ['thing']"},
+        "own.a:net",
+    ),
+    "cycle": (
+        {"own/a.py": "from . import b\nnet = 1", "own/b.py": "from . import a\nfrom .parts import thing"},
+        "own.a:net",
+    ),
+    "by name": ({"own/a.py": "import importlib\nnet = importlib.import_module('.parts.thing', 'own')"}, "own.a:net"),
+    "by a computed name": (
+        {"own/a.py": "from importlib import import_module\ndef net(n):\n    return import_module(f'own.parts.{n}')"},
+        "own.a:net",
+    ),
+    "beside": ({"other.py": "from own.parts.thing import thing\ndef net():\n    return thing()"}, "other:net"),
+    "made in __init__": (
+        {"own/__init__.py": "from .parts.thing import thing\nnet = thing"},
+        "own.net",
+    ),
+    "wrapped in __init__": (
+        {
+            "own/__init__.py": "from .a import net\nfrom .parts.thing import thing\nnet = thing(net)",
+            "own/a.py": "net=1",
+        },
+        "own:net",
+    ),
+    "namespace": ({"own/ns/deep/a.py": "from own.parts.thing import thing"}, "own.ns.deep.a:thing"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_imports_of_every_form_are_followed(mine: Path, form: str) -> None:
+    files, target = FORMS[form]
+    common = {"own/__init__.py": "", "own/parts/__init__.py": "", "own/parts/thing.py": "def thing():\n    return 1"}
+    write(mine, common | files)
+    before = Sources().of(target)
+    assert "own.parts.thing" in before
+    (mine / "own/parts/thing.py").write_text("def thing():\n    return 2\n")
+    after = Sources().of(target)
+    assert {name for name in before if before[name] != after[name]} == {"own.parts.thing"}
+    assert not {"own", "other"} & set(sys.modules)  # nothing of it was run
+
+
+def test_package_that_re_exports_much_stands_for_what_is_wanted_of_it(mine: Path) -> None:
+    init = "from .nets import Net\nfrom .loss import Loss\nfrom . import data"
+    write(
+        mine, {"own/__init__.py": init, "own/nets.py": "Net = 1", "own/loss.py": "Loss = 1", "own/data.py": "data = 1"}
+    )
+    assert set(Sources().of("own:Net")) == {"own", "own.nets"}
+    assert set(Sources().of("own.loss:Loss")) == {"own", "own.loss"}
+    assert set(Sources().of("own.data.data")) == {"own", "own.data"}
+    write(mine, {"other.py": "from own import Loss"})
+    assert set(Sources().of("other.Loss")) == {"other", "own", "own.loss"}
+
+
+def test_only_code_of_the_users_own_counts(mine: Path) -> None:
+    write(mine, {"other.py": "import os, json, torch, numpy, kdx.losses\nfrom torch import nn\nnet = nn.Linear"})
+    assert set(Sources().of("other:net")) == {"other"}
+    for target in ("torch.optim.AdamW", "resnet18", "kdx.thin:resnet8", "json.loads", "nothing.such", "", "a b", "."):
+        assert Sources().of(target) == {}
+
+
+def test_every_target_of_a_node_counts(mine: Path) -> None:
+    inner = {"_target_": "hydra.utils.get_method", "path": "mine.schedule.factor"}
+    node = {
+        "_target_": "torch.optim.lr_scheduler.LambdaLR",
+        "lr_lambda": [inner],
+        "more": {"_target_": "mine.loss.Loss"},
+    }
+    assert set(Sources().of_node(node)) == {"mine", "mine.schedule", "mine.loss"}
+    assert Sources().of_node({"_target_": None}) == {}
+
+
+def test_installed_package_that_is_plugged_in_counts_with_all_its_files(mine: Path, monkeypatch) -> None:
+    """As after `pip install .` of another state under the same version."""
+    installed = mine / "site-packages"
+    write(installed, {"own/__init__.py": "from .deep.net import net", "own/deep/net.py": "net = 1"})
+    monkeypatch.syspath_prepend(str(installed))
+    before = Sources().of("own:net")
+    assert list(before) == ["own"]
+    (installed / "own/deep/net.py").write_text("net = 2")
+    assert Sources().of("own:net") != before
+    write(mine, {"other.py": "import own\nnet = own.net"})
+    assert set(Sources().of("other:net")) == {"other"}
+
+
+def test_file_that_is_no_python_counts_by_its_bytes(mine: Path) -> None:
+    write(mine, {"other.py": "def net(:"})
+    before = Sources().of("other:net")
+    write(mine, {"other.py": "def net(:  # still"})
+    assert before["other"] != Sources().of("other:net")["other"]
+
+
+def test_code_that_is_edited_while_it_is_taken_in_is_refused(mine: Path) -> None:
+    path = mine / "mine" / "deeper.py"
+    sources = Sources()
+    sources.of("mine.nets:Wide")
+    path.write_text(path.read_text().replace("relu", "tanh"))
+    with pytest.raises(KdxError, match=r"deeper.py: was edited while the run started"):
+        sources.confirm()
+
+
+def test_process_that_still_runs_the_old_code_is_refused(mine: Path) -> None:
+    """A worker of a launcher lives on from job to job."""
+    path = mine / "mine" / "deeper.py"
+    sources = Sources()
+    before = sources.of("mine.nets:Wide")
+    importlib.import_module("mine.nets")
+    sources.confirm()
+    assert Sources().of("mine.nets:Wide") == before
+    path.write_text(path.read_text().replace("relu", "tanh"))
+    with pytest.raises(KdxError, match=r"deeper.py: was edited since this process loaded mine.deeper"):
+        Sources().of("mine.nets:Wide")
+    importlib.reload(sys.modules["mine.deeper"])
+    assert Sources().of("mine.nets:Wide") != before
