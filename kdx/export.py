@@ -18,6 +18,7 @@ from kdx.metrics.classification import predict
 USAGE = """
 python -m kdx.export RUN_DIR [role=student] [format=onnx|torch_export|safetensors] [quantize=int8] [output=FILE]
                      [samples=512] [data_dir=DIR] [network=package.module:callable]
+                     [data=package.module:callable]
 
 Writes the network alone: no guide, no optimizer. ONNX and torch.export files take pixels 0-255 in batches of any size
 and normalise them themselves; all formats carry class names, image size and preprocessing. The file is compared with
@@ -31,6 +32,7 @@ DEFAULTS = {
     "samples": 512,
     "data_dir": None,
     "network": None,
+    "data": None,
 }
 FORMATS = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
 CALIBRATION = 256  # validation images from which int8 learns the range of every activation
@@ -46,6 +48,7 @@ def export_stage(
     samples: int,
     data_dir: str | None,
     network: str | None,
+    data: str | None,
 ) -> str:
     """Export the stage of the run in `words[0]`; what was written and how it compares, in words."""
     run_dir = Path(words[0])
@@ -55,7 +58,7 @@ def export_stage(
         raise KdxError(f"quantize={quantize}: only with format=onnx, whose runtime computes in int8")
     stage = load_stage(run_dir, role, network)
     card = Card.of(stage.meta, stage.checkpoint)
-    data = load_data(stage, data_dir)
+    dataset = load_data(stage, data_dir, data)
     plain = Deployed(stage.network, card).eval()
     suffix = (f".{quantize}" if quantize else "") + FORMATS[format]
     path = Path(output) if output else run_dir / role / "export" / f"{role}{suffix}"
@@ -64,10 +67,10 @@ def export_stage(
     write = {"onnx": _onnx, "torch_export": _torch_export, "safetensors": _safetensors}[format]
     content = write(plain, card)
     if quantize:
-        content = _int8(content, card, data.val.first(CALIBRATION)[0])
+        content = _int8(content, card, dataset.val.first(CALIBRATION)[0])
     write_atomic(path, content)
     model, _ = load_model(path, network=network, trust=True)
-    images, labels = data.test.first(samples)
+    images, labels = dataset.test.first(samples)
     told = [f"wrote {path} ({len(content) / 1e6:.2f} MB; the checkpoint has {_size_mb(stage.checkpoint):.2f} MB)"]
     return "\n".join([*told, _compare(plain, model, card, images, labels)])
 

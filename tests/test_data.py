@@ -1,3 +1,4 @@
+import os
 import pickle
 import socket
 from pathlib import Path
@@ -247,3 +248,51 @@ def test_bad_images_are_refused(images: np.ndarray, message: str) -> None:
 def test_columns_of_labels_are_flattened() -> None:
     arrays = {split: (images, labels[:, None]) for split, (images, labels) in tiny.arrays().items()}
     assert from_arrays("tiny", arrays, task="multi-class", class_names="abc").train.labels.shape == (30,)
+
+
+def test_another_file_under_the_name_of_a_set_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be meant so: the run goes on, and its summary says that the data is not the published one."""
+    path = tmp_path / "breastmnist.npz"
+    write_medmnist(path, "breastmnist")
+    hashed: list[Path] = []
+    published = [INFO["breastmnist"]["MD5"], "e" * 32]
+    monkeypatch.setattr("kdx.data.sources.md5_of", lambda path: hashed.append(path) or published[0])
+    assert load_medmnist("breastmnist", 28, str(tmp_path), download=False).notes == ()
+    write_medmnist(path, "breastmnist", count=30)
+    published.pop(0)
+    for _ in range(2):
+        (note,) = load_medmnist("breastmnist", 28, str(tmp_path), download=False).notes
+        assert (
+            note
+            == f"breastmnist.npz is not the published file: its md5 is {'e' * 32}, the published one's "
+            + (INFO["breastmnist"]["MD5"])
+        )
+    assert len(hashed) == 2  # once for each content
+
+
+@pytest.mark.timeout(20)
+def test_a_fifo_under_the_name_of_a_set_is_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "breastmnist.npz")
+    os.mkfifo(tmp_path / "cifar-10-python.tar.gz")
+    with pytest.raises(KdxError, match="breastmnist.npz: a FIFO, a regular file is needed"):
+        load_medmnist("breastmnist", 28, str(tmp_path), download=False)
+    with pytest.raises(KdxError, match="cifar-10-python.tar.gz: a FIFO"):
+        load_cifar("cifar10", str(tmp_path), download=False)
+    (tmp_path / "cifar-10-python.tar.gz").unlink()
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    os.mkfifo(tmp_path / "cifar-10-batches-py" / "data_batch_1")
+    with pytest.raises(KdxError, match="data_batch_1: a FIFO"):
+        load_cifar("cifar10", str(tmp_path), download=False)
+
+
+@pytest.mark.parametrize("labels", [[0] * 9 + [1], [0, 1, 2] * 2])
+def test_too_few_images_to_carve_are_our_own_line(labels: list[int]) -> None:
+    with pytest.raises(KdxError, match=r"cannot carve 1 of \d+ images off for validation: . classes need 2 images"):
+        carve(np.array(labels), 1)
+
+
+def test_batches_of_another_set_are_neither_read_nor_overwritten(tmp_path: Path) -> None:
+    write_cifar10(tmp_path)
+    for download in (False, True):
+        with pytest.raises(KdxError, match="data_batch_1 is not the published file .*: move the folder away"):
+            load_cifar("cifar10", str(tmp_path), download)

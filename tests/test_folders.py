@@ -13,13 +13,17 @@ import torch
 from PIL import Image
 
 from kdx.chain.chain import run_chain
+from kdx.config.schema import Settings
+from kdx.config.settings import read_settings
 from kdx.data.dataset import Dataset, Split, from_arrays
 from kdx.data.description import describe, log_description, oddities
 from kdx.data.imagefolder import load_imagefolder
+from kdx.deploy.load import load_model, picture_for
+from kdx.deploy.run_loader import load_data, load_stage
 from kdx.errors import KdxError
 from kdx.predict import predict_pictures
 from tests import tiny
-from tests.conftest import settings_of
+from tests.conftest import TINY, compose_config
 
 
 def write_pictures(folder: Path, count: int, first: int = 0, suffix: str = ".png") -> None:
@@ -229,10 +233,11 @@ def test_a_new_meaning_of_files_is_another_digest(root: Path, monkeypatch: pytes
     assert after.digest != before.digest and after.bytes_digest == before.bytes_digest
 
 
-def settings(root: Path, *overrides: str):
-    config = settings_of("model.teacher=tests.tiny:network", "stage=teacher", *overrides)
-    source = {"_target_": "kdx.data.imagefolder.load_imagefolder", "path": str(root), "size": None}
-    return replace(config, source={**source, "in_memory_gb": 1.0, "num_workers": 0}, augment=())
+def settings(root: Path, *overrides: str) -> Settings:
+    own = [word for word in TINY if not word.startswith(("dataset", "model.teacher", "num_workers"))]
+    own += ["dataset=imagefolder", f"dataset.path={root}", "dataset.augment=[]", "num_workers=0"]
+    config = compose_config(*own, "model.teacher=tests.tiny:network", "stage=teacher", *overrides)
+    return read_settings(config)
 
 
 def write_x_rays(root: Path) -> None:
@@ -276,3 +281,29 @@ def test_description_is_logged_once(root: Path, caplog: pytest.LogCaptureFixture
         log_description(load(root))
     levels = [record.levelname for record in caplog.records]
     assert levels.count("INFO") == 3 and levels.count("WARNING") >= 2
+
+
+def test_a_run_of_the_reader_before_finds_its_pictures(root: Path, tmp_path: Path) -> None:
+    """kdx 0.1 gave a folder the digest of its files' bytes."""
+    run_chain(settings(root, "epochs=1", f"output_dir={tmp_path / 'outputs'}"), tmp_path / "outputs" / "run")
+    stage = load_stage(tmp_path / "outputs" / "run", "teacher", "tests.tiny:network")
+    data = load_data(stage)
+    assert data.digest == stage.meta["data_digest"]
+    earlier = replace(stage, meta=stage.meta | {"data_digest": data.bytes_digest})
+    assert load_data(earlier).digest == data.digest
+    Image.new("RGB", (8, 6)).save(root / "test" / "dog" / "000.png")
+    for before in (stage, earlier):
+        with pytest.raises(KdxError, match="these are other images"):
+            load_data(before)
+
+
+def test_white_goes_with_the_network(root: Path, tmp_path: Path) -> None:
+    """predict reads 12-bit pictures as the training did."""
+    for path in root.rglob("*.png"):
+        levels = np.full((6, 8), 3000 if path.parent.name == "cat" else 300, dtype=np.uint16)
+        Image.fromarray(levels + int(path.stem)).save(path)
+    chosen = settings(root, "epochs=10", "dataset.white=4095", f"output_dir={tmp_path / 'outputs'}")
+    assert run_chain(chosen, tmp_path / "outputs" / "run") == 100
+    model, card = load_model(tmp_path / "outputs" / "run", "teacher", "tests.tiny:network")
+    picture = picture_for(root / "test" / "cat" / "000.png", card)
+    assert picture.unique().tolist() == [round(3000 / 4095 * 255)]

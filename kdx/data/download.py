@@ -1,39 +1,61 @@
-"""Fetch a file whole, checked and resumable."""
+"""Fetch a file whole, checked and resumable, in bounded time whatever the server does."""
 
 import hashlib
+import http.client
+import logging
 import os
+import queue
+import shutil
+import threading
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from kdx.errors import KdxError
+from kdx.files import make_folder
+
+log = logging.getLogger(__name__)
 
 CHUNK = 1 << 16
-TIMEOUT = 60  # seconds without a byte
+STALL_SECONDS = 60.0  # in each of which at least so many bytes must come, or the transfer has stalled:
+STALL_BYTES = 10_000
+LOCK_SECONDS = 600.0  # to wait for another process whose part does not grow
+REMIND_SECONDS = 60.0
+SPARE_BYTES = 1 << 28  # of the disk stay free where the length is not known: a server may never end
 
 
 def fetch(url: str, path: Path, md5: str) -> None:
-    """Download `url` to `path`, going on with a part that is there; the file appears only once its md5 is right.
+    """Download `url` to `path`, resuming from a part that is there; the file appears only once its md5 is right.
 
-    Raises `KdxError` where the transfer breaks off (the part stays, for the next try) or the file is another one.
+    Raises `KdxError` where the transfer breaks off or stalls (the part stays, for the next try) or the file is another
+    one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_name(path.name + ".part")
-    with FileLock(path.with_name(path.name + ".lock")):  # another process may want the same file
+    with _only_one(path.with_name(path.name + ".lock"), part):
         if path.exists():
             return
         try:
             _append(url, part)
-        except (OSError, ValueError, urllib.error.URLError) as error:
-            done = part.stat().st_size / 1e6 if part.exists() else 0.0
-            raise KdxError(f"{url}: {error}; {done:.1f} MB are kept: start again to go on") from error
-        actual = md5_of(part)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            if not _size(part):
+                part.unlink(missing_ok=True)
+            raise KdxError(
+                f"{url}: {_reason(error)}; {_size(part) / 1e6:.1f} MB are kept: start again to go on"
+            ) from error
+        actual = md5_of(part) if part.exists() else None
         if actual != md5:
-            part.unlink()
-            raise KdxError(f"{url}: its md5 is {actual}, not {md5}: what came is discarded")
+            begins = _beginning(part)
+            part.unlink(missing_ok=True)
+            raise KdxError(f"{url}: its md5 is {actual}, not {md5}: what came is discarded ({begins})")
         os.replace(part, path)
 
 
@@ -43,26 +65,163 @@ def md5_of(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
+@contextmanager
+def _only_one(path: Path, part: Path) -> Iterator[None]:
+    """Hold a lock file; who holds it already is waited for as long as the part grows."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))  # filelock would try for ever where this fails
+    except OSError as error:
+        raise KdxError(f"cannot write {path}: {error.strerror}; choose another data_dir") from error
+    lock = FileLock(path)
+    size, grown, told = _size(part), time.monotonic(), 0.0
+    while True:
+        try:
+            lock.acquire(timeout=min(1.0, LOCK_SECONDS), poll_interval=0.05)
+            break
+        except Timeout:
+            now = time.monotonic()
+            if _size(part) != size:
+                size, grown = _size(part), now
+            if not told or now - told >= REMIND_SECONDS:
+                log.info("waiting for another process that downloads %s", part.stem)
+                told = now
+            if now - grown >= LOCK_SECONDS:
+                reason = f"another process holds {path}, and {part.name} has not grown for {now - grown:.0f} s"
+                raise KdxError(f"{reason}: end that process, or choose another data_dir") from None
+        except OSError as error:
+            raise KdxError(f"cannot lock {path}: {error.strerror or error}; choose another data_dir") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _append(url: str, part: Path) -> None:
     """Fetch what is missing of the part behind it; from the start where the server cannot do that."""
-    have = part.stat().st_size if part.exists() else 0
+    have = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is missing
+    with _Transfer(request) as transfer:
+        status, headers = transfer.head()
+        if status == 416:  # nothing is missing
             return
-        raise
-    with answer:
-        goes_on = answer.status == 206
-        left = int(answer.headers.get("Content-Length") or 0)
-        start = have if goes_on else 0
+        resumes = status == 206 and _continues(headers.get("Content-Range"), have)
+        stated = headers.get("Content-Length") or ""
+        left = int(stated) if stated.isascii() and stated.isdigit() else 0
+        start = have if resumes else 0
+        _check_space(part, left or SPARE_BYTES)
+        chunks = transfer.chunks()
+        first = next(chunks, b"")
+        if start == 0 and first.lstrip()[:1] == b"<":  # what is kept of the file stays
+            raise OSError("the server sends a web page instead of the file")
         with (
-            open(part, "ab" if goes_on else "wb") as file,
+            open(part, "ab" if resumes else "wb") as file,
             tqdm(total=start + left or None, initial=start, unit="B", unit_scale=True, desc=part.stem) as bar,
         ):
-            while chunk := answer.read(CHUNK):
+            for number, chunk in enumerate(chain([first], chunks)):
                 file.write(chunk)
                 bar.update(len(chunk))
-        if left and part.stat().st_size != start + left:
-            raise OSError(f"the connection ended after {part.stat().st_size} of {start + left} bytes")
+                if not left and number % 1000 == 999:
+                    _check_space(part, SPARE_BYTES)
+    if left and _size(part) != start + left:
+        raise OSError(f"the connection ended after {_size(part)} of {start + left} bytes")
+
+
+def _continues(content_range: str | None, have: int) -> bool:
+    """Whether a partial answer begins where the part ends; a server that does not say where is believed."""
+    if content_range is None or content_range.startswith(f"bytes {have}-"):
+        return True
+    if content_range.startswith("bytes 0-"):
+        return False
+    raise OSError(f"the server sends {content_range[:50]!r} where what is behind byte {have} was asked for")
+
+
+class _Transfer:
+    """A request in a thread of its own: a server may hold up each step of it, and no single timeout covers all."""
+
+    def __init__(self, request: urllib.request.Request) -> None:
+        self.request, self.had = request, bool(request.headers)
+        self.arrived: queue.Queue[Any] = queue.Queue(maxsize=64)
+        self.given_up = threading.Event()
+        self.thread = threading.Thread(target=self._work, daemon=True)  # one that hangs must not keep the process
+
+    def __enter__(self) -> "_Transfer":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.given_up.set()
+
+    def head(self) -> tuple[int, Any]:
+        """Status and headers."""
+        return self._next(time.monotonic() + STALL_SECONDS)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The body as it comes; `OSError` where it comes too slowly."""
+        until, count = time.monotonic() + STALL_SECONDS, 0
+        while (chunk := self._next(until)) is not None:
+            count += len(chunk)
+            if count >= STALL_BYTES:
+                until, count = time.monotonic() + STALL_SECONDS, 0
+            yield chunk
+
+    def _next(self, until: float) -> Any:
+        try:
+            found = self.arrived.get(timeout=max(0.0, until - time.monotonic()))
+        except queue.Empty:
+            raise OSError(f"stalled: fewer than {STALL_BYTES} bytes came in {STALL_SECONDS:.0f} s") from None
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _work(self) -> None:
+        try:
+            with self._open() as answer:
+                self._put((answer.status, answer.headers))
+                while not self.given_up.is_set() and (chunk := answer.read1(CHUNK)):
+                    self._put(chunk)
+            self._put(None)
+        except Exception as error:  # raised again by whoever waits for it
+            self._put(error)
+
+    def _open(self) -> Any:
+        try:
+            return urllib.request.urlopen(self.request, timeout=STALL_SECONDS)
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and self.had:
+                return error
+            error.close()
+            raise
+
+    def _put(self, item: Any) -> None:
+        while not self.given_up.is_set():
+            try:
+                return self.arrived.put(item, timeout=1)
+            except queue.Full:
+                continue
+
+
+def _check_space(part: Path, needed: int) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if needed > free:
+        raise OSError(f"the disk of data_dir has {free / 1e6:.1f} MB free; make room or choose another data_dir")
+
+
+def _beginning(part: Path) -> str:
+    if not _size(part):
+        return "nothing came"
+    with open(part, "rb") as file:
+        return f"it begins with {file.read(16)!r}"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line; a server may have put anything into it."""
+    text = "".join(c if c.isprintable() else " " for c in str(error))
+    known = f"{type(error).__name__}: " if isinstance(error, http.client.HTTPException) else ""
+    return known + " ".join(text.split())[:200] or type(error).__name__

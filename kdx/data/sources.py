@@ -3,6 +3,7 @@
 import math
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -71,6 +72,7 @@ def load_cifar(name: str, root: str, download: bool) -> Dataset:
         except RuntimeError:
             archive = Path(root) / reader.filename
             if not archive.exists():
+                _refuse_other_batches(Path(root) / reader.base_folder, [*reader.train_list, *reader.test_list], name)
                 _fetch(reader.url, archive, reader.tgz_md5, name, download)
             if md5_of(archive) != reader.tgz_md5:
                 damaged = f"{archive} is damaged (its md5 is not {reader.tgz_md5}): delete it"
@@ -88,6 +90,14 @@ def load_cifar(name: str, root: str, download: bool) -> Dataset:
         "test": (test.data, np.asarray(test.targets)),
     }
     return from_arrays(name, arrays, task="multi-class", class_names=train.classes)
+
+
+def _refuse_other_batches(folder: Path, published: Sequence[tuple[str, str]], name: str) -> None:
+    """What a user put there by hand is not overwritten by the published files."""
+    for file, md5 in published:
+        path = folder / file
+        if path.exists() and md5_of(path) != md5:
+            raise KdxError(f"dataset={name}: {path} is not the published file (its md5 differs): move the folder away")
 
 
 def load_medmnist(name: str, size: int, root: str, download: bool) -> Dataset:

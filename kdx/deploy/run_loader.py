@@ -3,6 +3,7 @@
 What is read is data: of the code that a file names, only kdx's own and torchvision's runs without being named again.
 """
 
+import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,29 +74,59 @@ def network_of(meta: dict[str, Any], path: Path, network: str | None = None) -> 
     return build_network(NetworkSpec(name, classes, channels, stem=stem), download=False).eval()
 
 
-def load_data(stage: StoredStage, data_dir: str | None = None) -> Dataset:
-    """The data set that the stage was trained on; `KdxError` where it is another by now."""
-    configs = sorted((stage.checkpoint.parent.parent / "logs").glob("*_config.json"))
+def load_data(stage: StoredStage, data_dir: str | None = None, data: str | None = None) -> Dataset:
+    """The data set that the stage was trained on; `KdxError` where it is another by now.
+
+    `data` is package.module:callable, a user's own code, which is not run because a file says so. It gets the arguments
+    of the run's `dataset.source` where it is the one that the run used, else none.
+    """
+    logs = stage.checkpoint.parent.parent / "logs"
+    configs = sorted(logs.glob("*_config.json"))
     if not configs:
-        raise KdxError(f"{stage.checkpoint.parent.parent / 'logs'}: no *_config.json says where the images come from")
+        raise KdxError(f"{logs}: no *_config.json says where the images come from")
     source = dict(read_json(configs[0])["config"]["dataset"]["source"])
     target = _today(source.pop("_target_", None))
-    if target not in LOADERS:
-        raise KdxError(f"{configs[0]}: images come from {target}, code of yours that is not run because a file says so")
-    for key in ("root", "path"):
-        if key in source:
-            recorded = source[key]
-            if data_dir is None and "${" in recorded and not recorded.startswith("${oc.env:KDX_DATA"):
-                raise KdxError(f"{configs[0]}: the images lie in {recorded}: say where that is with data_dir=")
-            source[key] = data_dir or (os.environ.get("KDX_DATA", "data") if "${" in recorded else recorded)
-    if "download" in source:
-        source["download"] = False
-    if "num_workers" in source:
-        source["num_workers"] = 0
-    data = LOADERS[target](**source)
-    if data.digest != stage.meta["data_digest"]:
+    if target not in LOADERS and data is None:
+        named = ":".join(str(target).rsplit(".", 1))
+        reason = f"code of yours that is not run because a file says so: say data={named} if it may run"
+        raise KdxError(f"{configs[0]}: images come from {target}, {reason}")
+    _fill_in(source, configs[0], data_dir)
+    if data is None:
+        found = LOADERS[str(target)](**source)
+    else:
+        found = _call_own(data, source if data.replace(":", ".") == target else {})
+    if stage.meta["data_digest"] not in (found.digest, found.bytes_digest):  # the latter is kdx 0.1's
         raise KdxError(f"{stage.meta['dataset']}: these are other images than the {stage.role} was trained on")
-    return data
+    return found
+
+
+def _fill_in(source: dict[str, Any], config: Path, data_dir: str | None) -> None:
+    """Say where the images lie on this machine; no download, no workers."""
+    for key, recorded in source.items():
+        if isinstance(recorded, str) and (key in ("root", "path") or "${" in recorded):
+            if data_dir is None and "${" in recorded and not recorded.startswith("${oc.env:KDX_DATA"):
+                raise KdxError(f"{config}: the images lie in {recorded}: say where that is with data_dir=")
+            source[key] = data_dir or (os.environ.get("KDX_DATA", "data") if "${" in recorded else recorded)
+    source |= {key: value for key, value in {"download": False, "num_workers": 0}.items() if key in source}
+
+
+def _call_own(data: str, arguments: dict[str, Any]) -> Dataset:
+    module, _, name = data.partition(":")
+    nested = [key for key, value in arguments.items() if isinstance(value, dict) and "_target_" in value]
+    if nested:
+        raise KdxError(f"data={data}: its argument {nested[0]} is an object: name a callable that needs no argument")
+    try:
+        found = getattr(importlib.import_module(module), name)(**arguments)
+    except KdxError:
+        raise
+    except Exception as error:  # a user's own code may raise anything
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise KdxError(
+            f"data={data}: package.module:callable must be importable and return the data ({reason})"
+        ) from error
+    if not isinstance(found, Dataset):
+        raise KdxError(f"data={data}: returned {type(found).__name__}, a kdx.data.Dataset is needed")
+    return found
 
 
 def _today(target: str | None) -> str | None:

@@ -18,6 +18,7 @@ from kdx.visualize.grad_cam import grad_cam
 USAGE = """
 python -m kdx.visualize.feature_maps RUN_DIR [role=student] [layer=layer4] [samples=4] [compare=teacher] [cam=true]
                         [data_dir=DIR] [network=package.module:callable]
+                        [data=package.module:callable]
 
 Draws the feature maps of `layer` (a dotted name; default: the last with maps of more than one pixel) for the first
 test images of a finished run, and next to each other what the stage and the one it is compared with look at
@@ -33,6 +34,7 @@ DEFAULTS = {
     "cam": False,
     "data_dir": None,
     "network": None,
+    "data": None,
 }
 
 
@@ -45,12 +47,13 @@ def draw_run(
     cam: bool,
     data_dir: str | None,
     network: str | None,
+    data: str | None,
 ) -> str:
     """Pictures of a finished run, into the stage's folder; what was drawn, in words."""
     run_dir = Path(words[0])
     stage = load_stage(run_dir, role, network)
-    data = load_data(stage, data_dir)
-    images, labels = _prepared(stage, data, samples)
+    dataset = load_data(stage, data_dir, data)
+    images, labels = _prepared(stage, dataset, samples)
     chosen = layer or last_map_layer(stage.network, images)
     if chosen is None:
         raise KdxError(f"role={role}: {stage.meta['network']} has no layer that gives maps")
@@ -70,7 +73,7 @@ def draw_run(
             if cam:
                 panels[f"{name}: Grad-CAM"] = grad_cam(shown.network, image[None], at, label)
         path = folder / f"side_by_side_{number}_label_{label_text(label)}.png"
-        _draw_side_by_side(data.test.images[number], panels, _label_names(label, data), path)
+        _draw_side_by_side(dataset.test.images[number], panels, _label_names(label, dataset), path)
         drawn.append(path)
     said = [f"layer {chosen} of {role}: {stage.meta['network']}"]
     if max(features_of(stage.network, images[:1], chosen).shape[2:]) == 1:

@@ -1,0 +1,74 @@
+"""A run on a user's own data set is exported and visualised once its owner names the code."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdx import export
+from kdx.data.dataset import Dataset
+from kdx.deploy.run_loader import load_data, load_stage
+from kdx.errors import KdxError
+from kdx.visualize import __main__ as visualize
+from tests import tiny
+from tests.conftest import TinyRun
+
+OWN = {"network": tiny.NETWORK, "data": "tests.tiny:dataset", "role": "teacher"}
+
+
+def other() -> Dataset:
+    return tiny.dataset(seed=1)
+
+
+def same() -> Dataset:
+    return tiny.dataset(classes=4)
+
+
+def no_data() -> str:
+    return "pictures"
+
+
+def broken() -> Dataset:
+    raise RuntimeError("two\nlines")
+
+
+@pytest.fixture
+def run(tiny_run: Callable[..., TinyRun]) -> Path:
+    own = ("stage=teacher", "model.teacher=tests.tiny:network", "epochs=1", "+dataset.source.classes=4")
+    return tiny_run(*own).folder
+
+
+def test_own_data_is_not_run_because_a_file_says_so(run: Path) -> None:
+    with pytest.raises(KdxError, match="code of yours that is not run .*: say data=tests.tiny:dataset"):
+        load_data(load_stage(run, "teacher", tiny.NETWORK))
+
+
+def test_own_data_is_exported_and_drawn(run: Path) -> None:
+    """The callable gets the arguments that it got for the training: four classes."""
+    told = export.export_stage([str(run)], **export.DEFAULTS | OWN | {"format": "safetensors"})
+    assert "on 30 test images: largest difference" in told
+    visualize.draw_run([str(run)], **visualize.DEFAULTS | OWN | {"samples": 1})
+    assert list((run / "teacher" / "visualizations").rglob("side_by_side_0*.png"))
+
+
+def test_another_callable_that_gives_the_same_images_will_do(run: Path) -> None:
+    stage = load_stage(run, "teacher", tiny.NETWORK)
+    assert load_data(stage, data="tests.test_own_data:same").digest == stage.meta["data_digest"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("tests.test_own_data:other", "these are other images than the teacher was trained on"),
+        ("tests.test_own_data:no_data", "returned str, a kdx.data.Dataset is needed"),
+        ("tests.test_own_data:broken", "RuntimeError: two lines"),
+        ("tests.test_own_data:nothing", "must be importable"),
+        ("no_such_module:x", "must be importable"),
+        ("nonsense", "must be importable"),
+        ("", "must be importable"),
+    ],
+)
+def test_wrong_data_is_one_line(run: Path, data: str, message: str) -> None:
+    with pytest.raises(KdxError, match=message) as error:
+        load_data(load_stage(run, "teacher", tiny.NETWORK), data=data)
+    assert "\n" not in str(error.value)
