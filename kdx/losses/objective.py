@@ -1,9 +1,10 @@
 """What a method of distillation is: a module that compares a student with a teacher."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from kdx.models.features import Outputs
@@ -76,9 +77,20 @@ class Objective(nn.Module):
         return None
 
     def maps_of(self, student: Outputs, teacher: Outputs) -> tuple[list[Tensor], list[Tensor]]:
-        """The features of the layers that were asked for, of both networks, in order."""
+        """The features of the layers that were asked for, in order; the teacher's without gradient."""
         words = self.layers if self.teacher_layers is None else self.teacher_layers
-        return _flat(student.features, self.layers), _flat(teacher.features, words)
+        seen = [tensor.detach() for tensor in _flat(teacher.features, words)]
+        return _flat(student.features, self.layers), seen
+
+
+def no_loss(student: Tensor) -> Tensor:
+    """0 with a graph: what a method says where a part of a batch is too small for it."""
+    return student.sum() * 0
+
+
+def total(losses: Iterable[Tensor]) -> Tensor:
+    """The sum of scalars."""
+    return torch.stack(tuple(losses)).sum()
 
 
 def _flat(features: Mapping[str, Sequence[Tensor]], words: Sequence[str]) -> list[Tensor]:

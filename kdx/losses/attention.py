@@ -1,0 +1,51 @@
+"""Attention transfer (1612.03928): where in the image a layer is active, whatever its channels."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdx.losses.objective import Facts, Lesson, Objective, total
+from kdx.losses.pairs import check_pairs, to_one_size, words
+from kdx.losses.ranges import above_zero
+from kdx.models.features import Outputs
+
+
+def attention_loss(student: Tensor, teacher: Tensor, power: float) -> Tensor:
+    """Mean squared difference of the normalised maps of the channels' mean f^power; maps (B, C, H, W) of any channels.
+
+    The larger map is averaged down to the size of the smaller.
+    """
+    student, teacher = to_one_size(student, teacher)
+    return (_attention(student, power) - _attention(teacher, power)).square().mean()
+
+
+def _attention(maps: Tensor, power: float) -> Tensor:
+    return F.normalize(maps.pow(power).mean(dim=1).flatten(1))
+
+
+class AttentionTransfer(Objective):
+    """The loss of every layer's attention, summed over layers.
+
+    As published in later comparisons: cross-entropy with weight 1, this with 1000, the last map of each stage. All
+    tasks; maps of another aspect ratio are squeezed.
+    """
+
+    def __init__(
+        self,
+        layers: str | Sequence[str] = "stages",
+        teacher_layers: str | Sequence[str] | None = None,
+        power: int = 2,
+    ) -> None:
+        super().__init__()
+        above_zero(power=power)
+        self.layers, self.power = words(layers), power
+        self.teacher_layers = None if teacher_layers is None else words(teacher_layers)
+
+    def prepare(self, facts: Facts) -> None:
+        super().prepare(facts)
+        check_pairs(*self.maps_of(facts.student, facts.teacher), dims=4)
+
+    def forward(self, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:
+        pairs = zip(*self.maps_of(student, teacher), strict=True)
+        return {"loss": total(attention_loss(*pair, self.power) for pair in pairs)}
