@@ -36,11 +36,11 @@ def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) 
     """
     index = StageIndex(Path(settings.output_dir))
     place = make_workplace(settings, load_dataset(settings))
-    log_description(place.dataset)
     if place.device.type == "cpu" and not settings.activation_checkpointing:  # which asks for little memory
         keep_freed_memory()
     plan = make_plan(place, index)
     log.info("%s", "\n".join(describe_plan(plan)))
+    log_description(place.dataset)
     loaded = check_plan(place, plan, run_dir)
     if settings.plan:
         return None
