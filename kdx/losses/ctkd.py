@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kdx.losses.hinton import soft_loss, soft_loss_per_label
 from kdx.losses.objective import Lesson, Objective
-from kdx.losses.ranges import above_zero, share
+from kdx.losses.ranges import above_zero, finite, share
 from kdx.losses.standardisation import refusal_of_standardised, standardise
 from kdx.models.features import Outputs
 
@@ -41,6 +41,7 @@ class CTKD(Objective):
     ) -> None:
         super().__init__()
         above_zero(start=start, span=span)
+        finite(theta=theta)
         share(ramp=ramp)
         self.start, self.span, self.ramp, self.standardise = start, span, ramp, standardise
         self.theta = nn.Parameter(torch.tensor(float(theta)))

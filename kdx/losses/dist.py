@@ -37,7 +37,7 @@ class DIST(Objective):
     """
 
     tasks = SINGLE_LABEL
-    instead = "hinton, wttm, ctkd or mld"
+    instead = "hinton, wttm or ctkd"
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ class DKD(Objective):
     """
 
     tasks = SINGLE_LABEL
-    instead = "hinton, wttm, ctkd or mld"
+    instead = "hinton, wttm or ctkd"
 
     def __init__(
         self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, standardise: bool = False

@@ -20,7 +20,7 @@ class HardLabel(Objective):
     """
 
     tasks = SINGLE_LABEL
-    instead = "hinton, wttm, ctkd or mld"
+    instead = "hinton, wttm or ctkd"
 
     def forward(self, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:
         return {"loss": hard_label_loss(student.logits, teacher.logits)}

@@ -32,11 +32,11 @@ class MLLD(Objective):
     """
 
     tasks = SINGLE_LABEL
-    instead = "hinton, wttm, ctkd or mld"
+    instead = "hinton, wttm or ctkd"
 
     def __init__(self, temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0)) -> None:
         super().__init__()
-        if isinstance(temperatures, str) or not temperatures:
+        if isinstance(temperatures, str) or not isinstance(temperatures, Sequence) or not temperatures:
             raise ValueError(f"temperatures={temperatures}: a list of numbers is needed")
         for temperature in temperatures:
             above_zero(temperatures=temperature)

@@ -30,7 +30,7 @@ class NKD(Objective):
 
     tasks = SINGLE_LABEL
     min_classes = 3
-    instead = "hinton, wttm, ctkd or mld"
+    instead = "hinton, wttm or ctkd"
 
     def __init__(self, gamma: float = 1.5, temperature: float = 1.0) -> None:
         super().__init__()

@@ -14,6 +14,11 @@ def not_negative(**numbers: float) -> None:
     _check(numbers, "a finite number of at least 0", lambda value: value >= 0)
 
 
+def finite(**numbers: float) -> None:
+    """Raise unless each is a finite number."""
+    _check(numbers, "a finite number", lambda value: True)
+
+
 def share(**numbers: float) -> None:
     """Raise unless each is a number from 0 to 1."""
     _check(numbers, "a number from 0 to 1", lambda value: 0 <= value <= 1)

@@ -33,7 +33,7 @@ class WSLD(Objective):
     """
 
     tasks = SINGLE_LABEL
-    instead = "hinton, wttm, ctkd or mld"
+    instead = "hinton, wttm or ctkd"
 
     def __init__(self, temperature: float = 2.0) -> None:
         super().__init__()
