@@ -85,7 +85,7 @@ def run_job(config: DictConfig) -> float | None:
         log.error("error: %s", error)
         if _wants_traceback() or not single:
             raise
-        _discard_unstarted(run_dir)
+        _discard_unstarted(run_dir, Path(str(config.output_dir)))
         raise SystemExit(BUSY if isinstance(error, BusyError) else USER_ERROR) from None  # past Hydra's own message
     except Stopped as stopped:
         again = [*sys.argv[1:], *([] if settings.resume else ["resume=true"])]
@@ -99,7 +99,7 @@ def run_job(config: DictConfig) -> float | None:
     finally:
         gc.unfreeze()  # else native libraries report at exit what was not collected
     if settings.plan and single:
-        _discard_unstarted(run_dir)
+        _discard_unstarted(run_dir, Path(str(config.output_dir)))
     return result
 
 
@@ -262,8 +262,9 @@ def _compose(loader: Any, name: str, overrides: list[str], run_mode: RunMode) ->
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError):
         raise
     except Exception as error:  # a group that is a number, a key of a key that is a number
-        groups = [override for override in overrides if override.lstrip("+~").split("=")[0] in loader.list_groups("")]
-        where = " ".join(groups or overrides)
+        pairs = {override: override.lstrip("+~").partition("=")[::2] for override in overrides}
+        groups = [o for o, (group, option) in pairs.items() if option not in loader.get_group_options(group)]
+        where = " ".join([o for o in groups if pairs[o][0] in loader.list_groups("")] or overrides)
         raise KdxError(f"{where}: cannot be composed: {str(error) or type(error).__name__}") from error
 
 
@@ -271,8 +272,11 @@ def _wants_traceback() -> bool:
     return os.environ.get("KDX_TRACEBACK") == "1"
 
 
-def _discard_unstarted(run_dir: Path) -> None:
-    """Remove the folder of a run that trained nothing, if it holds only what Hydra put there."""
+def _discard_unstarted(run_dir: Path, output_dir: Path) -> None:
+    """Remove the folder of a run that trained nothing, if it holds only what Hydra put there, and the empty ones above.
+
+    Those are `output_dir` and what lies between; never the folder that the command was started in.
+    """
     hydra_dir = run_dir / ".hydra"
     if {path.name for path in run_dir.iterdir()} <= {".hydra", "run.log"}:
         logging.shutdown()
@@ -281,3 +285,8 @@ def _discard_unstarted(run_dir: Path) -> None:
         for folder in (hydra_dir, run_dir):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+        between = (above for above in run_dir.absolute().parents if above.is_relative_to(output_dir.absolute()))
+        for folder in between:
+            if folder in (Path.cwd(), *Path.cwd().parents) or any(folder.iterdir()):
+                break
+            folder.rmdir()

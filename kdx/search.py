@@ -5,16 +5,16 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdx import cli
 from kdx.config.checks import Problems
-from kdx.config.schema import Settings
+from kdx.config.ranges import Flag, Real, Rule
+from kdx.config.schema import SearchSchema, Settings
 from kdx.config.settings import explain_key, flat_keys, read_settings
 from kdx.errors import KdxError, suggest
 from kdx.report.sweep import write_report
@@ -30,15 +30,6 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
 INSTEAD_OF = "instead_of"  # marks a trial that repeats one which died with an earlier search
-
-
-@dataclass
-class SearchSchema:
-    name: str = MISSING
-    trials: int = 20
-    n_jobs: int = 1
-    prune: bool = True
-    space: dict[str, dict[str, Any]] = MISSING  # key: {low, high, log} or {choices: [...]}
 
 
 def search(wish: SearchSchema, settings: Settings, program: Program, overrides: Sequence[str], cpus: int) -> Path:
@@ -82,10 +73,6 @@ def read_search(config: DictConfig) -> SearchSchema:
         raise KdxError("search." + explain_key(error)) from error
     assert isinstance(wish, SearchSchema)
     problems = Problems()
-    problems.at_least("search.trials", wish.trials, 1)
-    problems.at_least("search.n_jobs", wish.n_jobs, 1)
-    if not wish.name or "/" in wish.name or wish.name.startswith("."):
-        problems.add("search.name", wish.name, "a plain name is needed: it becomes a folder")
     for key, space in wish.space.items():
         if OmegaConf.select(config, key, default=problems) is problems:
             problems.add("search.space", key, f"no such key{suggest(key, flat_keys(config))}")
@@ -99,14 +86,11 @@ def read_search(config: DictConfig) -> SearchSchema:
 def _is_space(space: dict[str, Any]) -> bool:
     if set(space) == {"choices"}:
         return bool(space["choices"])
-    low, high = space.get("low"), space.get("high")
-    if (
-        not set(space) <= {"low", "high", "log"}
-        or not isinstance(low, int | float)
-        or not isinstance(high, int | float)
-    ):
+    rules: dict[str, Rule] = {"low": Real(), "high": Real(), "log": Flag()}
+    space = {"log": False, **space}
+    if set(space) != set(rules) or any(rule.problem(space[key]) is not None for key, rule in rules.items()):
         return False
-    return low < high and (low > 0 or not space.get("log", False))
+    return space["low"] < space["high"] and (space["low"] > 0 or not space["log"])
 
 
 def _open_study(wish: SearchSchema, folder: Path, seed: int) -> "optuna.Study":

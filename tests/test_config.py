@@ -203,14 +203,14 @@ BAD = [  # overrides, and what the one line must hold
     ("dataset.source._target_=null", "dataset.source._target_=None: the dotted name of a callable"),
     ("dataset.source._target_=5", "dataset.source._target_=5"),
     ("experiment=5", "experiment=5: cannot be composed: Config group override must be a string"),
-    ("threads=100000", "threads=100000: a whole number of at least 1 and at most 1024"),
+    ("threads=100000", "threads=100000: a whole number of at least 1 and at most 512"),
     ("model.student=.mynet:small", "model.student=.mynet:small: stage.student needs a network"),
     ("seed=18446744073709551616", "seed=18446744073709551616: a whole number of at least 0"),
     ("num_workers=1000000000000", "num_workers=1000000000000"),
     ("batch_size=1000000000", "batch_size=1000000000"),
     ("optimizer.fused=abc", "optimizer.fused=abc: choose true, false, or null"),
     ("+optimizer.betas=[0.9,1.0]", "optimizer.betas=[0.9, 1.0]: 1.0: a number from 0 to below 1"),
-    ("+optimizer.betas=0.9", "optimizer.betas=0.9: a list of 2 to 3 values"),
+    ("+optimizer.betas=0.9", "optimizer.betas=0.9: a list of 2 values"),
     ("scheduler.T_max=true", "scheduler.T_max=True: a whole number of at least 1"),
     ("scheduler.T_max=0", "scheduler.T_max=0"),
     ("scheduler=step scheduler.milestones=[-1]", "scheduler.milestones=[-1]: -1: a finite number above 0"),
@@ -234,6 +234,15 @@ BAD = [  # overrides, and what the one line must hold
     ("epochs=???", "Missing mandatory value: epochs"),
     ("kd=5", "kd=5: cannot be composed"),
     ("dataset.normalize={mean:[125.0],std:[60]}", "pixels scaled to 0-1"),
+    ("experiment=search_kd search.trials=0", "search.trials=0: a whole number of at least 1"),
+    ("experiment=search_kd search.name=a/b", "search.name=a/b: a plain name"),
+    ("experiment=search_kd +search.trial=3", "search.trial: no such key; did you mean 'trials'?"),
+    ("experiment=search_kd search.space={kd.alpha:{low:nan}}", "search.space"),
+    ("experiment=nan kd=none", "error: experiment=nan: cannot be composed"),
+    ("stage.student.guide='null'", "stage.student.guide=null: choose null, teacher, assistant"),
+    ("stage.student.guide=student", "stage.student.guide=student: choose null, teacher, assistant"),
+    ("stage.student.guide=[teacher]", "choose null, teacher, assistant"),
+    ("model.student=5", "model.student=5: stage.student needs a network"),
     ("--epochs 3", "unknown option --epochs: keys are written key=value, without dashes; did you mean epochs=...?"),
     ("--temperature=3", "did you mean kd.temperature=...?"),
     ("--config-dir nowhere", "--config-dir nowhere: no such folder"),
@@ -255,6 +264,29 @@ def test_bad_values_are_one_line_with_key_value_and_choices(
     assert printed.startswith("error: ") and printed.count("\n") == 1 and "Traceback" not in printed
     assert re.search(message, printed) or message in printed
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+optimizer.momentun=0.5", "optimizer.momentun: torch.optim.AdamW has no such key; did you mean 'momentum'?"),
+        ("+optimizer.params=[1]", "optimizer: torch.optim.AdamW cannot be built: "),
+    ],
+)
+def test_what_a_shipped_option_does_not_take_is_one_line(override: str, message: str) -> None:
+    stage = settings_of(override).stage("student")
+    with pytest.raises(KdxError, match=re.escape(message)):
+        build(stage.optimizer, "optimizer", [torch.zeros(1, requires_grad=True)])
+
+
+def test_numbers_from_the_environment_are_numbers_and_a_number_may_name_a_folder(monkeypatch) -> None:
+    monkeypatch.setenv("MY_EPOCHS", "3")
+    monkeypatch.setenv("MY_FLAG", "false")
+    settings = settings_of("epochs=${oc.env:MY_EPOCHS}", "deterministic=${oc.env:MY_FLAG}", "output_dir=2024")
+    assert settings.stage("student").epochs == 3 and settings.deterministic is False
+    assert settings.stage("student").scheduler["T_max"] == 3 and settings.output_dir == "2024"
+    assert settings_of("dataset=imagefolder", "data_dir=7").source["path"] == "7"
+    assert settings_of("stage.teacher.checkpoint=5").stage("teacher").checkpoint == "5"
 
 
 def test_full_error_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

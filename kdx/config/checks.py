@@ -81,10 +81,7 @@ class Problems:
 
 
 def check_values(config: Mapping[str, Any], problems: Problems) -> None:
-    """Every key of a composed config as plain, resolved values: known, and within its range.
-
-    Whatever else it holds, such as the keys of a user's own code, must be finite and printable.
-    """
+    """Every key of kdx's own in a composed config of plain, resolved values: known, and within its range."""
     check_fields(Schema, config, "", problems)
     model, stage = config.get("model"), config.get("stage")
     if isinstance(stage, Mapping) and isinstance(model, Mapping):
@@ -97,6 +94,10 @@ def check_values(config: Mapping[str, Any], problems: Problems) -> None:
             needed = NETWORK.problem(model.get(role))
             if needed is not None:
                 problems.add(f"model.{role}", model.get(role), f"stage.{role} needs {needed}")
+
+
+def check_swap_points(config: Mapping[str, Any], problems: Problems) -> None:
+    """The keys of the swap points; whatever else a config holds, such as a user's own keys, is finite and printable."""
     for name in SWAP_POINTS:
         check_swap_point(name, config, problems)
     for name, value in leaves(config):
@@ -124,9 +125,9 @@ def check_fields(
             if field.default == MISSING:
                 problems.add(f"{prefix}{name}", None, "a value is needed")
             continue
-        rule, value = field.metadata["rule"], node[name]
-        rule = Nullable(rule) if types.NoneType in typing.get_args(hints[name]) else rule
-        problems.rule(f"{prefix}{name}", _unquoted(value, rule), rule)
+        rule, value = field.metadata["rule"], _unquoted(node[name], field.metadata["rule"])
+        nullable = types.NoneType in typing.get_args(hints[name])
+        problems.rule(f"{prefix}{name}", value, Nullable(rule) if nullable else rule)
         if isinstance(rule, Group) and rule.schema is not None and isinstance(value, Mapping):
             check_fields(rule.schema, value, f"{prefix}{name}.", problems)
 
@@ -187,9 +188,10 @@ def check_role_names(roles: list[str], stage: Mapping[str, Any], problems: Probl
         if role.lower() in RESERVED_ROLES or not role.isidentifier() or len(role) > 64:
             problems.add("stage", role, "this word cannot name a role")
         guide = stage[role].get("guide")
-        if guide is not None:
-            others = (other for other in roles if other != role)
-            problems.rule(f"stage.{role}.guide", guide, Choice(("null", *others)))
+        if guide is not None and (guide == role or guide not in roles):
+            others = [other for other in roles if other != role]
+            choices = ", ".join(("null", *others))
+            problems.add(f"stage.{role}.guide", guide, f"choose {choices}{suggest(shown(guide), others)}")
     if not roles:
         problems.add("stage", stage, "a role is needed: a mapping {guide: null}")
     problems.rule("stage.deliver", stage.get("deliver"), Choice(("all", *roles)))
@@ -206,7 +208,6 @@ def check_hydra(hydra: Mapping[str, Any], problems: Problems) -> None:
 
 def _unquoted(value: Any, rule: Rule) -> Any:
     """A number or flag that arrives as text, as every value of the environment does."""
-    rule = rule.rule if isinstance(rule, Nullable) else rule
     if not isinstance(value, str):
         return value
     if isinstance(rule, Flag):

@@ -15,7 +15,7 @@ PIXELS = Whole(1, 4096)
 LAYER = Text(r"\w+(\.\w+)*", "the dotted name of a layer is needed")
 NAME = Text(r"(?!\.)[^/\\]+", "a plain name is needed: it becomes a folder", 100)
 NETWORK = Text(
-    r"(timm/)?[A-Za-z0-9][\w.\-]*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*",
+    r"(timm/)?[A-Za-z][\w.\-]*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*",
     "a network, e.g. resnet18, or package.module:callable",
     200,
 )
@@ -72,6 +72,15 @@ class VisualizeSchema:
 
 
 @dataclass
+class SearchSchema:
+    name: str = key(NAME)
+    trials: int = key(Whole(1, 100_000), 20)
+    n_jobs: int = key(Whole(1, 1024), 1)
+    prune: bool = key(Flag(), True)
+    space: dict[str, dict[str, Any]] = key(Group())  # key: {low, high, log} or {choices: [...]}
+
+
+@dataclass
 class Schema:
     dataset: DatasetSchema = key(Group(DatasetSchema), DatasetSchema)
     model: dict[str, Any] = key(Group())
@@ -80,7 +89,7 @@ class Schema:
     optimizer: dict[str, Any] = key(Group())
     scheduler: dict[str, Any] = key(Group())
     experiment: Any = key(Anything(), None)
-    search: Any = key(Anything(), None)
+    search: dict[str, Any] | None = key(Group(SearchSchema), None)
     epochs: int = key(EPOCHS)
     batch_size: int = key(BATCH_SIZE)
     amp: str = key(Choice(("auto", "bf16", "fp16", "off")))
@@ -95,7 +104,7 @@ class Schema:
     checkpoint_every_steps: int = key(Whole(0, 1_000_000_000))
     seed: int = key(Whole(0, 2**32 - 1))  # what numpy and optuna take
     deterministic: bool = key(Flag())
-    threads: int | None = key(Whole(1, 1024))
+    threads: int | None = key(Whole(1, 512))
     plan: bool = key(Flag())
     resume: bool = key(Flag())
     report: bool = key(Flag())

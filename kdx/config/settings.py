@@ -1,6 +1,8 @@
 """From a composed config to plain, checked settings. Nothing behind this file sees a config; it imports no torch."""
 
 import copy
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -8,10 +10,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdx.config.checks import Problems, check_hydra, check_together, check_values, roles_of
+from kdx.config.checks import Problems, check_hydra, check_swap_points, check_together, check_values, roles_of
 from kdx.config.ranges import leaves, shown
-from kdx.config.schema import Schema, Settings, StageSettings
-from kdx.errors import KdxError
+from kdx.config.schema import RoleSchema, Schema, Settings, StageSettings
+from kdx.config.swap_points import rules_of
+from kdx.errors import KdxError, suggest
 
 # ${kdx.start:...} names the output folder's first level: how the networks start.
 OmegaConf.register_new_resolver(
@@ -79,6 +82,10 @@ def build(node: dict[str, Any], key: str, *arguments: Any) -> Any:
         if isinstance(cause, KdxError):
             raise cause from None
         reason = shown(" ".join(str(cause or error).split())) or type(cause).__name__
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", reason)
+        if unknown is not None and unknown[1] in node:
+            near = suggest(unknown[1], rules_of(key, node["_target_"]))
+            raise KdxError(f"{key}.{unknown[1]}: {node['_target_']} has no such key{near}") from error
         raise KdxError(f"{key}: {node['_target_']} cannot be built: {reason}") from error
 
 
@@ -119,8 +126,9 @@ def _typed(config: DictConfig) -> tuple[DictConfig, Schema]:
     try:
         values: Any = OmegaConf.to_container(plain, resolve=True)
         check_values(values, problems)
+        checked = _with_types(plain, values) if not problems.lines else plain
+        check_swap_points(OmegaConf.to_container(checked, resolve=True), problems)  # type: ignore[arg-type]
         problems.raise_if_any()
-        checked = OmegaConf.merge(OmegaConf.structured(Schema), plain)
         typed = OmegaConf.to_object(checked)
     except OmegaConfBaseException as error:
         raise KdxError(explain_key(error)) from error
@@ -128,6 +136,15 @@ def _typed(config: DictConfig) -> tuple[DictConfig, Schema]:
         raise KdxError("a value refers to itself through ${...}") from None
     assert isinstance(typed, Schema) and isinstance(checked, DictConfig)
     return checked, typed
+
+
+def _with_types(plain: DictConfig, values: Mapping[str, Any]) -> DictConfig:
+    """The config with the schema's types, so that what refers to a key has its type, too."""
+    checked = OmegaConf.merge(OmegaConf.structured(Schema), plain)
+    assert isinstance(checked, DictConfig)
+    for role in roles_of(values["stage"]):
+        checked.stage[role] = OmegaConf.merge(OmegaConf.structured(RoleSchema), checked.stage[role])
+    return checked
 
 
 def explain_key(error: OmegaConfBaseException) -> str:
@@ -154,12 +171,8 @@ def _guides_first(config: DictConfig, roles: list[str], problems: Problems) -> l
 def _stage(config: DictConfig, role: str) -> StageSettings:
     """The config with the role's own values in the place of the global ones, resolved."""
     own = config.stage[role]
-    plain = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(plain, dict)
-    plain.pop("hydra", None)
 
-    def staged(node: Any) -> Any:
-        copied = OmegaConf.create(node)
+    def staged(copied: Any) -> Any:
         for key, target in (("epochs", "epochs"), ("batch_size", "batch_size"), ("lr", "optimizer.lr")):
             if own.get(key) is not None:
                 OmegaConf.update(copied, target, own[key], force_add=True)
@@ -167,7 +180,8 @@ def _stage(config: DictConfig, role: str) -> StageSettings:
             copied.model.pretrained = own.pretrained
         return OmegaConf.to_container(copied, resolve=True)
 
-    resolved, told = staged(plain), staged(keep_environment(plain))
+    resolved = staged(copy.deepcopy(config))
+    told = staged(OmegaConf.create(keep_environment(OmegaConf.to_container(config, resolve=False))))
     guide = own.get("guide") if resolved["kd"].get("_target_") is not None else None
     cache_logits = resolved["kd"].pop("cache_logits", False)  # no number of the loss: changes what it costs only
     return StageSettings(

@@ -26,7 +26,7 @@ OPTIMIZER: dict[str, Rule] = {
     "momentum": SHARE,
     "dampening": SHARE,
     "nesterov": Flag(),
-    "betas": ListOf(SHARE, fewest=2, most=3),
+    "betas": ListOf(SHARE, fewest=2, most=2),
     "eps": SMALL,
     "amsgrad": Flag(),
     "fused": MAYBE_FLAG,

@@ -1,0 +1,111 @@
+"""A process that has imported torch and kdx once and runs every command line in a fork of itself.
+
+`python -m tests.forks` reads a list of arguments a line, as JSON, and answers each with a line of JSON. pytest's own
+process is no place to fork: other tests have started threads in it.
+"""
+
+import importlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import REPO
+
+SECONDS = 30.0  # a case that takes longer hangs; alone it takes about one
+MEMORY = 8 * 2**30  # beyond what the imports have mapped
+NEEDED = ("kdx.run", "kdx.chain.chain", "torchvision.models", "sklearn.model_selection", "sklearn.datasets", "medmnist")
+NEEDED += ("tests.tiny", "torch._dynamo")
+
+
+class Forks:
+    """The other end of the process: asks it to run command lines, one after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "TORCH_HOME": str(folder)}
+        environment |= {"PYTHONWARNINGS": "", "TMPDIR": str(folder)}
+        for name in ("KDX_DATA", "HYDRA_FULL_ERROR", "KDX_TRACEBACK"):
+            environment.pop(name, None)
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([sys.executable, "-m", "tests.forks"], cwd=folder, env=environment, **pipes)
+
+    def run(self, arguments: list[str]) -> dict[str, Any]:
+        """How `kdx <arguments>` ended in an empty folder: code, output, errors, left (files), seconds."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(arguments) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(10)
+
+
+def serve() -> None:
+    for name in NEEDED:
+        importlib.import_module(name)
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    for line in sys.stdin:
+        folder = Path(tempfile.mkdtemp())
+        work = folder / "around" / "work"
+        work.mkdir(parents=True)
+        started = time.monotonic()
+        process = os.fork()
+        if process == 0:
+            _child(json.loads(line), folder, work, mapped + MEMORY)
+        code = _end_of(process, started + SECONDS)
+        left = sorted(str(path.relative_to(work.parent)) for path in work.parent.rglob("*") if path != work)
+        output, errors = ((folder / name).read_text(errors="replace") for name in ("output", "errors"))
+        told = {"code": code, "output": output, "errors": errors, "left": left, "seconds": time.monotonic() - started}
+        print(json.dumps(told), flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _child(arguments: list[str], folder: Path, work: Path, memory: int) -> None:
+    code = 1
+    try:
+        os.setsid()
+        for name, descriptor in (("output", 1), ("errors", 2)):
+            os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), descriptor)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.chdir(work)
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        sys.argv = ["kdx", *arguments]
+        from kdx.run import main
+
+        main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _end_of(process: int, deadline: float) -> int | str:
+    """The exit code, minus the number of the signal that killed it, or `hang`."""
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.killpg(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return "hang"
+
+
+if __name__ == "__main__":
+    serve()
