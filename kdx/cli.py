@@ -275,18 +275,20 @@ def _wants_traceback() -> bool:
 def _discard_unstarted(run_dir: Path, output_dir: Path) -> None:
     """Remove the folder of a run that trained nothing, if it holds only what Hydra put there, and the empty ones above.
 
-    Those are `output_dir` and what lies between; never the folder that the command was started in.
+    Those lie in `output_dir` or in the folder that the command was started in; never that folder itself.
     """
     hydra_dir = run_dir / ".hydra"
-    if {path.name for path in run_dir.iterdir()} <= {".hydra", "run.log"}:
+    log_file = run_dir / f"{HydraConfig.get().job.name}.log"
+    if {path.name for path in run_dir.iterdir()} <= {".hydra", log_file.name}:
         logging.shutdown()
-        for path in (*(hydra_dir / name for name in HYDRA_FILES), run_dir / "run.log"):
+        for path in (*(hydra_dir / name for name in HYDRA_FILES), log_file):
             path.unlink(missing_ok=True)
+        here = Path.cwd()
         for folder in (hydra_dir, run_dir):
-            if folder.is_dir() and not any(folder.iterdir()):
+            if folder.is_dir() and folder.resolve() not in (here, *here.parents) and not any(folder.iterdir()):
                 folder.rmdir()
-        between = (above for above in run_dir.absolute().parents if above.is_relative_to(output_dir.absolute()))
-        for folder in between:
-            if folder in (Path.cwd(), *Path.cwd().parents) or any(folder.iterdir()):
+        for folder in run_dir.absolute().parents:
+            ours = folder.is_relative_to(output_dir.absolute()) or here in folder.parents
+            if not ours or folder in (here, *here.parents) or any(folder.iterdir()):
                 break
             folder.rmdir()

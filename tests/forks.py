@@ -45,9 +45,7 @@ class Forks:
         return json.loads(self.process.stdout.readline())
 
     def end(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(10)
+        self.process.communicate(timeout=20)  # closes its input, at which it ends
 
 
 def serve() -> None:
@@ -64,6 +62,7 @@ def serve() -> None:
             _child(json.loads(line), folder, work, mapped + MEMORY)
         code = _end_of(process, started + SECONDS)
         left = sorted(str(path.relative_to(work.parent)) for path in work.parent.rglob("*") if path != work)
+        left += [] if work.is_dir() else ["not even the folder that it was started in"]
         output, errors = ((folder / name).read_text(errors="replace") for name in ("output", "errors"))
         told = {"code": code, "output": output, "errors": errors, "left": left, "seconds": time.monotonic() - started}
         print(json.dumps(told), flush=True)

@@ -176,6 +176,23 @@ def test_any_value_of_any_key_is_a_run_or_one_line(forks: Forks, arguments: list
     assert verdict(end) in ("refused", "runs")
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("hydra.job.name=mine", "runs"),  # another log file than run.log: the planned run's folder stayed
+        ("output_dir=deep/er", "runs"),
+        ("hydra.run.dir=.", "runs"),  # the folder that the command was started in went, too
+        ("stage.teacher.checkpoint=5", "refused"),  # a number as a path
+        ("model.student=5", "refused"),
+        ("dataset=imagefolder", "refused"),  # met when the data is read, after Hydra made the run's folder
+    ],
+)
+def test_what_was_found_stays_mended(forks: Forks, change: str, expected: str) -> None:
+    base = [o for o in TINY if not (o.startswith("dataset") and change.startswith("dataset"))]
+    end = forks.run([*base, "download=false", "plan=true", change])
+    assert verdict(end) == expected, end
+
+
 def test_every_key_of_the_config_has_a_rule() -> None:
     """A key that is added to conf and to no schema is refused by every run; one without a rule is met here."""
     for key in KEYS:

@@ -83,10 +83,8 @@ def build(node: dict[str, Any], key: str, *arguments: Any) -> Any:
             raise cause from None
         reason = shown(" ".join(str(cause or error).split())) or type(cause).__name__
         unknown = re.search(r"unexpected keyword argument '(\w+)'", reason)
-        if unknown is not None and unknown[1] in node:
-            near = suggest(unknown[1], rules_of(key, node["_target_"]))
-            raise KdxError(f"{key}.{unknown[1]}: {node['_target_']} has no such key{near}") from error
-        raise KdxError(f"{key}: {node['_target_']} cannot be built: {reason}") from error
+        near = suggest(unknown[1], rules_of(key, node["_target_"])) if unknown is not None else ""
+        raise KdxError(f"{key}: {node['_target_']} cannot be built: {reason}{near}") from error
 
 
 def keep_environment(node: Any) -> Any:
