@@ -23,6 +23,8 @@ from kdx import losses
 from kdx.losses.ctkd import curriculum
 from kdx.losses.objective import Facts, Objective
 from kdx.losses.reviewkd import Fusion, pyramid_loss, reviewed
+from kdx.losses.standardisation import standardise
+from kdx.losses.vid import Predictor
 from kdx.models.features import Outputs
 from tests.conftest import REPO
 from tests.losses.recipes import Case, bank, gradient_figures, lesson, networks, seen, set_weights
@@ -66,8 +68,29 @@ def kd_of_alpha(p: dict[str, Any]) -> tuple[Objective, float, float]:
     return losses.Hinton(p["T"]), p["alpha_weights_CE"], 1 - p["alpha_weights_CE"]
 
 
-def mean_over_classes(case: Case, s: Tensor, t: Tensor, y: Tensor) -> Found:
-    return by_logits(losses.Hinton(case["params"]["tau"]))(s, t, y) / s.shape[1], {}
+def deit(make: Callable[[dict[str, Any]], Objective], divide: bool) -> Callable[..., Found]:
+    """(1 - alpha) times cross-entropy plus alpha times the teacher's term, whose soft form divides by N C."""
+
+    def found(case: Case, s: Tensor, t: Tensor, y: Tensor) -> Found:
+        alpha, term = case["params"]["alpha"], by_logits(make(case["params"]))(s, t, y)
+        return (1 - alpha) * F.cross_entropy(s, y) + alpha * term / (s.shape[1] if divide else 1), {}
+
+    return found
+
+
+def refined(case: Case, s: Tensor, t: Tensor, y: Tensor) -> Found:
+    p = case["params"]
+    if p.get("logit_stand"):
+        s, t = standardise(s), standardise(t)
+    return by_logits(losses.RLD(p["alpha"], p["beta"], p["T"], p["alpha_T"]))(s, t, y), {}
+
+
+def relations(case: Case, s: Tensor, t: Tensor, y: Tensor) -> Found:
+    p = case["params"]
+    if p.get("squared"):
+        pytest.skip("kdx has no RKD of squared distances")
+    distance, angle = p.get("distance_weight", p.get("w_d")), p.get("angle_weight", p.get("w_a"))
+    return by_features(prepared(losses.RKD("layer", distance=distance, angle=angle), s, t), s, t), {}
 
 
 def mlld_part(part: str) -> Callable[..., Found]:
@@ -120,7 +143,9 @@ def identity_congruence(case: Case, s: Tensor, t: Tensor, y: Tensor) -> Found:
 
 def variational(case: Case, s: Tensor, t: Tensor, y: Tensor) -> Found:
     objective = prepared(losses.VID("layer", variance=case["params"]["init_pred_var"]), s, t)
-    predictor = objective.predictors[0]
+    hidden = case["module_parameters"][0][1][0]
+    predictor = Predictor(s.shape[1], hidden, t.shape[1], case["params"]["init_pred_var"]).double()
+    objective.predictors[0] = predictor
     set_weights(case, list(predictor.regressor.parameters()))
     start = math.log(math.expm1(case["params"]["init_pred_var"] - case["params"]["eps"]))
     assert float(predictor.log_scale.detach()[0]) == pytest.approx(start, rel=1e-6)  # it is drawn in float32
@@ -189,9 +214,9 @@ METHODS: dict[tuple[str, str], Callable[..., Found]] = {
     ),
     ("TTM", "TTM"): logits_method(lambda p: losses.TTM(p["l"])),
     ("TTM", "WTTM"): logits_method(lambda p: losses.WTTM(p["l"])),
-    ("RLD", "rld_loss"): logits_method(lambda p: losses.RLD(p["alpha"], p["beta"], p["T"], p["alpha_T"])),
-    ("deit", "DistillationLoss(hard)"): logits_method(lambda p: losses.HardLabel()),
-    ("deit", "DistillationLoss(soft)"): mean_over_classes,
+    ("RLD", "rld_loss"): refined,
+    ("deit", "DistillationLoss(hard)"): deit(lambda p: losses.HardLabel(), divide=False),
+    ("deit", "DistillationLoss(soft)"): deit(lambda p: losses.Hinton(p["tau"]), divide=True),
     ("mmrazor", "WSLD"): logits_method(lambda p: losses.WSLD(p["tau"])),
     ("Weighted-Soft-Label-Distillation", "WSLDistiller.forward"): with_labels(
         lambda p: (losses.WSLD(p["T"]), 1.0, p["alpha"])
@@ -207,10 +232,8 @@ METHODS: dict[tuple[str, str], Callable[..., Found]] = {
     ("RepDistiller", "HintLoss"): identity_hint,
     ("mdistiller", "hcl_loss"): lambda case, s, t, y: (pyramid_loss(s, t), {}),
     ("mdistiller", "ABF, hcl_loss"): fused,
-    ("mdistiller", "rkd_loss"): feature_method(
-        lambda p: losses.RKD("layer", distance=p["distance_weight"], angle=p["angle_weight"])
-    ),
-    ("RepDistiller", "RKDLoss"): feature_method(lambda p: losses.RKD("layer", distance=p["w_d"], angle=p["w_a"])),
+    ("mdistiller", "rkd_loss"): relations,
+    ("RepDistiller", "RKDLoss"): relations,
     ("mdistiller", "pkt_loss"): feature_method(lambda p: losses.PKT("layer")),
     ("RepDistiller", "Correlation"): identity_congruence,
     ("RepDistiller", "CRDLoss"): contrast,
