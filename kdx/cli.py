@@ -22,9 +22,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kdx.config.paths import anchored
 from kdx.config.ranges import printable
 from kdx.config.schema import Settings
 from kdx.config.settings import check_hydra_keys, flat_keys, read_settings
@@ -76,7 +77,8 @@ def run_job(config: DictConfig) -> float | None:
     run_dir = Path(hydra_config.runtime.output_dir)
     single = hydra_config.mode == RunMode.RUN
     try:
-        settings = read_settings(config)
+        start = Path(hydra_config.runtime.cwd)
+        settings = read_settings(config if start == Path.cwd() else anchored(config, start))  # hydra.job.chdir=true
         from kdx.chain.chain import run_chain  # imports torch
 
         gc.freeze()  # what the imports made stays: every collection between stages would go through it, 0.3 s
@@ -152,6 +154,10 @@ def check_jobs(conf: Path, arguments: Sequence[str] | None = None) -> None:
             return
         if config.plan:
             raise KdxError("plan=true: plans one run; leave --multirun out")
+        sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+        subdir = sweep["subdir"]
+        if subdir != "${hydra.job.num}":
+            raise KdxError(f"hydra.sweep.subdir={subdir}: each job's folder is its number; choose hydra.sweep.dir only")
         check_hydra_keys(config)
         if "BasicSweeper" not in config.hydra.sweeper._target_:
             return  # other sweepers choose their jobs as they go

@@ -22,6 +22,7 @@ from kdx.results import read_log, read_sweep
 from kdx.run import CONF
 from kdx.run import main as run_main
 from kdx.sweeps.jobs import Job, JobEnd, Pool, Program
+from kdx.sweeps.scout import fingerprints_of
 
 if TYPE_CHECKING:
     import optuna
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
+STAGES = "stages"  # attribute of a study: what its trials train, at some places in the space
 INSTEAD_OF = "instead_of"  # marks a trial that repeats one which died with an earlier search
 
 
@@ -41,6 +43,8 @@ def search(wish: SearchSchema, settings: Settings, program: Program, overrides: 
     folder = Path(settings.output_dir) / "search" / wish.name
     folder.mkdir(parents=True, exist_ok=True)
     study = _open_study(wish, folder, settings.seed)
+    stages = fingerprints_of(program, [[*overrides, *place] for place in _places_in(wish.space)])
+    _refuse_other_search(study, stages, folder)
     pool = Pool(program, [], cpus)
     under_way: dict[int, tuple[optuna.Trial, Job]] = {}
     try:
@@ -110,6 +114,29 @@ def _open_study(wish: SearchSchema, folder: Path, seed: int) -> "optuna.Study":
         study.tell(dead.number, state=optuna.trial.TrialState.FAIL)
         study.enqueue_trial(dead.params, user_attrs={INSTEAD_OF: dead.number})
     return study
+
+
+def _places_in(space: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Overrides of some places in the space, the same ones for every search of it: each choice is in one of them."""
+    values = {key: given.get("choices", [given.get("low")]) for key, given in space.items()}
+    first = {key: choices[0] for key, choices in values.items()}
+    places = [first, *(first | {key: value} for key, choices in values.items() for value in choices[1:])]
+    return [[f"{key}={value}" for key, value in place.items()] for place in places]
+
+
+def _refuse_other_search(study: "optuna.Study", stages: list[dict[str, str]], folder: Path) -> None:
+    """Everything but the space makes a search what it is: `KdxError` where earlier trials trained other stages."""
+    known = study.user_attrs.get(STAGES)
+    if known is None and not study.get_trials(deepcopy=False):
+        study.set_user_attr(STAGES, stages)
+    elif known != stages:
+        pairs = zip(known or [], stages, strict=False)
+        differ = {role for old, new in pairs for role in new if old.get(role) != new[role]}
+        what = f"another {', '.join(sorted(differ))}" if differ else "other stages"
+        raise KdxError(
+            f"search.name={study.study_name}: {folder} holds a search with {what} (settings, code or data differ); "
+            "choose another name"
+        )
 
 
 def _trials_left(study: "optuna.Study", wish: SearchSchema) -> int:

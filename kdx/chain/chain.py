@@ -9,6 +9,7 @@ from typing import Any
 
 import kdx
 from kdx.chain.context import Workplace, load_dataset, make_workplace, network_code, network_spec
+from kdx.chain.finished import refuse_other_run
 from kdx.chain.index import FinishedStage, StageIndex, own_folder
 from kdx.chain.plan import Step, check_plan, describe_plan, make_plan, reuse_finished
 from kdx.chain.stage import Guide, Loaded, Outcome, load_network, scores_on_test, train_stage
@@ -18,7 +19,7 @@ from kdx.data.description import log_description
 from kdx.data.imagefolder import worker_errors
 from kdx.deploy.efficiency import measure_network
 from kdx.errors import KdxError
-from kdx.files import make_folder, read_json, relative, write_json
+from kdx.files import make_folder, relative, write_json
 from kdx.memory import full_cleanup, keep_freed_memory
 from kdx.models.networks import count_parameters
 from kdx.report.run import write_run_report
@@ -46,7 +47,7 @@ def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) 
         return None
     make_folder(index.folder)
     with own_folder(run_dir), listening() as stop:
-        _refuse_finished(run_dir, plan)
+        refuse_other_run(run_dir, plan)
         stages = _Run(place, plan, index, run_dir, overrides, stop, loaded).deliver()
     log.info("\n%s\n", stage_table(stages))
     if settings.report:
@@ -217,13 +218,6 @@ class _Run:
         """Write summary.json; each role that is done is a key of its own."""
         told = {"status": status, "error": error, **self.head, "lineage": self.lineage, **self.stages}
         write_json(self.run_dir / SUMMARY, told)
-
-
-def _refuse_finished(run_dir: Path, plan: Sequence[Step]) -> None:
-    """A finished run's folder is not trained in again: its numbers would become those of another run."""
-    path = run_dir / SUMMARY
-    if path.exists() and read_json(path)["status"] == "finished" and any(step.action == "train" for step in plan):
-        raise KdxError(f"hydra.run.dir={run_dir}: holds a finished run; choose another folder")
 
 
 def _git_commit() -> str | None:

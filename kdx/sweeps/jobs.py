@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -120,7 +120,7 @@ class Board:
                 )
         self.earlier = {key: told for key, told in known.items() if int(key) not in {job.number for job in jobs}}
         for job in jobs:
-            end = _finished_before(job)
+            end = finished_before(job)
             if end is not None:
                 self.done[job.number] = end
         self.before = len(self.done)
@@ -160,8 +160,7 @@ class Pool:
 
     def __init__(self, program: Program, gpu_ids: Sequence[int], cpus: int) -> None:
         self.program, self.gpu_ids, self.cpus = program, list(gpu_ids), cpus
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["kdx.chain.chain", "kdx.cli", "torchmetrics.functional.classification"])
+        self.context = forkserver()
         self.running: dict[int, tuple[ForkServerProcess, Job, float]] = {}
 
     def run(self, jobs: Sequence[Job], at_once: int, note: Callable[[Job, JobEnd], None]) -> None:
@@ -221,9 +220,16 @@ class Pool:
         return process.sentinel
 
 
+def forkserver() -> ForkServerContext:
+    """Starts processes as forks of one that has imported torch once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kdx.chain.chain", "kdx.cli", "torchmetrics.functional.classification"])
+    return context
+
+
 def _work(main: Callable[[], None], arguments: list[str], console: Path | None, environment: dict[str, str]) -> None:
     """The job's process: `kdx <arguments>`, ended when the sweep's process is gone."""
-    _end_with_parent()
+    end_with_parent()
     os.environ.update(environment)
     if console is not None:
         descriptor = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -233,7 +239,7 @@ def _work(main: Callable[[], None], arguments: list[str], console: Path | None, 
     main()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Kill this process as soon as the sweep's process is dead: its pipe to us closes then."""
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -269,7 +275,7 @@ def _shared_stages(pool: Pool, jobs: Sequence[Job], sweep_dir: Path) -> list[lis
 
 def _scout(program: Program, jobs: list[list[str]], answer: Path) -> None:
     """Write, for every place in the chain, [job number, role, fingerprint] of the unfinished stages that jobs share."""
-    _end_with_parent()
+    end_with_parent()
     from kdx.chain.context import load_dataset, make_workplace
     from kdx.chain.index import StageIndex
     from kdx.chain.plan import make_plan
@@ -296,7 +302,7 @@ def _scout(program: Program, jobs: list[list[str]], answer: Path) -> None:
     write_json(answer, shared)
 
 
-def _finished_before(job: Job) -> JobEnd | None:
+def finished_before(job: Job) -> JobEnd | None:
     """The end of a job that an earlier start of the same sweep folder finished."""
     summary = job.folder / SUMMARY
     if not summary.exists():

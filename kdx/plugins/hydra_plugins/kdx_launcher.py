@@ -16,6 +16,7 @@ from kdx.cli import compose_jobs
 from kdx.errors import KdxError
 from kdx.report.sweep import write_report
 from kdx.sweeps import jobs as sweep
+from kdx.sweeps.scout import refuse_other_plans
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class ProcessLauncher(Launcher):
         program = sweep.Program(
             partial(main, check=False), CONF, tuple(sweep.config_arguments(self.config)), compose_jobs
         )
+        refuse_other_plans(program, jobs)
         board = sweep.Board(sweep_dir, jobs)
         try:
             sweep.run_sweep(board, program, self.n_jobs, list(self.gpu_ids or []))

@@ -1,0 +1,108 @@
+"""What only a process that has imported torch can tell of jobs: whether what is finished is what is configured."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdx.errors import KdxError
+from kdx.files import read_json
+from kdx.results import SUMMARY
+from kdx.sweeps.jobs import Job, Program, end_with_parent, finished_before, forkserver
+
+if TYPE_CHECKING:
+    from kdx.chain.context import Workplace
+
+
+def refuse_other_plans(program: Program, jobs: Sequence[Job]) -> None:
+    """`KdxError` where a job was finished with other settings, code or data than those which it would have now.
+
+    A config file, the user's code or the images may have changed since; what was finished then is kept.
+    """
+    finished = [job for job in jobs if finished_before(job) is not None]
+    if finished:
+        answers = _ask(_differences, program, [(list(job.overrides), str(job.folder)) for job in finished])
+        for job, answer in zip(finished, answers, strict=True):
+            if answer is not None:
+                raise KdxError(f"hydra.sweep.dir={job.folder.parent}: job {job.number} {answer}; choose another folder")
+
+
+def fingerprints_of(program: Program, jobs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """Of each job's overrides, the fingerprints of the stages that it delivers or needs, by role.
+
+    Where one cannot be told, the reason under `error`; `KdxError` where none can.
+    """
+    answers: list[dict[str, str]] = _ask(_fingerprints, program, [list(overrides) for overrides in jobs])
+    if all("error" in answer for answer in answers):
+        raise KdxError(answers[0]["error"])
+    return answers
+
+
+def _ask(work: Callable[..., Any], program: Program, about: Any) -> Any:
+    """What `work(program, about)` returns in a process of its own (plain values); its `KdxError` is raised here."""
+    context = forkserver()
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(work, program, about, sender))
+    process.start()
+    sender.close()
+    try:
+        answer, error = json.loads(receiver.recv_bytes())
+    except EOFError:
+        process.join()
+        raise KdxError(f"the data set or its code ended the process that compares runs ({process.exitcode})") from None
+    process.join()
+    if error is not None:
+        raise KdxError(error)
+    return answer
+
+
+def _answer(work: Callable[..., Any], program: Program, about: Any, sender: Connection) -> None:
+    end_with_parent()
+    logging.disable()  # what is worth telling, the jobs tell
+    answer, reason = None, None
+    try:
+        answer = work(program, about)
+    except KdxError as error:
+        reason = str(error)
+    sender.send_bytes(json.dumps([answer, reason]).encode())
+
+
+def _differences(program: Program, jobs: Sequence[tuple[list[str], str]]) -> list[str | None]:
+    """Of each finished job, in what it is not the one configured now."""
+    from kdx.chain.finished import differing_role
+
+    answers: list[str | None] = []
+    for context, (_, folder) in zip(_contexts(program, [overrides for overrides, _ in jobs]), jobs, strict=True):
+        if isinstance(context, KdxError):
+            answers.append(f"is finished and cannot be compared with what is configured now: {context}")
+            continue
+        role = differing_role(context, read_json(Path(folder) / SUMMARY))
+        told = f"was finished with another {role} (its settings, code or data have changed since)"
+        answers.append(None if role is None else told)
+    return answers
+
+
+def _fingerprints(program: Program, jobs: Sequence[list[str]]) -> list[dict[str, str]]:
+    from kdx.chain.finished import configured_fingerprints
+
+    return [
+        {"error": str(context)} if isinstance(context, KdxError) else configured_fingerprints(context)
+        for context in _contexts(program, jobs)
+    ]
+
+
+def _contexts(program: Program, jobs: Sequence[list[str]]) -> Iterator["Workplace | KdxError"]:
+    """What the stages of each job share, or why it cannot be had; a data set is loaded once."""
+    from kdx.chain.context import load_dataset, make_workplace
+
+    data: dict[str, Any] = {}
+    for settings in program.compose(program.conf, program.base, jobs):
+        key = repr(settings.source)
+        try:
+            if key not in data:
+                data[key] = load_dataset(settings)
+            yield make_workplace(settings, data[key])
+        except KdxError as error:
+            yield error
