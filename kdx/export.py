@@ -3,38 +3,42 @@
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdx.command import choice, run_command
-from kdx.deploy.load import CARD, Card, Deployed, Model, answers, load_model, needs, pixels_of
+from kdx.command import Choice, Command, Count, Key, Text, run_command
+from kdx.deploy.load import CARD, MOST_IMAGES, Card, Deployed, Model, answers, filled, load_model, needs, pixels_of
 from kdx.deploy.run_loader import load_data, load_stage
 from kdx.errors import KdxError
 from kdx.files import write_atomic
 from kdx.metrics.classification import predict
 
 USAGE = """
-python -m kdx.export RUN_DIR [role=student] [format=onnx|torch_export|safetensors] [quantize=int8] [output=FILE]
-                     [samples=512] [data_dir=DIR] [network=package.module:callable]
+python -m kdx.export RUN_DIR [role=student] [format=onnx|torch_export|safetensors] [quantize=int8] [opset=18]
+                     [batch=N] [output=FILE] [samples=512] [data_dir=DIR] [network=package.module:callable]
                      [data=package.module:callable]
 
-Writes the network alone: no guide, no optimizer. ONNX and torch.export files take pixels 0-255 in batches of any size
-and normalise them themselves; all formats carry class names, image size and preprocessing. The file is compared with
-PyTorch on the first `samples` test images.
+Writes the network alone: no teacher, no optimizer. ONNX and torch.export files take pixels 0-255 and normalise them
+themselves, in batches of any size, or of N images only with batch=N; all formats carry class names, image size and
+preprocessing. `opset` is the version of ONNX's operators. The file is compared with PyTorch on the first `samples` test
+images before it is put in its place.
 """
-DEFAULTS = {
-    "role": "student",
-    "format": "onnx",
-    "quantize": None,
-    "output": None,
-    "samples": 512,
-    "data_dir": None,
-    "network": None,
-    "data": None,
-}
 FORMATS = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
+KEYS: dict[str, Key] = {
+    "role": Text("student"),
+    "format": Choice("onnx", tuple(FORMATS)),
+    "quantize": Choice(None, ("int8",)),
+    "opset": Count(None, least=18, most=999),  # below 18 torch's exporter keeps 18; the onnx package has the last
+    "batch": Count(None, most=MOST_IMAGES),
+    "output": Text(),
+    "samples": Count(512, most=1_000_000),
+    "data_dir": Text(),
+    "network": Text(),
+    "data": Text(),
+}
 CALIBRATION = 256  # validation images from which int8 learns the range of every activation
 OPSET = 18
 
@@ -44,6 +48,8 @@ def export_stage(
     role: str,
     format: str,
     quantize: str | None,
+    opset: int | None,
+    batch: int | None,
     output: str | None,
     samples: int,
     data_dir: str | None,
@@ -52,27 +58,36 @@ def export_stage(
 ) -> str:
     """Export the stage of the run in `words[0]`; what was written and how it compares, in words."""
     run_dir = Path(words[0])
-    choice("format", format, list(FORMATS))
-    choice("quantize", quantize or "null", ("null", "int8"))
     if quantize and format != "onnx":
         raise KdxError(f"quantize={quantize}: only with format=onnx, whose runtime computes in int8")
-    stage = load_stage(run_dir, role, network)
-    card = Card.of(stage.meta, stage.checkpoint)
-    dataset = load_data(stage, data_dir, data)
-    plain = Deployed(stage.network, card).eval()
+    if opset and format != "onnx":
+        raise KdxError(f"opset={opset}: only with format=onnx")
+    if batch and format == "safetensors":
+        raise KdxError(f"batch={batch}: not with format=safetensors, which holds weights and takes any batch")
     suffix = (f".{quantize}" if quantize else "") + FORMATS[format]
     path = Path(output) if output else run_dir / role / "export" / f"{role}{suffix}"
     if path.suffix != FORMATS[format]:
         raise KdxError(f"output={output}: must end in {FORMATS[format]}")
-    write = {"onnx": _onnx, "torch_export": _torch_export, "safetensors": _safetensors}[format]
-    content = write(plain, card)
-    if quantize:
-        content = _int8(content, card, dataset.val.first(CALIBRATION)[0])
+    stage = load_stage(run_dir, role, network)
+    card = Card.of(stage.meta, stage.checkpoint)
+    dataset = load_data(stage, data_dir, data)
+    plain = Deployed(stage.network, card).eval()
+    if format == "onnx":
+        content = _onnx(plain, card, opset or OPSET, batch)
+        if quantize:
+            content = _int8(content, card, dataset.val.first(CALIBRATION)[0], batch)
+    else:
+        content = _torch_export(plain, card, batch) if format == "torch_export" else _safetensors(plain, card)
+    with TemporaryDirectory() as folder:
+        tried = Path(folder) / path.name
+        tried.write_bytes(content)
+        model, _ = load_model(tried, network=network, trust=True)
+        compared = _compare(plain, model, card, *dataset.test.first(samples))
     write_atomic(path, content)
-    model, _ = load_model(path, network=network, trust=True)
-    images, labels = dataset.test.first(samples)
-    told = [f"wrote {path} ({len(content) / 1e6:.2f} MB; the checkpoint has {_size_mb(stage.checkpoint):.2f} MB)"]
-    return "\n".join([*told, _compare(plain, model, card, images, labels)])
+    what = [format, f"opset {opset or OPSET}"] if format == "onnx" else [format]
+    what += [quantize or "float32", f"batches of {batch}" if batch else "batches of any size"]
+    sizes = f"{len(content) / 1e6:.2f} MB; the checkpoint has {stage.checkpoint.stat().st_size / 1e6:.2f} MB"
+    return f"wrote {path} ({', '.join(what)}; {sizes})\n{compared}"
 
 
 def _compare(plain: Model, model: Model, card: Card, images: Tensor, labels: Tensor) -> str:
@@ -89,31 +104,41 @@ def _compare(plain: Model, model: Model, card: Card, images: Tensor, labels: Ten
     )
 
 
-def _onnx(plain: Deployed, card: Card) -> bytes:
+def _onnx(plain: Deployed, card: Card, opset: int, batch: int | None) -> bytes:
     try:
         import onnx
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError:
         raise needs("onnx", "export", "format=onnx") from None
-    batch = torch.export.Dim("batch", min=1)
+    newest = onnx.defs.onnx_opset_version()
+    if opset > newest:
+        raise KdxError(f"opset={opset}: a whole number of at most {newest} is needed, the last that onnx knows")
     program = torch.onnx.export(
         plain,
-        (_example(card),),
+        (_example(card, batch),),
         dynamo=True,
-        opset_version=OPSET,
+        opset_version=opset,
         input_names=["pixels"],
         output_names=["logits"],
-        dynamic_shapes={"pixels": {0: batch}},
+        dynamic_shapes=_shapes(batch),
         verbose=False,
     )
     assert program is not None
     proto = program.model_proto
+    _check_opset(proto, opset)
     proto.metadata_props.append(onnx.StringStringEntryProto(key=CARD, value=card.text()))
     onnx.checker.check_model(proto)
     return proto.SerializeToString()
 
 
-def _int8(content: bytes, card: Card, images: Tensor) -> bytes:
+def _check_opset(proto: Any, opset: int) -> None:
+    """`KdxError` where another opset came out: the exporter falls back to its own without an error."""
+    (written,) = (entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    if written != opset:
+        raise KdxError(f"opset={opset}: the network cannot be written with it, {written} came out; choose {written}")
+
+
+def _int8(content: bytes, card: Card, images: Tensor, batch: int | None) -> bytes:
     """Static quantisation by onnxruntime: int8 weights a channel, int8 activations by ranges seen on `images`."""
     import onnx
     from onnxruntime import quantization
@@ -121,11 +146,11 @@ def _int8(content: bytes, card: Card, images: Tensor) -> bytes:
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self) -> None:
-            self.parts: Iterator[Tensor] = iter(pixels_of(images, card).split(64))
+            self.parts: Iterator[Tensor] = iter(pixels_of(images, card).split(batch or 64))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             part = next(self.parts, None)
-            return None if part is None else {"pixels": part.numpy()}
+            return None if part is None else {"pixels": filled(part, batch or len(part)).numpy()}
 
     with TemporaryDirectory() as folder:
         whole, prepared, small = (Path(folder) / name for name in ("whole.onnx", "prepared.onnx", "int8.onnx"))
@@ -133,15 +158,14 @@ def _int8(content: bytes, card: Card, images: Tensor) -> bytes:
         quant_pre_process(str(whole), str(prepared))
         quantization.quantize_static(str(prepared), str(small), Reader(), per_channel=True)
         proto = onnx.load(str(small))
+    _check_opset(proto, next(entry.version for entry in onnx.load_from_string(content).opset_import))
     if not any(entry.key == CARD for entry in proto.metadata_props):
         proto.metadata_props.append(onnx.StringStringEntryProto(key=CARD, value=card.text()))
     return proto.SerializeToString()
 
 
-def _torch_export(plain: Deployed, card: Card) -> bytes:
-    program = torch.export.export(
-        plain, (_example(card),), dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1)}}
-    )
+def _torch_export(plain: Deployed, card: Card, batch: int | None) -> bytes:
+    program = torch.export.export(plain, (_example(card, batch),), dynamic_shapes=_shapes(batch))
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.pt2"
         torch.export.save(program, path, extra_files={CARD: card.text()})
@@ -157,13 +181,16 @@ def _safetensors(plain: Deployed, card: Card) -> bytes:
     return save(weights, metadata={CARD: card.text()})
 
 
-def _example(card: Card) -> Tensor:
-    return torch.zeros(2, card.image_shape[0], *card.input_size)
+def _example(card: Card, batch: int | None) -> Tensor:
+    return torch.zeros(batch or 2, card.image_shape[0], *card.input_size)
 
 
-def _size_mb(path: Path) -> float:
-    return path.stat().st_size / 1e6
+def _shapes(batch: int | None) -> dict[str, Any]:
+    """Which dimensions of the pixels are open: the batch, where no size is given."""
+    return {"pixels": None if batch else {0: torch.export.Dim("batch", min=1)}}
 
+
+COMMAND = Command(USAGE, export_stage, KEYS, words=("RUN_DIR",))
 
 if __name__ == "__main__":
-    run_command(USAGE, export_stage, DEFAULTS)
+    run_command(COMMAND)

@@ -1,32 +1,112 @@
 """Ask a trained network about pictures."""
 
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
-from kdx.command import run_command
-from kdx.deploy.load import answers, load_model, picture_for, ranking
+import torch
+from torch import Tensor
+
+from kdx.command import Command, Count, Flag, Key, Text, run_command
+from kdx.data.folders import pictures_below
+from kdx.deploy.load import Card, Model, answers, load_model, picture_for, ranking
+from kdx.errors import KdxError
+from kdx.files import write_atomic
+from kdx.text import csv_text, harmless
 
 USAGE = """
-python -m kdx.predict MODEL PICTURE... [top=3] [role=student] [network=package.module:callable] [trust=true]
+python -m kdx.predict MODEL PICTURE... [top=3] [output=FILE.csv] [role=student] [network=package.module:callable]
+                      [trust=true]
 
 MODEL is a run's folder, a checkpoint (.pth) or what kdx.export wrote (.onnx, .safetensors, .pt2 with trust=true).
-Prints a line a picture: the likeliest classes with their probabilities; for multi-label sets those of each label by
-itself.
+A PICTURE may be a folder: its pictures and those in its folders, hidden ones left out. Prints a line a picture: the
+`top` likeliest classes (at most all) with their probabilities; for multi-label sets those of each label by itself.
+`output` writes the same as a table: picture,class1,share1,..., with shares from 0 to 1. A picture that cannot be read
+is told, the others follow, and the command ends with 1.
 """
+KEYS: dict[str, Key] = {
+    "top": Count(3, most=1_000_000),
+    "output": Text(),
+    "role": Text("student"),
+    "network": Text(),
+    "trust": Flag(),
+}
+BATCH = 64
+
+Answer = tuple[Path, list[tuple[str, float]]]  # a picture's likeliest classes with their shares
 
 
-DEFAULTS = {"top": 3, "role": "student", "network": None, "trust": False}
-
-
-def predict_pictures(words: list[str], top: int, role: str, network: str | None, trust: bool) -> str:
-    """A line for each picture in `words[1:]`."""
+def predict_pictures(
+    words: list[str], top: int, output: str | None, role: str, network: str | None, trust: bool
+) -> Iterator[str | KdxError]:
+    """A line, or what is wrong with it, for each picture that `words[1:]` name."""
+    if output is not None and Path(output).suffix.lower() != ".csv":
+        raise KdxError(f"output={output}: must end in .csv")
     model, card = load_model(Path(words[0]), role, network, trust)
-    lines = []
-    for name in words[1:]:
-        logits = answers(model, card, picture_for(Path(name), card))[0]
-        told = (f"{class_name} {100 * share:.1f} %" for class_name, share in ranking(logits, card)[:top])
-        lines.append(f"{name}: " + ", ".join(told))
-    return "\n".join(lines)
+    top = min(top, len(card.class_names))
+    rows: list[list[object]] = []
+    found = find_pictures(words[1:])
+    while part := list(islice(found, BATCH)):
+        for answer in _ask(model, card, part, top):
+            if isinstance(answer, KdxError):
+                yield answer
+                continue
+            path, likeliest = answer
+            named = [(harmless(name), share) for name, share in likeliest]
+            yield f"{harmless(str(path))}: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in named)
+            if output is not None:
+                rows.append([path, *(cell for name, share in named for cell in (name, f"{share:.6f}"))])
+    if output is not None:
+        head = ["picture", *(f"{what}{place}" for place in range(1, top + 1) for what in ("class", "share"))]
+        write_atomic(Path(output), csv_text([head, *rows]).encode())
+        yield f"wrote {harmless(output)} ({len(rows)} pictures)"
 
+
+def find_pictures(names: Iterable[str]) -> Iterator[Path | KdxError]:
+    """The files that are named, and the pictures of the folders that are; what is wrong with a folder in its place."""
+    for name in names:
+        path = Path(name)
+        if not path.is_dir():
+            yield path
+            continue
+        try:
+            paths, unread = pictures_below(path)
+        except KdxError as error:
+            yield error
+            continue
+        passed_over = ", ".join(f"{count} {suffix}" for suffix, count in unread.most_common(5))
+        if not paths:
+            yield KdxError(f"{path}: no picture in this folder" + (f"; not read: {passed_over}" if unread else ""))
+        elif unread:
+            print(f"{harmless(str(path))}: not read: {harmless(passed_over)}", file=sys.stderr)
+        yield from paths
+
+
+def _ask(model: Model, card: Card, found: Iterable[Path | KdxError], top: int) -> Iterator[Answer | KdxError]:
+    """The answers about some pictures, asked together, and the errors, all in their order."""
+    read = [item if isinstance(item, KdxError) else _read(item, card) for item in found]
+    images = [item[1] for item in read if not isinstance(item, KdxError)]
+    logits = iter(answers(model, card, torch.cat(images)) if images else torch.empty(0))
+    for item in read:
+        if isinstance(item, KdxError):
+            yield item
+            continue
+        path, own = item[0], next(logits)
+        if bool(own.isfinite().all()):
+            yield path, list(ranking(own, card)[:top])
+        else:
+            yield KdxError(f"{path}: the network answers with nan or inf")
+
+
+def _read(path: Path, card: Card) -> tuple[Path, Tensor] | KdxError:
+    try:
+        return path, picture_for(path, card)
+    except KdxError as error:
+        return error
+
+
+COMMAND = Command(USAGE, predict_pictures, KEYS, words=("MODEL", "PICTURE..."))
 
 if __name__ == "__main__":
-    run_command(USAGE, predict_pictures, DEFAULTS, least=2)
+    run_command(COMMAND)

@@ -1,6 +1,9 @@
 """A finished run on real digits, looked at and shipped with the commands beside kdx."""
 
+import csv
+import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,6 +23,7 @@ import kdx.visualize.__main__ as visualize
 from kdx import export, predict
 from kdx.chain.chain import run_chain
 from kdx.checkpoint import load_checkpoint, save_checkpoint
+from kdx.command import run_command
 from kdx.config.schema import Settings
 from kdx.config.settings import read_settings
 from kdx.data.sources import load_digits
@@ -29,9 +33,9 @@ from kdx.errors import KdxError
 from kdx.report.run import write_run_report
 from tests.conftest import compose_config
 
-EXPORT = export.DEFAULTS | {"samples": 64}
-ASK = predict.DEFAULTS | {"top": 2}
-DRAW = visualize.DEFAULTS | {"samples": 1}
+EXPORT = export.COMMAND.defaults() | {"samples": 64}
+ASK = predict.COMMAND.defaults() | {"top": 2}
+DRAW = visualize.COMMAND.defaults() | {"samples": 1}
 
 
 def digits_settings(outputs: Path, *overrides: str) -> Settings:
@@ -95,23 +99,187 @@ def test_network_alone_is_shipped(run_dir: Path) -> None:
     assert path.stat().st_size < 0.5 * (run_dir / "student/checkpoints/latest.pth").stat().st_size
 
 
+def draw_digits(folder: Path, *digits: int) -> list[str]:
+    """Pictures of digits, larger than the networks take them; their files' names."""
+    known = sklearn.datasets.load_digits()
+    folder.mkdir(parents=True, exist_ok=True)
+    for digit in digits:
+        pixels = (known.images[digit] * 255 / 16).round().astype(np.uint8)
+        picture = Image.fromarray(pixels).resize((40, 40), Image.Resampling.NEAREST)
+        picture.convert("RGB").save(folder / f"{digit}.png")
+    return [str(folder / f"{digit}.png") for digit in digits]
+
+
+def ask(*words: object, **keys: object) -> list[str]:
+    """What kdx.predict says, errors as `error: ...`."""
+    said = predict.predict_pictures([str(word) for word in words], **{**ASK, **keys})
+    return [f"error: {line}" if isinstance(line, KdxError) else line for line in said]
+
+
 def test_pictures_are_named(run_dir: Path, tmp_path: Path) -> None:
-    digits = sklearn.datasets.load_digits()
     wanted = [0, 1, 6]
-    for digit in wanted:
-        pixels = (digits.images[digit] * 255 / 16).round().astype(np.uint8)
-        Image.fromarray(pixels).resize((40, 40), Image.Resampling.NEAREST).convert("RGB").save(
-            tmp_path / f"{digit}.png"
-        )
-    names = [str(tmp_path / f"{digit}.png") for digit in wanted]
-    lines = predict.predict_pictures([str(run_dir), *names], **ASK).splitlines()
+    lines = ask(run_dir, *draw_digits(tmp_path, *wanted))
     likeliest = [re.search(r"\.png: (\S+) ([0-9.]+) %", line) for line in lines]
     assert sum(found[1] == str(digit) for found, digit in zip(likeliest, wanted, strict=True)) >= 2  # type: ignore[index]
-    with pytest.raises(KdxError, match=r"none\.png: no such file$"):
-        predict.predict_pictures([str(run_dir), str(tmp_path / "none.png")], **ASK)
+    assert all(line.count("%") == 2 for line in lines)
+    assert [line.count("%") for line in ask(run_dir, tmp_path / "0.png", top=1000)] == [10]  # at most all classes
+
+
+def test_what_is_no_picture_does_not_keep_the_others_from_being_named(run_dir: Path, tmp_path: Path) -> None:
+    first, last = draw_digits(tmp_path, 0, 1)
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(KdxError, match=r"text\.png: not a readable image"):
-        predict.predict_pictures([str(run_dir), str(tmp_path / "text.png")], **ASK)
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    names = [first, *(tmp_path / name for name in ("none.png", "text.png", "pipe.png", "empty")), last]
+    lines = ask(run_dir, *names)
+    assert [line.split(":")[0] for line in lines] == [first, *4 * ["error"], last]
+    assert lines[1].endswith("none.png: no such file") and "text.png: not a readable image" in lines[2]
+    assert "a regular file is needed" in lines[3] and "empty: no picture in this folder" in lines[4]
+
+
+def test_folders_are_asked_about_in_order_and_in_batches(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "pictures"
+    draw_digits(folder, 2, 1)
+    draw_digits(folder / "b" / "deeper", 4, 3)
+    draw_digits(folder / ".hidden", 5)
+    (folder / "b" / "broken.png").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("not asked about")
+    (folder / "b" / "circle").symlink_to(folder)
+    expected = ["1.png", "2.png", "b/broken.png", "b/deeper/3.png", "b/deeper/4.png"]
+    sizes = []
+
+    def counted(model, card, images):  # type: ignore[no-untyped-def]
+        sizes.append(len(images))
+        return answers(model, card, images)
+
+    monkeypatch.setattr(predict, "answers", counted)
+    lines = ask(run_dir, folder)
+    assert sizes == [4]
+    assert capsys.readouterr().err == f"{folder}: not read: 1 .txt\n"
+    assert [line.removeprefix("error: ").split(":")[0] for line in lines] == [str(folder / name) for name in expected]
+    monkeypatch.setattr(predict, "BATCH", 2)
+    assert ask(run_dir, folder) == lines and sizes == [4, 2, 1, 1]
+    single = [line for name in expected for line in ask(run_dir, folder / name)]
+    assert single == lines
+
+
+def test_answers_as_a_table_are_whole_and_hold_no_formula(run_dir: Path, tmp_path: Path) -> None:
+    (plain,) = draw_digits(tmp_path / "p", 3)
+    odd = ["=1+1.png", "-2.png", "a,b.png", "\x1b[2J.png", "a\nb.png", "caf\udce9.png"]
+    for name in odd:
+        shutil.copy(plain, tmp_path / "p" / name)
+    (tmp_path / "p" / "broken.png").write_bytes(b"")
+    table = tmp_path / "out" / "answers.csv"
+    lines = ask(run_dir, tmp_path / "p", output=str(table))
+    assert lines[-1] == f"wrote {table} (7 pictures)"
+    assert "\x1b" not in "".join(lines) and not any("\n" in line for line in lines)
+    rows = list(csv.reader(io.StringIO(table.read_text(), newline="")))
+    assert rows[0] == ["picture", "class1", "share1", "class2", "share2"] and len(rows) == 8
+    assert all(0 <= float(row[4]) <= float(row[2]) <= 1 for row in rows[1:])
+    assert {name for name, *_ in rows[1:]} >= {str(tmp_path / "p" / "a,b.png"), str(tmp_path / "p" / "=1+1.png")}
+    with pytest.raises(KdxError, match=r"output=x.txt: must end in \.csv"):
+        ask(run_dir, plain, output="x.txt")
+    os.chdir(tmp_path / "p")
+    try:
+        ask(run_dir, "=1+1.png", output=str(table))
+    finally:
+        os.chdir(Path(__file__).parent.parent)
+    assert table.read_text().splitlines()[1].startswith("'=1+1.png,")
+
+
+def test_class_names_of_others_are_shown_harmlessly(run_dir: Path, tmp_path: Path) -> None:
+    content = load_checkpoint(next(run_dir.glob("student/checkpoints/best_acc_*.pth")))
+    content["meta"]["class_names"] = ["\x1b]0;owned\x07", "=cmd", *"23456789"]
+    save_checkpoint(tmp_path / "evil.pth", content)
+    (line,) = ask(tmp_path / "evil.pth", *draw_digits(tmp_path, 0), top=10)
+    assert "\x1b" not in line and "\\x1b]0;owned\\x07 " in line
+    ask(tmp_path / "evil.pth", tmp_path / "0.png", top=10, output=str(tmp_path / "o.csv"))
+    assert "'=cmd" in (tmp_path / "o.csv").read_text() and "\x1b" not in (tmp_path / "o.csv").read_text()
+
+
+def test_a_network_that_answers_nan_is_told(run_dir: Path, tmp_path: Path) -> None:
+    content = load_checkpoint(next(run_dir.glob("student/checkpoints/best_acc_*.pth")))
+    key = next(name for name in content["model"] if name.endswith("bias"))
+    content["model"][key] = torch.full_like(content["model"][key], float("nan"))
+    save_checkpoint(tmp_path / "nan.pth", content)
+    (name,) = draw_digits(tmp_path, 0)
+    assert "nan" in refused(lambda: ask(tmp_path / "nan.pth", name))
+
+
+def refused(work: Callable[[], list[str]]) -> str:
+    """The one error, wherever it is told."""
+    try:
+        (line,) = work()
+    except KdxError as error:
+        return str(error)
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("options", "form"),
+    [
+        ({"batch": 3}, "onnx, opset 18, float32, batches of 3"),
+        ({"batch": 3, "opset": 20, "quantize": "int8"}, "onnx, opset 20, int8, batches of 3"),
+        ({"opset": 21}, "onnx, opset 21, float32, batches of any size"),
+        ({"format": "torch_export", "batch": 1}, "torch_export, float32, batches of 1"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # the exporters' own
+def test_opset_and_batch_are_those_that_were_asked_for(run_dir: Path, tmp_path: Path, options, form: str) -> None:
+    path = tmp_path / ("net.onnx" if "onnx" in form else "net.pt2")
+    told = export.export_stage([str(run_dir)], **EXPORT | options | {"output": str(path)})
+    assert told.startswith(f"wrote {path} ({form}; ")
+    if path.suffix == ".onnx":
+        import onnx
+
+        proto = onnx.load(path)
+        (opset,) = (entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+        first = proto.graph.input[0].type.tensor_type.shape.dim[0]
+        assert opset == options.get("opset", 18) and (first.dim_value or None) == options.get("batch")
+        assert any("Quantize" in node.op_type for node in proto.graph.node) == ("quantize" in options)
+    model, card = load_model(path, trust=True)
+    plain, _ = load_model(run_dir)
+    images = load_digits().test.images[:7]  # whatever the file's batch is, any number is answered
+    given, expected = answers(model, card, images), answers(plain, card, images)
+    assert torch.allclose(given, expected, atol=3.0 if "quantize" in options else 1e-3)
+    assert len(ask(path, *draw_digits(tmp_path / "some", 0, 1), trust=True)) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "safetensors", "batch": 1}, "batch=1: not with format=safetensors"),
+        ({"format": "torch_export", "opset": 18}, "opset=18: only with format=onnx"),
+        ({"format": "torch_export", "quantize": "int8"}, "quantize=int8: only with format=onnx"),
+        ({"opset": 900}, "opset=900: a whole number of at most [0-9]+ is needed"),
+        ({"output": "net.onx"}, r"output=net.onx: must end in \.onnx"),
+    ],
+)
+def test_exports_that_cannot_be_are_refused(run_dir: Path, options, message: str) -> None:
+    with pytest.raises(KdxError, match=message):
+        export.export_stage([str(run_dir)], **EXPORT | options)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_opset_that_the_exporter_gave_up_silently_is_an_error(run_dir: Path, tmp_path: Path, monkeypatch) -> None:
+    """Below 18 torch writes 18, with a line in a log: the command line begins at 18, and what came out is compared."""
+    with pytest.raises(KdxError, match="opset=17: a whole number of at least 18 is needed"):
+        export.COMMAND.read(["RUN", "--opset", "17"])
+    with pytest.raises(KdxError, match="opset=17: the network cannot be written with it, 18 came out"):
+        export.export_stage([str(run_dir)], **EXPORT | {"opset": 17, "output": str(tmp_path / "x.onnx")})
+    assert not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_options_after_two_dashes_are_done(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "t.onnx"
+    line = [str(run_dir), "role=teacher", "--quantize", "int8", "--samples=64", "--output", str(path)]
+    run_command(export.COMMAND, line)
+    assert f"wrote {path} (onnx, opset 18, int8, " in capsys.readouterr().out
+    assert b"QuantizeLinear" in path.read_bytes()
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".safetensors", ".pth"])
@@ -161,6 +329,8 @@ def test_pictures_of_a_finished_run(run_dir: Path, monkeypatch: pytest.MonkeyPat
         visualize.draw_run([str(run_dir)], **DRAW | {"layer": "stage9"})
     with pytest.raises(KdxError, match="role=studnt: choose teacher, assistant, student; did you mean 'student'"):
         visualize.draw_run([str(run_dir)], **DRAW | {"role": "studnt"})
+    with pytest.raises(KdxError, match="compare=teachr: choose teacher, assistant, student; did you mean 'teacher'"):
+        visualize.draw_run([str(run_dir)], **DRAW | {"compare": "teachr"})
     monkeypatch.setattr("kdx.visualize.__main__.features_of", lambda *_: torch.zeros(1, 4, 1, 1))
     assert "maps are of one pixel and show no place" in visualize.draw_run([str(run_dir)], **DRAW | {"layer": "stage3"})
 
@@ -225,7 +395,7 @@ def test_command_errors_are_one_line(tmp_path: Path) -> None:
     assert "samples=0: a whole number of at least 1 is needed" in run("kdx.visualize", ".", "samples=0")
     assert ".: no run: summary.json is missing" in run("kdx.export", ".")
     assert "cam=yes: choose true, false" in run("kdx.visualize", ".", "cam=yes")
-    assert "too few arguments" in run("kdx.predict", "model.onnx")
+    assert "PICTURE... is missing; usage: python -m kdx.predict MODEL PICTURE..." in run("kdx.predict", "model.onnx")
     assert "cifr10: no such data set; did you mean 'cifar10'?" in run("kdx.data", "--verify", "cifr10")
 
 

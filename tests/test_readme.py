@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from kdx import cli
-from kdx.command import read_keys
 from kdx.config.settings import build, read_settings
 from tests.conftest import CONF, REPO, compose_config
 
@@ -34,7 +33,11 @@ def test_command_is_valid(command: str) -> None:
         assert done.returncode == 0, done.stderr
     elif program == "python" and arguments[0] == "-m":
         module = importlib.import_module(arguments[1])
-        assert hasattr(module, "main") or read_keys(arguments[2:], module.DEFAULTS)[0]
+        if arguments[1] == "kdx.search":
+            cli.compose_line(CONF, arguments[2:])
+        else:
+            command = importlib.import_module(f"{module.__name__}.__main__") if hasattr(module, "__path__") else module
+            command.COMMAND.read(arguments[2:])
     elif program in ("python", "bash"):
         assert (REPO / arguments[0]).exists(), command
     else:

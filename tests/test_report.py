@@ -1,5 +1,7 @@
 """The report from folders as jobs leave them, and its page in a real browser."""
 
+import csv
+import io
 import json
 import re
 from collections.abc import Callable
@@ -148,6 +150,38 @@ def test_page_needs_no_network_and_escapes_what_it_shows(tmp_path: Path) -> None
     assert "<b>x</b>" not in html and "&lt;b&gt;x&lt;/b&gt;" in html
     outside = [url for url in re.findall(r"(?:src|href)=[\"']([^\"']+)", html) if not url.startswith("#")]
     assert not outside and "@import" not in html and len(html) < 400_000
+
+
+def test_what_others_named_is_harmless_in_every_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evil = '=1+1|<img src=x onerror="alert(1)">\x1b]0;owned\x07\n# Best: mine \u202e'
+    write_job(tmp_path, 0, [f"model.student={evil}", "optimizer.lr=-0.5", "+a=1"], 90, 80)
+    write_job(tmp_path, 1, ["model.student=y", "optimizer.lr=-1e-3", "+a=@x"], 91, 81)
+    write_job(tmp_path, 2, ["model.student=-z", "optimizer.lr=0.5", "+a=2"], 91, 81, "failed")
+    summary = tmp_path / "2" / "summary.json"
+    told = json.loads(summary.read_text())
+    summary.write_text(json.dumps(told | {"error": evil}))
+    main([str(tmp_path)])
+    printed = capsys.readouterr().out
+    text, html = (tmp_path / "sweep.md").read_text(), (tmp_path / "report.html").read_text()
+    for shown in (printed, text, html):
+        assert not set("\x1b\x07\u202e") & set(shown) and "\\x1b" in shown
+    assert "<img src" not in html.split("Feature maps")[0] and "<" not in text
+    assert not any(line.startswith("# Best") for shown in (printed, text) for line in shown.splitlines())
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} <= {12, 9, 5, 11, 10}  # no cell more
+    rows = list(csv.reader(io.StringIO((tmp_path / "sweep.csv").read_text(), newline="")))
+    cells = {cell for row in rows for cell in row}
+    assert {"-0.5", "-1e-3", "'-z", "'@x", "'+a"} <= cells and sum(cell.startswith("'=1+1|") for cell in cells) >= 1
+    assert not any(re.match("[=@\t\r]|[+-](?![0-9.])", cell) for cell in cells)
+
+
+def test_keys_of_the_heat_map_are_for_sweeps(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for line in (["--rows", "kd.temperature"], ["rows=kd.temperature"], ["--rows=kd.temperature"]):
+        main([str(sweep), *line])
+        assert "over kd.temperature and seed" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([str(sweep / "0"), "rows=kd.temperature"])
+    assert "a run; rows= and columns= are for the folder of a sweep" in capsys.readouterr().err
 
 
 def test_page_opens_and_sorts_in_a_browser(sweep: Path, browse: Callable[..., str]) -> None:

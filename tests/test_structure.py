@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import REPO
 
 MODULES = sorted((REPO / "kdx").rglob("*.py"))
-FOUNDATION = {"errors", "files", "checkpoint", "memory", "reproducibility", "epoch_log", "tasks"}
+FOUNDATION = {"errors", "files", "checkpoint", "memory", "reproducibility", "epoch_log", "tasks", "text"}
 COMMANDS = {
     "run",
     "search",

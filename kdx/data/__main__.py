@@ -3,12 +3,12 @@
 Users' own data sets are made with `Dataset`, `Split` and `from_arrays` of this module.
 """
 
-import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from kdx.command import errors_end_the_process
+from kdx.command import Choice, Command, Flag, Key, Names, Text, choice, run_command
 from kdx.data.dataset import Dataset
 from kdx.data.dataset import Split as Split
 from kdx.data.dataset import from_arrays as from_arrays
@@ -17,6 +17,21 @@ from kdx.data.sources import load_cifar, load_digits, load_medmnist, medmnist_fi
 from kdx.errors import KdxError, suggest
 from kdx.report.tables import aligned
 
+USAGE = """
+python -m kdx.data list|prepare NAME...|verify NAME... [data_dir=DIR] [size=28|64|128|224]
+
+list shows the data sets with their sizes and licences; prepare fetches and checks some; verify checks what is there,
+without network. `data_dir` is where they lie (default: $KDX_DATA, else data), `size` the pixels of MedMNIST+. The same
+is said by --list, --prepare NAME... and prepare=NAME,NAME.
+"""
+ACTIONS = ("list", "prepare", "verify")
+KEYS: dict[str, Key] = {
+    "list": Flag(),
+    "prepare": Names(),
+    "verify": Names(),
+    "data_dir": Text(),
+    "size": Choice("28", ("28", "64", "128", "224")),
+}
 CIFAR = {  # classes, MB of the archive
     "cifar10": (10, 170.5),
     "cifar100": (100, 169.0),
@@ -56,13 +71,20 @@ def list_all(root: Path, size: int) -> str:
 
 def load(name: str, root: Path, size: int, download: bool) -> Dataset:
     """One data set by its name, every image and label checked."""
-    if name not in names():
-        raise KdxError(f"{name}: no such data set{suggest(name, names())}; choose {', '.join(names())}")
+    check_names([name])
     if name in CIFAR:
         return load_cifar(name, str(root), download)
     if name == "digits":
         return load_digits()
     return load_medmnist(name, size, str(root), download)
+
+
+def check_names(wanted: Sequence[str]) -> None:
+    """`KdxError` for a data set that is not known."""
+    known = names()
+    for name in wanted:
+        if name not in known:
+            raise KdxError(f"{name}: no such data set{suggest(name, known)}; choose {', '.join(known)}")
 
 
 def prepare(wanted: Sequence[str], root: Path, size: int, download: bool = True) -> str:
@@ -83,20 +105,29 @@ def prepare(wanted: Sequence[str], root: Path, size: int, download: bool = True)
     return "\n".join(lines)
 
 
+def handle_data_sets(words: list[str], data_dir: str | None, size: str, **actions: Any) -> Iterator[str]:
+    """List, prepare or verify, which the words or one of the keys say."""
+    root, pixels = Path(data_dir or os.environ.get("KDX_DATA", "data")), int(size)
+    asked = {name: value for name, value in actions.items() if value}
+    if words:
+        action, *wanted = words
+        asked[choice("action", action, ACTIONS)] = (not wanted or None) if action == "list" else wanted
+    if len(asked) != 1 or not all(asked.values()):
+        raise KdxError("choose one of list, prepare NAME..., verify NAME...")
+    ((action, wanted),) = asked.items()
+    if action == "list":
+        yield list_all(root, pixels)
+        return
+    check_names(wanted)
+    for name in wanted:  # each is told when it is done: a download may take long
+        yield prepare([name], root, pixels, download=action == "prepare")
+
+
+COMMAND = Command(USAGE, handle_data_sets, KEYS, words=("[list|prepare|verify [NAME...]]",))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m kdx.data", description=__doc__)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--list", action="store_true", help="the data sets, their sizes and licences")
-    what.add_argument("--prepare", nargs="+", metavar="NAME", help="fetch and check")
-    what.add_argument("--verify", nargs="+", metavar="NAME", help="check what is there, without network")
-    parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("KDX_DATA", "data")))
-    parser.add_argument("--size", type=int, default=28, choices=(28, 64, 128, 224), help="MedMNIST+: pixels")
-    args = parser.parse_args(arguments)
-    with errors_end_the_process():
-        if args.list:
-            print(list_all(args.data_dir, args.size))
-        else:
-            print(prepare(args.prepare or args.verify, args.data_dir, args.size, download=bool(args.prepare)))
+    run_command(COMMAND, arguments)
 
 
 if __name__ == "__main__":

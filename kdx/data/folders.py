@@ -82,6 +82,17 @@ def list_split(folder: Path, class_names: list[str]) -> Listing:
     return listing
 
 
+def pictures_below(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """The pictures of a folder and its folders, sorted, and how many other files there are, by suffix."""
+    paths, unread = [], Counter[str]()
+    for path, _ in _files(folder):
+        if _is_picture(path.name):
+            paths.append(path)
+        else:
+            unread[path.suffix.lower() or "(no suffix)"] += 1
+    return paths, unread
+
+
 def listing_notes(listings: dict[str, Listing], root: Path) -> Iterator[str]:
     """What a user should know of the files that are not read, or read from where they are not expected."""
     unread = sum((listing.unread for listing in listings.values()), Counter[str]())

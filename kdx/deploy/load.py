@@ -17,6 +17,7 @@ from kdx.errors import KdxError
 from kdx.metrics.classification import probabilities
 
 CARD = "kdx_card"  # the key under which every format carries the card
+MOST_IMAGES = 4096  # in a batch whose size a file fixes
 SUFFIXES = (".onnx", ".pt2", ".safetensors", ".pth")
 
 Model = Callable[[Tensor], Tensor]
@@ -84,6 +85,23 @@ class Deployed(nn.Module):
         return self.network((pixels - self.offset) / self.scale)
 
 
+@dataclass(frozen=True)
+class FixedBatch:
+    """A model that takes exactly `size` images at a time, asked about any number: the last batch is filled up."""
+
+    run: Model
+    size: int
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return torch.cat([self.run(filled(part, self.size))[: len(part)] for part in pixels.split(self.size)])
+
+
+def filled(pixels: Tensor, size: int) -> Tensor:
+    """A batch of `size` images: the last one is repeated where they are fewer."""
+    missing = size - len(pixels)
+    return torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)]) if missing else pixels
+
+
 def pixels_of(images: Tensor, card: Card) -> Tensor:
     """uint8 images (N, C, H, W) as the float pixels that a deployed network takes."""
     return resized(images.float(), card.preprocessing["resize"])
@@ -119,6 +137,8 @@ def load_model(
 
 def answers(model: Model, card: Card, images: Tensor, batch_size: int = 64) -> Tensor:
     """Logits of uint8 images (N, C, H, W)."""
+    if isinstance(model, FixedBatch):
+        batch_size = model.size
     with torch.no_grad():
         return torch.cat([model(pixels_of(part, card)) for part in images.split(batch_size)])
 
@@ -152,7 +172,16 @@ def _from_onnx(path: Path, network: str | None) -> tuple[Model, Card]:
     def run(pixels: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
 
-    return run, card
+    return _fixed(run, session.get_inputs()[0].shape[0], path), card
+
+
+def _fixed(run: Model, batch: object, path: Path) -> Model:
+    """`run` itself, or with batches of the size that its file fixes; a name stands for an open one."""
+    if not isinstance(batch, int):
+        return run
+    if not 1 <= batch <= MOST_IMAGES:
+        raise KdxError(f"{path}: takes batches of {batch} images; 1 to {MOST_IMAGES} are possible")
+    return FixedBatch(run, batch)
 
 
 def _from_pt2(path: Path, network: str | None) -> tuple[Model, Card]:
@@ -161,7 +190,9 @@ def _from_pt2(path: Path, network: str | None) -> tuple[Model, Card]:
         program = torch.export.load(path, extra_files=extra)
     except Exception as error:  # damaged archives raise many classes
         raise KdxError(f"{path}: not a readable torch.export file ({' '.join(str(error).split())[:200]})") from error
-    return program.module(), Card.read(extra[CARD], path)
+    name = program.graph_signature.user_inputs[0]
+    pixels = next(node.meta["val"] for node in program.graph.nodes if node.name == name)
+    return _fixed(program.module(), pixels.shape[0], path), Card.read(extra[CARD], path)
 
 
 def _from_safetensors(path: Path, network: str | None) -> tuple[Model, Card]:

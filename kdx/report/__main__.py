@@ -1,25 +1,40 @@
 """What a sweep found, as sweep.csv, sweep.md and report.html: `python -m kdx.report DIR...`, also for a single run."""
 
-import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kdx.command import errors_end_the_process
+from kdx.command import Command, Key, Text, run_command
+from kdx.errors import KdxError
 from kdx.report.run import write_run_report
 from kdx.report.sweep import write_report
 from kdx.results import SUMMARY
 
+USAGE = """
+python -m kdx.report DIR... [rows=KEY] [columns=KEY]
+
+DIR is the folder of a sweep, also while it runs, or of a run. Writes sweep.csv, sweep.md and report.html into a
+sweep's folder, report.html into a run's, and prints what was found. `rows` and `columns` are the swept keys of the heat
+map, such as kd.temperature and kd.alpha.
+"""
+KEYS: dict[str, Key] = {"rows": Text(), "columns": Text()}
+
+
+def write_reports(words: list[str], rows: str | None, columns: str | None) -> Iterator[str]:
+    """The reports of the folders, one by one, in words."""
+    for folder in map(Path, words):
+        if (folder / SUMMARY).exists():
+            if rows or columns:
+                raise KdxError(f"{folder}: a run; rows= and columns= are for the folder of a sweep")
+            yield write_run_report(folder)
+        else:
+            yield write_report(folder, rows, columns)
+
+
+COMMAND = Command(USAGE, write_reports, KEYS, words=("DIR...",))
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m kdx.report", description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="the folder of a sweep or of a run")
-    parser.add_argument("--rows", metavar="KEY", help="the heat map's rows, e.g. kd.temperature")
-    parser.add_argument("--columns", metavar="KEY", help="the heat map's columns, e.g. kd.alpha")
-    args = parser.parse_args(arguments)
-    with errors_end_the_process():
-        for folder in args.folders:
-            single = (folder / SUMMARY).exists()
-            print(write_run_report(folder) if single else write_report(folder, args.rows, args.columns))
+    run_command(COMMAND, arguments)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from html import escape
 
+from kdx.text import harmless
+
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 0 auto; padding: 1rem; }
@@ -46,9 +48,9 @@ if (wish) sortTable(document.getElementById(wish[1]).tHead.rows[0].cells[+wish[2
 def page(title: str, parts: Sequence[str]) -> str:
     """The whole document."""
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_shown(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
+        f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{_shown(title)}</h1>\n"
         + "\n".join(parts)
         + f"\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
@@ -56,17 +58,17 @@ def page(title: str, parts: Sequence[str]) -> str:
 
 def heading(text: str) -> str:
     """A section's heading."""
-    return f"<h2>{escape(text)}</h2>"
+    return f"<h2>{_shown(text)}</h2>"
 
 
 def lead(text: str) -> str:
     """A paragraph that stands out."""
-    return f'<p class="lead">{escape(text)}</p>'
+    return f'<p class="lead">{_shown(text)}</p>'
 
 
 def table(name: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose columns sort on a click; `name` is its id in the page."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    head = "".join(f"<th>{_shown(cell)}</th>" for cell in header)
     body = "\n".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
     return (
         f'<div class="scroll"><table id="{name}">\n<thead><tr>{head}</tr></thead>\n'
@@ -76,8 +78,12 @@ def table(name: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 def picture(svg: str, caption: str) -> str:
     """A drawing with its caption."""
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+    return f"<figure>{svg}<figcaption>{_shown(caption)}</figcaption></figure>"
+
+
+def _shown(text: str) -> str:
+    return escape(harmless(text))
 
 
 def _cell(text: str) -> str:
-    return f'<td class="long">{escape(text)}</td>' if len(text) > 60 else f"<td>{escape(text)}</td>"
+    return f'<td class="long">{_shown(text)}</td>' if len(text) > 60 else f"<td>{_shown(text)}</td>"

@@ -4,6 +4,9 @@ import io
 from collections.abc import Mapping, Sequence
 
 from kdx.errors import KdxError
+from kdx.text import harmless
+
+LONGEST_LABEL = 32  # characters; longer ones leave no room for the drawing
 
 
 def heat_map(
@@ -19,14 +22,15 @@ def heat_map(
     table = np.array([[values.get((row, column), np.nan) for column in columns] for row in rows], dtype=float)
     if np.isnan(table).all():
         raise KdxError("a heat map without a value")
-    figure, axes = _figure(1.5 + 0.9 * len(columns), 1.2 + 0.6 * len(rows))
-    image = axes.imshow(table, cmap="viridis", aspect="auto")
     rows, columns = ([plain_text(name) for name in labels] for labels in (rows, columns))
+    beside, below = (0.07 * max(0, max(map(len, labels)) - 8) for labels in (rows, columns))  # inches of long labels
+    figure, axes = _figure(1.5 + 0.9 * len(columns) + beside, 1.2 + 0.6 * len(rows) + below)
+    image = axes.imshow(table, cmap="viridis", aspect="auto")
     slanted = max(map(len, columns)) > 6
     axes.set_xticks(range(len(columns)), columns, rotation=40 if slanted else 0, ha="right" if slanted else "center")
     axes.set_yticks(range(len(rows)), rows)
-    axes.set_xlabel(names[1])
-    axes.set_ylabel(names[0])
+    axes.set_xlabel(plain_text(names[1]))
+    axes.set_ylabel(plain_text(names[0]))
     middle = (np.nanmin(table) + np.nanmax(table)) / 2
     for y in range(len(rows)):
         for x in range(len(columns)):
@@ -76,7 +80,10 @@ def bars_and_line(
 
 
 def plain_text(text: str) -> str:
-    """Text in which a dollar sign does not begin a formula."""
+    """A label in which a dollar sign begins no formula, all can be drawn, and the middle of a long text is left out."""
+    text = harmless(text)
+    if len(text) > LONGEST_LABEL:
+        text = text[: LONGEST_LABEL - 9] + "…" + text[-8:]
     return text.replace("$", r"\$")
 
 

@@ -11,6 +11,7 @@ from kdx.report import html as page
 from kdx.report.plots import bars_and_line, curves, heat_map
 from kdx.report.tables import STAGE_HEADER, aligned, stage_cells
 from kdx.results import SUMMARY, finished_stages, read_log
+from kdx.text import harmless
 
 REPORT = "report.html"
 MOST_CLASSES = 30  # a larger confusion matrix is not drawn
@@ -41,7 +42,8 @@ def write_run_report(run_dir: Path) -> str:
     lines = list(conclusions(stages))
     if measured:
         lines += ["", aligned(*efficiency_table(measured))]
-    return "\n".join([*lines, "", f"report: {relative(run_dir / REPORT, Path.cwd())}"])
+    lines += ["", f"report: {relative(run_dir / REPORT, Path.cwd())}"]
+    return "\n".join(harmless(line, keep="\n") for line in lines)
 
 
 def conclusions(stages: Stages) -> list[str]:

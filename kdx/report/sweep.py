@@ -1,11 +1,10 @@
 """What a sweep found, as sweep.csv, sweep.md and report.html."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from kdx.errors import KdxError
 from kdx.files import relative, write_atomic
@@ -22,6 +21,7 @@ from kdx.results import (
     read_sweep,
     swept_keys,
 )
+from kdx.text import csv_text, harmless, markdown_text
 
 GRID = ("kd.temperature", "kd.alpha")  # drawn as a heat map where both were swept
 JOBS = "Jobs"
@@ -37,7 +37,7 @@ def write_report(folder: Path, rows_key: str | None = None, columns_key: str | N
     title = f"Sweep {folder.name}"
     counted = f"{sum(job.finished for job in jobs)} of {len(jobs)} jobs finished"
     write_atomic(folder / "sweep.csv", _csv(jobs).encode())
-    text = [f"# {title}", counted + ".", *conclusions]
+    text = [f"# {markdown_text(title)}", counted + ".", *map(markdown_text, conclusions)]
     text += [part for heading, table in tables.items() for part in (f"## {heading}", markdown(*table))]
     write_atomic(folder / "sweep.md", ("\n\n".join(text) + "\n").encode())
     parts = [page.lead(line) for line in (counted + ".", *conclusions)]
@@ -48,7 +48,7 @@ def write_report(folder: Path, rows_key: str | None = None, columns_key: str | N
     write_atomic(folder / "report.html", page.page(title, parts).encode())
     shown = [part for heading, table in tables.items() if heading != JOBS for part in (heading, aligned(*table), "")]
     told = f"{counted}; report: {relative(folder / 'report.html', Path.cwd())}"
-    return "\n".join(["", *shown, *conclusions, "", told])
+    return "\n".join(["", *shown, *map(harmless, conclusions), "", harmless(told)])
 
 
 def _tables(jobs: Sequence[JobResult], groups: Sequence[Configuration]) -> dict[str, Table]:
@@ -138,10 +138,8 @@ def _csv(jobs: Sequence[JobResult]) -> str:
     keys = list(dict.fromkeys(key for job in jobs for key in job.overrides))
     roles = list(dict.fromkeys(role for job in jobs for role in job.stages))
     columns = ["val_accuracy", "test_accuracy", "test_f1_score", "test_auc", "seconds", "status", "fingerprint"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     head = ["job", *keys, "state", "seconds", *(f"{role}_{column}" for role in roles for column in columns), "reason"]
-    writer.writerow(head)
+    rows: list[list[Any]] = [head]
     for job in jobs:
         cells = [job.number, *(job.overrides.get(key, "") for key in keys), job.state, job.seconds]
         for role in roles:
@@ -152,8 +150,8 @@ def _csv(jobs: Sequence[JobResult]) -> str:
                 test = stage["test"]
                 cells += [stage["validation"]["accuracy"], test["accuracy"], test["f1_score"], test["auc"]]
                 cells += [stage["seconds"], stage["status"], stage["fingerprint"]]
-        writer.writerow([*cells, job.reason])
-    return text.getvalue()
+        rows.append([*cells, job.reason])
+    return csv_text(rows)
 
 
 def _pictures(

@@ -7,34 +7,33 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from kdx.command import run_command
+from kdx.command import Command, Count, Flag, Key, Text, choice, run_command
 from kdx.data.dataset import Dataset
 from kdx.deploy.load import Card
 from kdx.deploy.run_loader import StoredStage, load_data, load_stage, read_summary
 from kdx.errors import KdxError
+from kdx.text import harmless
 from kdx.visualize.feature_maps import features_of, label_text, last_map_layer, save_feature_maps, save_figure
 from kdx.visualize.grad_cam import grad_cam
 
 USAGE = """
-python -m kdx.visualize.feature_maps RUN_DIR [role=student] [layer=layer4] [samples=4] [compare=teacher] [cam=true]
-                        [data_dir=DIR] [network=package.module:callable]
-                        [data=package.module:callable]
+python -m kdx.visualize RUN_DIR [role=student] [layer=layer4] [samples=4] [compare=teacher] [--cam]
+                        [data_dir=DIR] [network=package.module:callable] [data=package.module:callable]
 
 Draws the feature maps of `layer` (a dotted name; default: the last with maps of more than one pixel) for the first
 test images of a finished run, and next to each other what the stage and the one it is compared with look at
-(compare=null leaves that out): the mean of the layer's maps, with cam=true also Grad-CAM for the true class.
+(compare=null leaves that out): the mean of the layer's maps, with --cam (cam=true) also Grad-CAM for the true class.
 """
 
-
-DEFAULTS = {
-    "role": "student",
-    "layer": None,
-    "samples": 4,
-    "compare": "teacher",
-    "cam": False,
-    "data_dir": None,
-    "network": None,
-    "data": None,
+KEYS: dict[str, Key] = {
+    "role": Text("student"),
+    "layer": Text(),
+    "samples": Count(4, most=1000),
+    "compare": Text("teacher", optional=True),
+    "cam": Flag(),
+    "data_dir": Text(),
+    "network": Text(),
+    "data": Text(),
 }
 
 
@@ -52,6 +51,9 @@ def draw_run(
     """Pictures of a finished run, into the stage's folder; what was drawn, in words."""
     run_dir = Path(words[0])
     stage = load_stage(run_dir, role, network)
+    roles = list(read_summary(run_dir))
+    if compare not in (None, KEYS["compare"].default):  # a run without a teacher is drawn by itself
+        choice("compare", compare, roles)
     dataset = load_data(stage, data_dir, data)
     images, labels = _prepared(stage, dataset, samples)
     chosen = layer or last_map_layer(stage.network, images)
@@ -59,7 +61,7 @@ def draw_run(
         raise KdxError(f"role={role}: {stage.meta['network']} has no layer that gives maps")
     folder = stage.checkpoint.parent.parent / "visualizations" / chosen
     drawn = save_feature_maps(stage.network, [(images, labels)], chosen, folder, samples)
-    if compare is not None and compare != role and compare in read_summary(run_dir):
+    if compare is not None and compare != role and compare in roles:
         other = load_stage(run_dir, compare, network)
         stages = {compare: (other, layer or last_map_layer(other.network, images)), role: (stage, chosen)}
     else:
@@ -78,7 +80,7 @@ def draw_run(
     said = [f"layer {chosen} of {role}: {stage.meta['network']}"]
     if max(features_of(stage.network, images[:1], chosen).shape[2:]) == 1:
         said.append("its maps are of one pixel and show no place: choose an earlier layer")
-    return "\n".join([*said, *(f"wrote {path}" for path in drawn)])
+    return "\n".join([*said, *(f"wrote {harmless(str(path))}" for path in drawn)])
 
 
 def _prepared(stage: StoredStage, data: Dataset, samples: int) -> tuple[Tensor, Tensor]:
@@ -91,7 +93,7 @@ def _draw_side_by_side(image: Tensor, panels: dict[str, Tensor], title: str, pat
     """An image (C, H, W) of 0-255 and maps (H, W) laid over it, each scaled to its own range."""
     figure = Figure(figsize=(2.6 * (1 + len(panels)), 3.1), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, parse_math=False)
+    figure.suptitle(harmless(title), parse_math=False)
     shown = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
     height, width = shown.shape[:2]
     for position, (name, heat) in enumerate([("image", None), *panels.items()]):
@@ -109,5 +111,7 @@ def _label_names(label: Tensor, data: Dataset) -> str:
     return ", ".join(data.class_names[number] for number in numbers) or "no label"
 
 
+COMMAND = Command(USAGE, draw_run, KEYS, words=("RUN_DIR",))
+
 if __name__ == "__main__":
-    run_command(USAGE, draw_run, DEFAULTS)
+    run_command(COMMAND)
