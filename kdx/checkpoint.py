@@ -10,7 +10,7 @@ import torch
 import torchvision
 
 import kdx
-from kdx.errors import KdxError
+from kdx.errors import DamagedError, KdxError
 from kdx.files import hash_path, verify_hash, write_with_hash
 
 FORMAT = 1
@@ -62,21 +62,31 @@ def load_hashed(path: Path, *, known: str | None = None, mapped: bool = False) -
     `mapped` leaves tensors in the file until somebody reads them.
     """
     if not path.is_file():
-        raise KdxError(f"{path}: no such checkpoint")
+        raise DamagedError(f"{path}: no such checkpoint")
     sha256 = verify_hash(path)
     if known not in (None, sha256):
-        raise KdxError(f"{path}: damaged (its sha256 is not the one in the index)")
+        raise DamagedError(f"{path}: damaged (its sha256 is not the one in the index)")
     _refuse_bomb(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError and more for one cause
-        reason = str(error).split("\n")[0][:200]
-        raise KdxError(f"{path}: not a readable checkpoint ({type(error).__name__}: {reason})") from error
+    content = _load(path, mapped)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise KdxError(f"{path}: not a kdx checkpoint: a dict with the key 'model' is needed")
-    if content.get("format") != FORMAT:
-        raise KdxError(f"{path}: checkpoint format {content.get('format')}, this kdx reads format {FORMAT}")
+        raise DamagedError(f"{path}: not a kdx checkpoint: a dict with the key 'model' is needed")
+    made_in = content.get("format")
+    if isinstance(made_in, int) and made_in > FORMAT:
+        raise KdxError(f"{path}: checkpoint format {made_in} is of a newer kdx, this one reads format {FORMAT}")
+    if made_in != FORMAT:
+        raise DamagedError(f"{path}: checkpoint format {made_in}, this kdx reads format {FORMAT}")
     return content, sha256
+
+
+def _load(path: Path, mapped: bool) -> Any:
+    """torch.load; `DamagedError` where the file's content is at fault, `KdxError` where the machine is, just now."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError and more for one cause
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else '-'}"
+        if isinstance(error, MemoryError | OSError) or "allocate memory" in str(error):
+            raise KdxError(f"{path}: cannot be read just now ({reason}); it was left as it is, try again") from error
+        raise DamagedError(f"{path}: not a readable checkpoint ({reason})") from error
 
 
 def remove_checkpoint(path: Path) -> None:
@@ -121,7 +131,9 @@ def _refuse_bomb(path: Path, factor: int = 4) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             claimed = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise KdxError(f"{path}: not a readable checkpoint ({error})") from error
+    except OSError as error:
+        raise KdxError(f"{path}: cannot be read just now ({error}); it was left as it is, try again") from error
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise DamagedError(f"{path}: not a readable checkpoint ({error})") from error
     if claimed > factor * path.stat().st_size:
-        raise KdxError(f"{path}: claims {claimed} bytes in a file of {path.stat().st_size}: refused")
+        raise DamagedError(f"{path}: claims {claimed} bytes in a file of {path.stat().st_size}: refused")

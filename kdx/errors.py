@@ -8,6 +8,10 @@ class KdxError(Exception):
     """Something the user can put right; its text is one line that names the key or file, the value, the choices."""
 
 
+class DamagedError(KdxError):
+    """A file whose content is wrong: it can be set aside, since no later try will read it."""
+
+
 class BusyError(KdxError):
     """Somebody else is at work where this run wants to be; trying again later may do."""
 

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from kdx.errors import KdxError
+from kdx.errors import DamagedError, KdxError
 
 TEMP_PREFIX = ".tmp-kdx-"
 
@@ -51,7 +51,7 @@ def verify_hash(path: Path) -> str:
     actual = hash_file(path)
     beside = hash_path(path)
     if beside.exists() and actual not in [line.split(" ")[0] for line in beside.read_text().split("\n")]:
-        raise KdxError(f"{path}: damaged (its sha256 is not the one in {beside.name}); take another or train again")
+        raise DamagedError(f"{path}: damaged (its sha256 is not the one in {beside.name}); take another or train again")
     return actual
 
 

@@ -64,3 +64,13 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class RandomState:
+    """The global generators as one entry of a training's state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return random_state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        restore_random_state(state)

@@ -229,10 +229,10 @@ def _peak_of_an_epoch(bare: bool, case: Case, recompute: bool) -> float:
         bare_loop(case)()
     else:
         with tempfile.TemporaryDirectory() as folder:
-            trainer = kdx_trainer(case, Path(folder))
+            trainer, keeper = kdx_trainer(case, Path(folder))
             if recompute:
-                recompute_blocks(trainer.network)
-            trainer._train_epoch(1, 0.0)
+                recompute_blocks(trainer.learner.network)
+            trainer._train_epoch(1, 0.0, keeper)
     return _memory_mb("VmHWM") - before
 
 

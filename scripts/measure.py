@@ -17,11 +17,18 @@ from torch.nn.functional import cross_entropy
 from kdx.data.batches import Batch, Batches, Preprocessing
 from kdx.data.dataset import Split
 from kdx.epoch_log import EpochLogger
-from kdx.losses.hinton import KnowledgeDistillationLoss
+from kdx.losses import Hinton, KnowledgeDistillationLoss
+from kdx.losses.distillation import Distillation, Term, Weight
+from kdx.losses.hard import HardLoss
+from kdx.losses.objective import Facts
+from kdx.models.features import Outputs
 from kdx.models.networks import NetworkSpec, build_network
+from kdx.training.keeper import Keeper
+from kdx.training.learner import Learner
 from kdx.training.runtime import Precision, compile_networks
-from kdx.training.teachers import LogitsCache
-from kdx.training.trainer import Trainer
+from kdx.training.schedules import Schedule
+from kdx.training.teachers import LogitsCache, Teacher
+from kdx.training.trainer import Recipe, Trainer
 
 PIXELS = Preprocessing((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 
@@ -119,46 +126,47 @@ def bare_loop(case: Case) -> Callable[[], None]:
     return epoch
 
 
-def kdx_trainer(case: Case, folder: Path) -> Trainer:
-    """A trainer as a stage makes it."""
-    student = case.network(case.student)
-    return Trainer(
-        student,
+def kdx_trainer(case: Case, folder: Path) -> tuple[Trainer, Keeper]:
+    """A trainer as a stage makes it, and its keeper."""
+    student, precision = case.network(case.student), case.precision()
+    terms = {} if case.guide is None else {"kd": Term(Hinton(4.0), Weight.of(0.7))}
+    objective = Distillation(HardLoss("multi-class"), Weight.of(0.3 if terms else 1), terms)
+    cache = LogitsCache(folder / "cache") if case.cached else None
+    teachers = {} if case.guide is None else {"teacher": Teacher(case.network(case.guide), precision, cache=cache)}
+    blank = Outputs(torch.zeros(2, case.classes))
+    objective.prepare([Facts("multi-class", case.classes, case.images, blank, blank)][: len(teachers)])
+    trainer = Trainer(
+        Learner(student, objective, precision),
+        teachers,
+        case.batches(),
+        replace(case, images=min(case.images, 256)).batches(shuffle=False, augment=()),
+        case.optimizer(student),
+        Schedule(None),
+        Recipe(10**6, micro_batches=case.accumulate, compile_mode=case.compile_mode),
         name="student",
         task="multi-class",
         num_classes=case.classes,
-        train=case.batches(),
-        val=replace(case, images=min(case.images, 256)).batches(shuffle=False, augment=()),
-        epochs=10**6,
-        optimizer=case.optimizer(student),
-        scheduler=None,
-        precision=case.precision(),
-        logger=EpochLogger(folder / "log.csv", "student", 10**6),
-        folder=folder,
-        identity={},
-        guide=None if case.guide is None else case.network(case.guide),
-        objective=None if case.guide is None else KnowledgeDistillationLoss(4.0, 0.7),
-        accumulate=case.accumulate,
-        compile_mode=case.compile_mode,
-        cache=LogitsCache(folder / "cache") if case.cached else None,
     )
+    logger = EpochLogger(folder / "log.csv", "student", 10**6)
+    return trainer, Keeper(folder, {}, trainer.state, trainer.progress, logger)
 
 
 def kdx_epoch(case: Case, before_step: Callable[[], None] | None = None) -> Callable[[], None]:
     """One training epoch of kdx with its data pipeline, augmentation, metrics, CSV and progress bar."""
     folder = tempfile.TemporaryDirectory()
-    trainer = kdx_trainer(case, Path(folder.name))
+    trainer, keeper = kdx_trainer(case, Path(folder.name))
     if before_step is not None:
         trainer.train = _Interrupted(trainer.train, before_step)  # type: ignore[assignment]
     if case.compile_mode:
-        guides = [] if trainer.guide is None else [trainer.guide.network]
-        compile_networks([trainer.network, *guides], case.compile_mode)
+        networks = [trainer.learner.network, *(teacher.network for teacher in trainer.teachers.values())]
+        compile_networks(networks, case.compile_mode)
 
     def epoch() -> None:
-        number = len(trainer.history) + 1
-        scores = {f"train_{key}": value for key, value in trainer._train_epoch(number, time.perf_counter()).items()}
-        trainer.history.append({"epoch": number, **scores})
-        trainer.logger.write(trainer.history)
+        number = trainer.progress.epochs + 1
+        scores = trainer._train_epoch(number, time.perf_counter(), keeper)
+        row = {"epoch": number} | {f"train_{key}": value for key, value in scores.items()}
+        trainer.progress.close_epoch(row, None)
+        keeper.logger.write(trainer.progress.history)
         sync(case.device)
         assert folder
 

@@ -2,6 +2,7 @@
 
 import shutil
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,12 @@ from kdx.models.networks import NetworkSpec, build_network
 from kdx.models.thin import ThinResNet, resnet8
 from kdx.training.runtime import Precision, choose_compile, choose_precision, compile_networks
 from kdx.training.teachers import LogitsCache
-from kdx.training.trainer import Trainer
 from tests import tiny
 from tests.conftest import settings_of
-from tests.test_trainer import CPU, make_trainer
+from tests.training import CPU, Training, make_training
 
 
-def weights(trainer: Trainer) -> dict[str, Tensor]:
+def weights(trainer: Training) -> dict[str, Tensor]:
     trainer.fit()
     return trainer.network.state_dict()
 
@@ -50,8 +50,8 @@ def without_norm() -> nn.Module:
 @pytest.mark.parametrize("parts", [2, 3, 4])
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path, parts: int) -> None:
     """Also of the last, smaller batch; mean losses and predictions are the whole batch's as well."""
-    whole = make_trainer(tmp_path / "whole", network=without_norm())
-    split = make_trainer(tmp_path / "split", network=without_norm(), accumulate=parts)
+    whole = make_training(tmp_path / "whole", network=without_norm())
+    split = make_training(tmp_path / "split", network=without_norm(), micro_batches=parts)
     calls = []
     split.network.register_forward_hook(lambda module, *_: calls.append(module.training))
     assert near(weights(whole), weights(split))
@@ -76,8 +76,8 @@ def test_recomputed_activations_give_the_same_bits(tmp_path: Path, amp: str) -> 
     calls = []
     block: Any = recomputed.stage1[0]
     block.conv1.register_forward_hook(lambda *_: calls.append(1))
-    one = weights(make_trainer(tmp_path / "one", network=kept, amp=amp))
-    two = weights(make_trainer(tmp_path / "two", network=recomputed, amp=amp))
+    one = weights(make_training(tmp_path / "one", network=kept, amp=amp))
+    two = weights(make_training(tmp_path / "two", network=recomputed, amp=amp))
     assert one.keys() == two.keys() and same(one, two)
     assert len(calls) == 3 * (2 * 4 + 2)  # twice a training step, once a validation batch
 
@@ -103,29 +103,27 @@ def test_which_torchvision_networks_can_recompute(name: str) -> None:
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-def placed(folder: Path, channels_last: bool, seed: int = 0) -> Trainer:
+def placed(folder: Path, channels_last: bool, seed: int = 0) -> Training:
     network = Precision(CPU, None, channels_last).place(build_network(NetworkSpec("resnet18", 3, 1, stem="small")))
-    trainer = make_trainer(folder, network=network, seed=seed, epochs=2, count=12)
-    trainer.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
-    trainer.scheduler = None
-    return trainer
+    fused = partial(torch.optim.AdamW, lr=1e-3, fused=True)
+    more = {"seed": seed, "epochs": 2, "count": 12, "optimizer": fused, "schedule": lambda optimizer: None}
+    return make_training(folder, network=network, **more)
 
 
 def test_a_state_goes_on_under_the_other_memory_format(tmp_path: Path) -> None:
     """Fused kernels read moments by address: a state saved in another layout would be mixed up without an error."""
     torch.manual_seed(0)
     first = placed(tmp_path / "first", channels_last=False)
-    first.epochs = 1
-    first.fit()
+    first.fit(1)
     shutil.copytree(tmp_path / "first", tmp_path / "second")
     moments = []
     for folder, channels_last in (("first", False), ("second", True)):
         again = placed(tmp_path / folder, channels_last)
-        assert again.restore(tmp_path / folder)
+        assert again.resume(tmp_path / folder)
         again.fit()
         weight = again.network.layer1[0].conv1.weight
         assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
-        moments.append(again.optimizer.state[weight]["exp_avg"])
+        moments.append(again.trainer.optimizer.state[weight]["exp_avg"])
     assert torch.nn.functional.cosine_similarity(moments[0].flatten(), moments[1].flatten(), dim=0) > 0.99
 
 
@@ -148,10 +146,10 @@ class Counting(nn.Module):
         return self.network(images)
 
 
-def distilled(folder: Path, cache: Path | None, **options: Any) -> Trainer:
+def distilled(folder: Path, cache: Path | None, **options: Any) -> Training:
     loss = KnowledgeDistillationLoss(options.pop("temperature", 2.0), 0.5)
     options["cache"] = None if cache is None else LogitsCache(cache)
-    return make_trainer(folder, guide=Counting(), objective=loss, **options)
+    return make_training(folder, teachers={"teacher": Counting()}, objective=loss, **options)
 
 
 @pytest.mark.parametrize("augment", [(), ("crop",)])
@@ -163,12 +161,12 @@ def test_cached_logits_give_the_same_bits_and_are_computed_once(
     for folder, cache in (("plain", None), ("first", tmp_path / "cache"), ("second", tmp_path / "cache")):
         trainer = distilled(tmp_path / folder, cache, augment=augment, amp=amp)
         ends.append(weights(trainer))
-        asked.append(trainer.guide.network.asked)  # type: ignore[union-attr]
+        asked.append(trainer.teacher.network.asked)  # type: ignore[union-attr]
     assert same(ends[0], ends[1]) and same(ends[0], ends[2])
     once = 3 * 30 if augment else 30  # views of three epochs
     assert asked == [3 * 30 + 30, once + 30, 0]  # 30 more of the validation split
     other = distilled(tmp_path / "other", tmp_path / "cache", augment=augment, amp=amp, temperature=9.0)
-    assert not same(ends[0], weights(other)) and other.guide.network.asked == 0  # type: ignore[union-attr]
+    assert not same(ends[0], weights(other)) and other.teacher.network.asked == 0  # type: ignore[union-attr]
 
 
 def test_damaged_cache_is_noticed_and_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -178,7 +176,7 @@ def test_damaged_cache_is_noticed_and_made_again(tmp_path: Path, caplog: pytest.
     content[-3] ^= 1
     path.write_bytes(content)
     again = distilled(tmp_path / "second", tmp_path / "cache")
-    assert same(expected, weights(again)) and again.guide.network.asked == 30  # type: ignore[union-attr]
+    assert same(expected, weights(again)) and again.teacher.network.asked == 30  # type: ignore[union-attr]
     assert "epoch_0002.npy: damaged" in caplog.text
 
 
@@ -208,8 +206,8 @@ def test_compile_pays_in_long_trainings_on_a_gpu_only(monkeypatch: pytest.Monkey
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_compiled_networks_learn_the_same(tmp_path: Path) -> None:
-    plain = make_trainer(tmp_path / "plain", network=without_norm(), epochs=1)
-    compiled = make_trainer(tmp_path / "compiled", network=without_norm(), epochs=1, compile_mode="default")
+    plain = make_training(tmp_path / "plain", network=without_norm(), epochs=1)
+    compiled = make_training(tmp_path / "compiled", network=without_norm(), epochs=1, compile_mode="default")
     one, two = weights(plain), weights(compiled)
     assert one.keys() == two.keys() and near(one, two)
 
@@ -244,9 +242,8 @@ def test_no_graph_is_captured_in_inference_mode(tmp_path: Path, graphs: bool) ->
             asked.register_forward_hook(
                 lambda *_: modes.add((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
             )
-        objective = KnowledgeDistillationLoss()
-        trainer = make_trainer(tmp_path / str(len(trainers)), network=network, guide=guide, objective=objective)
-        trainer.precision = trainer.guide.precision = precision
+        loss = {"teachers": {"teacher": guide}, "objective": KnowledgeDistillationLoss()}
+        trainer = make_training(tmp_path / str(len(trainers)), network=network, amp=precision, **loss)
         modes.clear()
         trainers.append(weights(trainer))
     assert modes == {(True, False), (False, not graphs)}

@@ -2,7 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from kdx.losses.hinton import KnowledgeDistillationLoss, hard_loss, loss_terms, soft_loss, soft_loss_per_label
+from kdx.losses.distillation import Distillation, Term, Weight, as_objective
+from kdx.losses.hard import HardLoss
+from kdx.losses.hinton import KnowledgeDistillationLoss, hard_loss, soft_loss, soft_loss_per_label
+from kdx.losses.objective import Lesson
+from kdx.models.features import Outputs
 
 
 def logits(rows: int, columns: int, seed: int) -> torch.Tensor:
@@ -82,7 +86,11 @@ def test_bad_alpha_is_refused(alpha: float) -> None:
 
 def test_terms_of_a_users_callable_and_of_labels_alone() -> None:
     student, teacher, labels = logits(3, 3, 1), logits(3, 3, 2), torch.tensor([0, 1, 2])
-    terms = loss_terms(lambda s, t, y: (s - t).square().mean(), student, teacher, labels)
+    lesson = Lesson(labels, torch.arange(3))
+    plain = Term(as_objective(lambda s, t, y: (s - t).square().mean()), Weight.of(1))
+    terms = Distillation(HardLoss("multi-class"), Weight.of(0), {"kd": plain})(
+        Outputs(student), [Outputs(teacher)], lesson
+    )
     assert float(terms["loss"]) == pytest.approx(float((student - teacher).square().mean()))
     assert float(terms["hard_loss"]) == pytest.approx(float(hard_loss(student, labels)))
-    assert set(loss_terms(None, student, None, labels)) == {"loss"}
+    assert set(Distillation(HardLoss("multi-class"), Weight.of(1))(Outputs(student), [], lesson)) == {"loss"}

@@ -8,7 +8,8 @@ import pytest
 from kdx.errors import KdxError
 from kdx.trackers.trackers import check_tracker, open_tracker
 from tests.conftest import TinyRun
-from tests.test_trainer import make_trainer, rows_of
+from tests.test_trainer import rows_of
+from tests.training import make_training
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the packages' own
 
@@ -82,10 +83,10 @@ class Gone:
 
 
 def test_tracker_that_fails_does_not_end_a_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trainer = make_trainer(tmp_path)
-    trainer.logger.tracker = Gone()
-    trainer.fit()
-    trainer.logger.close()
+    training = make_training(tmp_path)
+    training.keeper.logger.tracker = Gone()
+    training.fit()
+    training.keeper.logger.close()
     assert len(rows_of(tmp_path / "log.csv")) == 3
     assert caplog.text.count("the tracker fails and gets no more: ConnectionError: the server is gone") == 1
 

@@ -4,7 +4,6 @@ import csv
 import io
 import math
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,59 +12,15 @@ import torch
 from torch import nn
 
 from kdx.checkpoint import load_checkpoint, write_checkpoint
-from kdx.data.batches import Batches, Preprocessing, mean_and_std
 from kdx.epoch_log import COLUMNS, EpochLogger
 from kdx.errors import KdxError
 from kdx.losses.hinton import KnowledgeDistillationLoss
-from kdx.reproducibility import setup_reproducibility
 from kdx.training.evaluation import evaluate
-from kdx.training.runtime import choose_device, choose_precision
-from kdx.training.trainer import Trainer, step_schedule
+from kdx.training.runtime import choose_device
+from kdx.training.schedules import step_schedule
 from tests import tiny
 from tests.conftest import same_weights
-
-CPU = torch.device("cpu")
-
-
-def make_trainer(
-    folder: Path,
-    *,
-    epochs: int = 3,
-    task: str = "multi-class",
-    guide: nn.Module | None = None,
-    objective: Any = None,
-    amp: str = "off",
-    seed: int = 0,
-    network: nn.Module | None = None,
-    save_interval: int = 0,
-    count: int = 30,
-    augment: Sequence[str] = ("crop",),
-    **options: Any,
-) -> Trainer:
-    data = tiny.dataset(task, classes=2 if task == "binary-class" else 3, count=count)
-    preprocessing = Preprocessing(*mean_and_std(data.train.images))
-    setup_reproducibility(seed, threads=1)
-    network = network or tiny.network(data.num_classes, 1)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.02)
-    return Trainer(
-        network,
-        name="student",
-        task=task,
-        num_classes=data.num_classes,
-        train=Batches(data.train, preprocessing, batch_size=8, device=CPU, shuffle=True, augment=augment, seed=seed),
-        val=Batches(data.val, preprocessing, batch_size=16, device=CPU),
-        epochs=epochs,
-        optimizer=optimizer,
-        scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs),
-        precision=choose_precision(amp, CPU),
-        logger=EpochLogger(folder / "log.csv", "student", epochs),
-        folder=folder,
-        identity={"fingerprint": f"seed{seed}"},
-        guide=guide,
-        objective=objective,
-        save_interval=save_interval,
-        **options,
-    )
+from tests.training import make_training
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -74,21 +29,23 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_learns_and_leaves_what_the_contract_lists(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, epochs=8)
-    best = trainer.fit()
+    training = make_training(tmp_path, epochs=8)
+    best = training.fit()
     assert best.accuracy > 60
     rows = rows_of(tmp_path / "log.csv")
     assert tuple(rows[0]) == COLUMNS and [row["epoch"] for row in rows] == [str(n) for n in range(1, 9)]
     assert [p.name for p in tmp_path.glob("best_acc_*.pth")] == [f"best_acc_{best.accuracy:.2f}.pth"]
     latest = load_checkpoint(tmp_path / "latest.pth")
-    assert latest["epoch"] == 8 and {"optimizer", "scheduler", "scaler", "random", "history", "best"} <= set(latest)
+    assert latest["epoch"] == 8 and {"optimizer", "schedule", "scaler", "random", "progress", "objective"} <= set(
+        latest
+    )
 
 
 def test_best_is_the_highest_validation_accuracy(tmp_path: Path) -> None:
     """pitfall(1), pitfall(6): chosen by number on the validation split; 100.00 does not sort before 9.50."""
-    trainer = make_trainer(tmp_path, epochs=8)
-    best = trainer.fit()
-    history = trainer.history
+    training = make_training(tmp_path, epochs=8)
+    best = training.fit()
+    history = training.history
     top = max(row["val_accuracy"] for row in history)
     chosen = min((row for row in history if row["val_accuracy"] == top), key=lambda row: row["val_loss"])
     content = load_checkpoint(tmp_path / best.file)
@@ -98,10 +55,10 @@ def test_best_is_the_highest_validation_accuracy(tmp_path: Path) -> None:
 
 def test_logged_learning_rate_is_the_one_used(tmp_path: Path) -> None:
     """pitfall(11)"""
-    trainer = make_trainer(tmp_path, epochs=4)
-    trainer.fit()
+    training = make_training(tmp_path, epochs=4)
+    training.fit()
     expected = [0.01 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)]
-    assert [row["learning_rate"] for row in trainer.history] == pytest.approx(expected)
+    assert [row["learning_rate"] for row in training.history] == pytest.approx(expected)
 
 
 class Recorder(nn.Module):
@@ -121,7 +78,9 @@ def test_student_trains_in_every_epoch_and_the_guide_never_does(tmp_path: Path) 
     """pitfall(27): train() again after every validation."""
     student, guide = Recorder(), Recorder()
     before = {key: value.clone() for key, value in guide.state_dict().items()}
-    make_trainer(tmp_path, epochs=2, network=student, guide=guide, objective=KnowledgeDistillationLoss()).fit()
+    make_training(
+        tmp_path, epochs=2, network=student, teachers={"teacher": guide}, objective=KnowledgeDistillationLoss()
+    ).fit()
     per_epoch = [(True, True)] * 4 + [(False, False)] * 2
     assert student.modes == per_epoch * 2
     assert set(guide.modes) == {(False, False)}
@@ -132,7 +91,7 @@ def test_student_trains_in_every_epoch_and_the_guide_never_does(tmp_path: Path) 
 def test_train_and_validation_losses_are_the_same_quantity(tmp_path: Path, task: str) -> None:
     """pitfall(8): both are the distillation loss, and their parts stand in columns of their own."""
     guide = tiny.wide(3, 1)
-    make_trainer(tmp_path, task=task, guide=guide, objective=KnowledgeDistillationLoss(2.0, 0.6)).fit()
+    make_training(tmp_path, task=task, teachers={"teacher": guide}, objective=KnowledgeDistillationLoss(2.0, 0.6)).fit()
     rows = rows_of(tmp_path / "log.csv")
     extra = ("train_hard_loss", "train_soft_loss", "val_hard_loss", "val_soft_loss")
     assert tuple(rows[0]) == COLUMNS + extra
@@ -148,9 +107,9 @@ def test_epoch_loss_weighs_batches_by_their_size(tmp_path: Path) -> None:
     def labels_seen(logits: torch.Tensor, guide_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return labels.float().mean() + 0 * logits.sum()
 
-    trainer = make_trainer(tmp_path, epochs=1, guide=tiny.wide(3, 1), objective=labels_seen)
-    trainer.fit()
-    assert trainer.history[0]["train_loss"] == pytest.approx(1.0, abs=1e-6)  # labels are 0, 1, 2 in equal parts
+    training = make_training(tmp_path, epochs=1, teachers={"teacher": tiny.wide(3, 1)}, objective=labels_seen)
+    training.fit()
+    assert training.history[0]["train_loss"] == pytest.approx(1.0, abs=1e-6)  # labels are 0, 1, 2 in equal parts
 
 
 def test_not_a_number_stops_and_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
@@ -162,13 +121,13 @@ def test_not_a_number_stops_and_leaves_the_last_good_checkpoint(tmp_path: Path) 
         factor = float("nan") if calls == 4 + 1 + 2 else 1.0  # 4 steps and a validation an epoch, then the second step
         return factor * nn.functional.cross_entropy(logits, labels)
 
-    trainer = make_trainer(tmp_path, guide=tiny.wide(3, 1), objective=breaks_in_epoch_two)
+    training = make_training(tmp_path, teachers={"teacher": tiny.wide(3, 1)}, objective=breaks_in_epoch_two)
     with pytest.raises(KdxError, match=r"student: loss is nan in epoch 2, step 2 \(lr .*\); lower optimizer.lr"):
-        trainer.fit()
+        training.fit()
     content = load_checkpoint(tmp_path / "latest.pth")
     assert content["epoch"] == 1
     assert all(torch.isfinite(value).all() for value in content["model"].values())
-    assert all(torch.isfinite(value).all() for value in trainer.network.state_dict().values())  # no step was taken
+    assert all(torch.isfinite(value).all() for value in training.network.state_dict().values())  # no step was taken
 
 
 def test_spoiled_weights_are_never_saved_inside_an_epoch(tmp_path: Path) -> None:
@@ -186,17 +145,17 @@ def test_spoiled_weights_are_never_saved_inside_an_epoch(tmp_path: Path) -> None
     def spoiling(logits: torch.Tensor, guide_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return nn.functional.cross_entropy(Spoils.apply(logits), labels)
 
-    trainer = make_trainer(tmp_path, guide=tiny.wide(3, 1), objective=spoiling)
-    trainer.checkpoint_every_steps = 1
+    loss = {"teachers": {"teacher": tiny.wide(3, 1)}, "objective": spoiling}
+    training = make_training(tmp_path, checkpoint_every_steps=1, **loss)
     with pytest.raises(KdxError, match="a weight is nan in epoch 1, step 1"):
-        trainer.fit()
+        training.fit()
     assert not (tmp_path / "latest.pth").exists()
 
 
 def test_same_seed_gives_the_same_bits_another_seed_others(tmp_path: Path) -> None:
     """pitfall(13)"""
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        make_trainer(tmp_path / name, seed=seed).fit()
+        make_training(tmp_path / name, seed=seed).fit()
     assert same_weights(tmp_path / "a" / "latest.pth", tmp_path / "b" / "latest.pth")
     assert not same_weights(tmp_path / "a" / "latest.pth", tmp_path / "c" / "latest.pth")
 
@@ -205,13 +164,12 @@ def test_same_seed_gives_the_same_bits_another_seed_others(tmp_path: Path) -> No
 @pytest.mark.parametrize("stop_after", [1, 2])
 def test_resumed_run_ends_as_if_it_had_never_stopped(tmp_path: Path, amp: str, stop_after: int) -> None:
     """pitfall(4): everything needed to go on is saved."""
-    make_trainer(tmp_path / "whole", amp=amp).fit()
-    first = make_trainer(tmp_path / "parts", amp=amp)
-    first.epochs = stop_after
-    first.fit()
-    second = make_trainer(tmp_path / "parts", amp=amp)
+    make_training(tmp_path / "whole", amp=amp).fit()
+    first = make_training(tmp_path / "parts", amp=amp)
+    first.fit(stop_after)
+    second = make_training(tmp_path / "parts", amp=amp)
     torch.rand(100)  # whatever was drawn before must not matter
-    assert second.restore(tmp_path / "parts") and len(second.history) == stop_after
+    assert second.resume(tmp_path / "parts") and len(second.history) == stop_after
     second.fit()
     assert same_weights(tmp_path / "whole" / "latest.pth", tmp_path / "parts" / "latest.pth")
     untimed = [
@@ -223,29 +181,29 @@ def test_resumed_run_ends_as_if_it_had_never_stopped(tmp_path: Path, amp: str, s
 
 
 def test_resume_refuses_another_stages_checkpoint(tmp_path: Path) -> None:
-    make_trainer(tmp_path, epochs=1).fit()
+    make_training(tmp_path, epochs=1).fit()
     with pytest.raises(KdxError, match="belongs to another stage"):
-        make_trainer(tmp_path, seed=1).restore(tmp_path)
+        make_training(tmp_path, seed=1).resume(tmp_path)
 
 
 def test_snapshots_are_kept_at_the_interval(tmp_path: Path) -> None:
-    make_trainer(tmp_path, epochs=4, save_interval=2).fit()
+    make_training(tmp_path, epochs=4, save_interval=2).fit()
     assert sorted(p.name for p in tmp_path.glob("epoch_*.pth")) == ["epoch_0002.pth", "epoch_0004.pth"]
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_each_precision_learns_on_the_cpu(tmp_path: Path, amp: str) -> None:
-    trainer = make_trainer(tmp_path, amp=amp, epochs=4)
-    trainer.fit()
-    assert trainer.history[-1]["train_loss"] < trainer.history[0]["train_loss"]
-    assert trainer.scaler.is_enabled() == (amp == "fp16")
-    assert all(value.dtype != torch.bfloat16 for value in trainer.network.state_dict().values())
+    training = make_training(tmp_path, amp=amp, epochs=4)
+    training.fit()
+    assert training.history[-1]["train_loss"] < training.history[0]["train_loss"]
+    assert training.trainer.scaler.is_enabled() == (amp == "fp16")
+    assert all(value.dtype != torch.bfloat16 for value in training.network.state_dict().values())
 
 
 def test_evaluation_counts_every_image(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, task="binary-class")
-    trainer.fit()
-    scores = evaluate(trainer.network, trainer.val, trainer.precision, "binary-class", 2)
+    training = make_training(tmp_path, task="binary-class")
+    training.fit()
+    scores = evaluate(training.network, training.trainer.val, training.trainer.precision, "binary-class", 2)
     assert scores["num_samples"] == 30 and sum(map(sum, scores["confusion_matrix"])) == 30
     assert 0 <= scores["auc"] <= 1
 
@@ -285,7 +243,7 @@ def test_log_takes_new_columns_and_rewrites_the_file(tmp_path: Path) -> None:
 
 def test_the_next_epoch_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what is written is the epoch that was to be saved, not what training has made of it since."""
-    expected = make_trainer(tmp_path / "expected", epochs=2, save_interval=1)
+    expected = make_training(tmp_path / "expected", epochs=2, save_interval=1)
     expected.fit()
     trained_on, seen = threading.Event(), []
 
@@ -294,17 +252,17 @@ def test_the_next_epoch_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: 
             seen.append(trained_on.wait(timeout=60))
         write_checkpoint(path, buffer)
 
-    monkeypatch.setattr("kdx.training.trainer.write_checkpoint", slow)
-    trainer = make_trainer(tmp_path / "slow", epochs=2, save_interval=1)
+    monkeypatch.setattr("kdx.training.keeper.write_checkpoint", slow)
+    training = make_training(tmp_path / "slow", epochs=2, save_interval=1)
     steps = []
 
     def count(*_: Any) -> None:
         steps.append(1)
-        if len(steps) > len(trainer.train):
+        if len(steps) > len(training.trainer.train):
             trained_on.set()
 
-    trainer.optimizer.register_step_post_hook(count)
-    trainer.fit()
+    training.trainer.optimizer.register_step_post_hook(count)
+    training.fit()
     assert seen == [True]
     for name in ("epoch_0001.pth", "epoch_0002.pth"):
         assert same_weights(tmp_path / "expected" / name, tmp_path / "slow" / name)
@@ -316,10 +274,10 @@ def test_a_write_that_fails_ends_the_training_and_leaves_the_epochs_before(tmp_p
             raise KdxError(f"cannot write {path}: No space left on device")
         write_checkpoint(path, buffer)
 
-    monkeypatch.setattr("kdx.training.trainer.write_checkpoint", full)
+    monkeypatch.setattr("kdx.training.keeper.write_checkpoint", full)
     for epochs in (2, 4):  # the last epoch's write, and one that training has gone on from
         folder = tmp_path / str(epochs)
-        trainer = make_trainer(folder, epochs=epochs, save_interval=1)
+        training = make_training(folder, epochs=epochs, save_interval=1)
         with pytest.raises(KdxError, match="epoch_0002.pth: No space left"):
-            trainer.fit()
-        assert load_checkpoint(folder / "latest.pth")["epoch"] == 2 and len(trainer.history) < 4
+            training.fit()
+        assert load_checkpoint(folder / "latest.pth")["epoch"] == 2 and len(training.history) < 4

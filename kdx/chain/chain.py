@@ -124,7 +124,7 @@ class _Run:
             step.stage,
             self.run_dir / step.role,
             own=step.fingerprint,
-            guide=self.guide_of(step),
+            guides=self.guides_of(step),
             earlier=earlier,
             stop=self.stop,
         )
@@ -172,15 +172,15 @@ class _Run:
         for role in self.loaded.keys() - needed:
             del self.loaded[role]
 
-    def guide_of(self, step: Step) -> Guide | None:
-        """Who teaches a stage."""
-        role = step.stage.guide
-        if role is None:
-            return None
-        outcome = self.outcomes[role]
-        network = self.load(self.steps[role], outcome.checkpoint).network
-        del self.loaded[role]  # it may be compiled for this stage: who teaches another one is loaded again
-        return Guide(network, self.steps[role].fingerprint, outcome.sha256)
+    def guides_of(self, step: Step) -> dict[str, Guide]:
+        """Who teaches a stage, by role."""
+        guides = {}
+        for role in [step.stage.guide] if step.stage.guide else []:
+            outcome = self.outcomes[role]
+            network = self.load(self.steps[role], outcome.checkpoint).network
+            del self.loaded[role]  # it may be compiled for this stage: who teaches another one is loaded again
+            guides[role] = Guide(network, self.steps[role].fingerprint, outcome.sha256)
+        return guides
 
     def describe(self, step: Step, outcome: Outcome) -> None:
         """What summary.json says of a stage that is done."""

@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
+from kdx.chain.check import check_stage
 from kdx.chain.context import Workplace, identity, network_code, stage_fingerprint
 from kdx.chain.index import FinishedStage, StageIndex, fingerprint
-from kdx.chain.stage import Loaded, check_stage, load_network, logits_to_come
+from kdx.chain.logits import logits_to_come
+from kdx.chain.stage import Loaded, load_network
 from kdx.checkpoint import check_identity, load_hashed
 from kdx.config.schema import StageSettings
 from kdx.errors import KdxError
 from kdx.files import hash_file, relative
+from kdx.models.networks import count_parameters
 
 log = logging.getLogger(__name__)
 
@@ -71,14 +76,18 @@ def check_plan(place: Workplace, plan: Sequence[Step], run_dir: Path) -> dict[st
     """Build all that will be trained and load all that will be used: what fails, fails now. Returns what was loaded."""
     parameters = []
     loaded: dict[str, Loaded] = {}
+    networks: dict[str, nn.Module] = {}
     logits = 0
     for step in plan:
         if step.checkpoint is None:
-            parameters.append(check_stage(place, step.stage))
+            guides = [step.stage.guide] if step.stage.guide else []
+            networks[step.role] = check_stage(place, step.stage, {role: networks[role] for role in guides})
+            parameters.append(count_parameters(networks[step.role]))
             guide = loaded.get(step.stage.guide or "")
             logits += logits_to_come(place, step.stage, None if guide is None else guide.sha256)
         else:
             loaded[step.role] = load_network(place, step.stage, step.checkpoint)
+            networks[step.role] = loaded[step.role].network
         if step.finished is not None:
             here, there = place.surroundings(), step.finished.surroundings
             differ = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]

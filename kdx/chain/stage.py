@@ -1,38 +1,36 @@
-"""One stage of a chain: how it is built, checked, trained and tested."""
+"""One stage of a chain: how it is trained, tested and loaded again."""
 
 import logging
-import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import kdx
-from kdx.chain.context import Workplace, data_code, identity, network_code, network_spec
-from kdx.chain.index import fingerprint
+from kdx.chain.context import Workplace, identity, network_spec
+from kdx.chain.logits import compile_mode, logits_folder
+from kdx.chain.parts import Parts, build_parts
 from kdx.checkpoint import check_identity, load_hashed, load_weights, versions
 from kdx.config.schema import StageSettings
-from kdx.config.settings import build
 from kdx.data.batches import Batches
 from kdx.data.dataset import Dataset
 from kdx.epoch_log import EpochLogger
 from kdx.errors import KdxError
 from kdx.files import relative, write_atomic, write_json
-from kdx.losses.hinton import Objective, loss_terms
-from kdx.models.activation_checkpointing import recompute_blocks
-from kdx.models.networks import NetworkSpec, build_network, capture_features, check_network, count_parameters
-from kdx.reproducibility import derive_seed, setup_reproducibility
-from kdx.trackers.trackers import check_tracker, open_tracker
+from kdx.models.features import Layers
+from kdx.models.networks import NetworkSpec, build_network, count_parameters
+from kdx.trackers.trackers import open_tracker
 from kdx.training.evaluation import evaluate
+from kdx.training.keeper import Keeper, is_due
 from kdx.training.progress import Best
-from kdx.training.runtime import choose_compile
+from kdx.training.runtime import match_layout
 from kdx.training.stopping import StopRequest
-from kdx.training.teachers import GuideLogits, LogitsCache
-from kdx.training.trainer import Trainer, is_due
+from kdx.training.teachers import LogitsCache, Teacher
+from kdx.training.trainer import Recipe, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -71,63 +69,6 @@ class Loaded:
     guide_fingerprint: str | None
 
 
-@dataclass
-class Parts:
-    """What a trainer needs of a stage; built twice, once to check it and once to train it."""
-
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler | None
-    objective: Objective | None
-
-
-def build_parts(place: Workplace, stage: StageSettings) -> Parts:
-    """Network, optimizer, scheduler and objective; the network's weights depend on (seed, role) only."""
-    settings = place.settings
-    setup_reproducibility(derive_seed(settings.seed, stage.role, "init"), settings.deterministic, settings.threads)
-    try:
-        network = build_network(network_spec(place, stage), settings.download)
-    except KdxError as error:
-        reason = str(error).removeprefix(f"model '{stage.network}': ")
-        raise KdxError(f"model.{stage.role}={stage.network}: {reason}") from error
-    if settings.activation_checkpointing:
-        recompute_blocks(network)
-    trainable = [p for p in network.parameters() if p.requires_grad]
-    optimizer = build(stage.optimizer, "optimizer", trainable)
-    scheduler = build(stage.scheduler, "scheduler", optimizer)
-    return Parts(network, optimizer, scheduler, build(stage.kd, "kd"))
-
-
-def check_stage(place: Workplace, stage: StageSettings) -> int:
-    """Build everything of a stage and use it once on blank images; the number of its weights.
-
-    So nothing can fail later for its settings: the network in both modes, the loss, the layer to be drawn.
-    """
-    check_tracker(place.settings.logger)
-    parts, spec = build_parts(place, stage), network_spec(place, stage)
-    size = place.input_size
-    check_network(parts.network, spec, size, stage.batch_size)
-    if parts.objective is not None:
-        _check_objective(parts.objective, stage, place.dataset)
-    wish = place.settings.visualize
-    if wish.samples and wish.layer is not None:
-        with capture_features(parts.network, wish.layer) as seen:
-            check_network(parts.network, spec, size, stage.batch_size)
-        if not seen or seen[0].ndim != 4:
-            raise KdxError(f"visualize.layer={wish.layer}: gives no maps in the {stage.role}; choose an earlier layer")
-    return count_parameters(parts.network)
-
-
-def _check_objective(objective: Objective, stage: StageSettings, dataset: Dataset) -> None:
-    logits = torch.zeros(2, dataset.num_classes, requires_grad=True)
-    try:
-        loss = loss_terms(objective, logits, torch.ones_like(logits), dataset.train.labels[:2])["loss"]
-        loss.backward()
-    except Exception as error:  # a user's own code may raise anything
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise KdxError(f"kd: {stage.kd['_target_']} fails on (2, {dataset.num_classes}) logits ({reason})") from error
-
-
 def load_network(place: Workplace, stage: StageSettings, checkpoint: Path) -> Loaded:
     """The stage's network with a checkpoint's weights; `KdxError` says what does not fit."""
     content, sha256 = load_hashed(checkpoint)
@@ -148,29 +89,33 @@ def train_stage(
     folder: Path,
     *,
     own: str,
-    guide: Guide | None,
+    guides: Mapping[str, Guide],
     earlier: Path | None,
     stop: StopRequest,
 ) -> Outcome:
     """Train a stage, whose fingerprint is `own`, in `folder`; test its best checkpoint once.
 
-    What a run that died left in `folder`, or else in `earlier`, is gone on from.
+    What a run that died left in `folder`, or else in `earlier`, is resumed.
     """
-    trainer = _make_trainer(place, stage, folder, own, guide, stop)
+    parts = build_parts(place, stage, {role: guide.network for role, guide in guides.items()})
+    teachers = {role: _teacher(place, stage, guide, parts.teacher_layers[role]) for role, guide in guides.items()}
+    trainer = make_trainer(place, stage, parts, teachers, place.dataset)
+    meta = {"role": stage.role, "fingerprint": own, "guide_fingerprint": _guide_fingerprint(guides)}
+    keeper = _keeper(place, stage, folder, trainer, meta, stop)
     _leave_clean_script(folder)
-    _go_on(trainer, folder, earlier)
-    told = {"role": stage.role, "fingerprint": own, "guide_fingerprint": trainer.identity["guide_fingerprint"]}
-    write_json(folder / "logs" / f"{file_stem(stage)}_config.json", told | {"config": stage.config})
+    _resume(trainer, keeper, earlier)
+    write_json(folder / "logs" / f"{file_stem(stage)}_config.json", meta | {"config": stage.config})
     try:
-        best = _fit(trainer, stage)
+        best = _fit(trainer, stage, keeper, _drawing(place, stage, parts.learner.network, folder))
     finally:
-        trainer.logger.close()
+        keeper.logger.close()
     checkpoint = folder / "checkpoints" / best.file
     chosen = load_network(place, stage, checkpoint)
-    test = scores_on_test(place, stage, chosen.network, trainer.guide) | {"epoch": best.epoch}
+    guide_logits = [teacher.of_split("test", _batches(place, stage, "test")) for teacher in teachers.values()]
+    test = scores_on_test(place, stage, chosen.network, guide_logits) | {"epoch": best.epoch}
     write_json(folder / "test_metrics.json", test)
     _draw_feature_maps(place, stage, chosen.network, folder / "visualizations")
-    seconds = sum(row["epoch_time_sec"] for row in trainer.history)
+    seconds = sum(row["epoch_time_sec"] for row in trainer.progress.history)
     return Outcome(
         checkpoint,
         chosen.sha256,
@@ -179,58 +124,63 @@ def train_stage(
         test,
         count_parameters(chosen.network),
         seconds,
-        trainer.identity["guide_fingerprint"],
+        meta["guide_fingerprint"],
     )
 
 
-def _make_trainer(
-    place: Workplace, stage: StageSettings, folder: Path, own: str, guide: Guide | None, stop: StopRequest
+def _guide_fingerprint(guides: Mapping[str, Guide]) -> str | None:
+    return next((guide.fingerprint for guide in guides.values()), None)
+
+
+def _teacher(place: Workplace, stage: StageSettings, guide: Guide, layers: Layers) -> Teacher:
+    cache = LogitsCache(logits_folder(place, stage, guide.sha256)) if stage.cache_logits else None
+    return Teacher(guide.network, place.precision, layers, cache)
+
+
+def make_trainer(
+    place: Workplace, stage: StageSettings, parts: Parts, teachers: Mapping[str, Teacher], dataset: Dataset
 ) -> Trainer:
-    """The stage's trainer with everything that it needs, its network and data on the device."""
-    settings = place.settings
-    parts = build_parts(place, stage)
-    place.precision.place(parts.network)
+    """The stage's trainer on the images of a data set."""
+    recipe = Recipe(
+        epochs=stage.epochs,
+        micro_batches=place.settings.accumulate,
+        compile_mode=compile_mode(place, stage),
+    )
     return Trainer(
-        parts.network,
+        parts.learner,
+        teachers,
+        _batches(place, stage, "train", dataset),
+        _batches(place, stage, "val", dataset),
+        parts.optimizer,
+        parts.schedule,
+        recipe,
         name=stage.role,
         task=place.dataset.task,
         num_classes=place.dataset.num_classes,
-        train=_batches(place, stage, "train"),
-        val=_batches(place, stage, "val"),
-        epochs=stage.epochs,
-        optimizer=parts.optimizer,
-        scheduler=parts.scheduler,
-        precision=place.precision,
-        logger=EpochLogger(
-            folder / "logs" / f"{file_stem(stage)}_log.csv",
-            stage.role,
-            stage.epochs,
-            log_interval=settings.log_interval,
-            tracker=open_tracker(settings.logger, folder, Path(settings.output_dir), stage.config),
-        ),
-        folder=folder / "checkpoints",
-        identity=identity(place, stage)
-        | {"role": stage.role, "fingerprint": own, "guide_fingerprint": guide.fingerprint if guide else None}
-        | {"versions": versions(), "surroundings": place.surroundings()},
-        guide=guide.network if guide else None,
-        objective=parts.objective,
-        save_interval=settings.save_interval,
-        log_interval=settings.log_interval,
-        checkpoint_every_steps=settings.checkpoint_every_steps,
-        accumulate=settings.accumulate,
-        compile_mode=_compile_mode(place, stage),
-        cache=LogitsCache(logits_folder(place, stage, guide.sha256)) if guide and stage.cache_logits else None,
-        stop=stop,
-        after_epoch=_drawing(place, stage, parts.network, folder),
     )
 
 
-def _compile_mode(place: Workplace, stage: StageSettings) -> str | None:
+def _keeper(
+    place: Workplace, stage: StageSettings, folder: Path, trainer: Trainer, meta: dict[str, Any], stop: StopRequest
+) -> Keeper:
     settings = place.settings
-    if settings.compile == "auto" and settings.activation_checkpointing:  # the two do not go together
-        return None
-    steps = stage.epochs * math.ceil(len(place.dataset.train) / stage.batch_size)
-    return choose_compile(settings.compile, place.device, steps)
+    logger = EpochLogger(
+        folder / "logs" / f"{file_stem(stage)}_log.csv",
+        stage.role,
+        stage.epochs,
+        log_interval=settings.log_interval,
+        tracker=open_tracker(settings.logger, folder, Path(settings.output_dir), stage.config),
+    )
+    return Keeper(
+        folder / "checkpoints",
+        identity(place, stage) | meta | {"versions": versions(), "surroundings": place.surroundings()},
+        trainer.state,
+        trainer.progress,
+        logger,
+        save_interval=settings.save_interval,
+        checkpoint_every_steps=settings.checkpoint_every_steps,
+        stop=stop,
+    )
 
 
 def _leave_clean_script(folder: Path) -> None:
@@ -239,38 +189,10 @@ def _leave_clean_script(folder: Path) -> None:
     path.chmod(path.stat().st_mode | 0o111)
 
 
-def logits_folder(place: Workplace, stage: StageSettings, guide_sha256: str) -> Path:
-    """Where the guide's logits are kept, under a name that stands for all that determines their bits."""
-    known, settings, augment = identity(place, stage), place.settings, place.settings.augment
-    card = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else None
-    facts: dict[str, Any] = {"guide": guide_sha256, "surroundings": place.surroundings()}
-    facts |= {"versions": versions(), "card": card, "compiled": _compile_mode(place, stage)}
-    taught_by = [other for other in settings.stages if other.role == stage.guide]
-    facts["code"] = [data_code(place), *(network_code(place, guide) for guide in taught_by)]
-    facts |= {"data_digest": known["data_digest"], "preprocessing": known["preprocessing"]}
-    facts |= {"augment": list(augment), "batch_size": stage.batch_size, "accumulate": settings.accumulate}
-    if augment:  # then they are those of this stage's views
-        facts |= {"seed": settings.seed, "role": stage.role}
-    return Path(settings.output_dir) / "index" / "logits" / fingerprint(facts)
-
-
-def logits_to_come(place: Workplace, stage: StageSettings, guide_sha256: str | None) -> int:
-    """Bytes that `kd.cache_logits` will still write: float32 logits of every training view, of validation and test.
-
-    Of a guide that is to be trained (None) nothing is kept yet.
-    """
-    if not stage.cache_logits or stage.guide is None:
-        return 0
-    data, views = place.dataset, stage.epochs if place.settings.augment else 1
-    everything = 4 * data.num_classes * (views * len(data.train) + len(data.val) + len(data.test))
-    kept = () if guide_sha256 is None else logits_folder(place, stage, guide_sha256).glob("*.npy")
-    return max(0, everything - sum(path.stat().st_size for path in kept))
-
-
-def _fit(trainer: Trainer, stage: StageSettings) -> Best:
+def _fit(trainer: Trainer, stage: StageSettings, keeper: Keeper, after_epoch: Callable[[int], None] | None) -> Best:
     """Train; running out of memory becomes an error that says what to do."""
     try:
-        return trainer.fit()
+        return trainer.fit(keeper, after_epoch)
     except (MemoryError, RuntimeError) as error:
         memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
         if not memory:
@@ -281,14 +203,15 @@ def _fit(trainer: Trainer, stage: StageSettings) -> Best:
         ) from error
 
 
-def _go_on(trainer: Trainer, folder: Path, earlier: Path | None) -> None:
-    for source in (folder, earlier):
-        if source is not None:
-            if trainer.restore(source / "checkpoints"):
-                step = f", step {trainer.partial.step}" if trainer.partial else ""
-                done = len(trainer.history)
-                log.info("%s: going on after epoch %d%s of %s", trainer.name, done, step, relative(source, Path.cwd()))
-                return
+def _resume(trainer: Trainer, keeper: Keeper, earlier: Path | None) -> None:
+    for source in (keeper.folder, None if earlier is None else earlier / "checkpoints"):
+        if source is not None and keeper.resume(source):
+            match_layout(trainer.optimizer)
+            progress = trainer.progress
+            step = f", step {progress.under_way.step}" if progress.under_way.step else ""
+            where = relative(source.parent, Path.cwd())
+            log.info("%s: resumed after epoch %d%s of %s", trainer.name, progress.epochs, step, where)
+            return
 
 
 def _draw_feature_maps(
@@ -321,12 +244,12 @@ def _drawing(place: Workplace, stage: StageSettings, network: nn.Module, folder:
 
 
 def scores_on_test(
-    place: Workplace, stage: StageSettings, network: nn.Module, guide: GuideLogits | None = None
+    place: Workplace, stage: StageSettings, network: nn.Module, guide_logits: Sequence[Tensor] = ()
 ) -> dict[str, Any]:
-    """Loss and scores on the test split, and the agreement with the guide."""
-    test = _batches(place, stage, "test")
-    guide_logits = None if guide is None else guide.of_split("test", test)
-    return evaluate(network, test, place.precision, place.dataset.task, place.dataset.num_classes, guide_logits)
+    """Loss and scores on the test split, and the agreement with the first guide's logits (N, C)."""
+    test, dataset = _batches(place, stage, "test"), place.dataset
+    known = guide_logits[0] if guide_logits else None
+    return evaluate(network, test, place.precision, dataset.task, dataset.num_classes, known)
 
 
 def file_stem(stage: StageSettings) -> str:
@@ -334,11 +257,11 @@ def file_stem(stage: StageSettings) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', stage.network)}_{stage.role}"
 
 
-def _batches(place: Workplace, stage: StageSettings, split: str) -> Batches:
+def _batches(place: Workplace, stage: StageSettings, split: str, dataset: Dataset | None = None) -> Batches:
     settings = place.settings
     training = split == "train"
     return Batches(
-        getattr(place.dataset, split),
+        getattr(dataset or place.dataset, split),
         place.preprocessing,
         batch_size=stage.batch_size if training else 2 * stage.batch_size,
         device=place.device,

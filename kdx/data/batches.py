@@ -80,11 +80,17 @@ def mean_and_std(images: Tensor | FileImages, sample: int = 5000) -> tuple[tuple
 
 
 class Batch(NamedTuple):
-    """Normalised float32 images (B, C, H, W), their labels, and their numbers (B,) in the split, on the device."""
+    """Normalised float32 images (B, C, H, W), their labels, and their numbers (B,) in the split, on the device.
+
+    Metrics count `labels`; losses compare with `targets`: the labels, or shares float (B, C) where images were mixed.
+    `known` (B,) is False where an image's label must not be used; None where all may be.
+    """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
+    targets: Tensor
+    known: Tensor | None = None
 
 
 class Batches:
@@ -153,7 +159,8 @@ class Batches:
         there = order.to(self.device).split(self.batch_size)[start : len(self)]
         for indices, raw in zip(there, self._raw_batches(pieces, there), strict=True):
             images = augment(raw, {name: view[indices] for name, view in views.items()})
-            yield Batch(self.prepare(images), self.labels[indices], indices)
+            labels = self.labels[indices]
+            yield Batch(self.prepare(images), labels, indices, labels)
 
     def _raw_batches(self, pieces: Sequence[Tensor], there: Sequence[Tensor]) -> Iterator[Tensor]:
         """uint8 batches on the device of the images whose numbers are `pieces` on the host, `there` on the device."""

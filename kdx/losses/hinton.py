@@ -1,7 +1,5 @@
 """What a network is trained to minimise: pure formulas, and small modules that hold their numbers."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -89,23 +87,3 @@ class KnowledgeDistillationLoss(nn.Module):
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         """The total, a scalar."""
         return self.terms(student_logits, teacher_logits, labels)["loss"]
-
-
-Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def loss_terms(
-    objective: Objective | None, logits: Tensor, guide_logits: Tensor | None, labels: Tensor
-) -> dict[str, Tensor]:
-    """`loss` and its named parts: of the labels alone without a guide, of `objective` with one.
-
-    A user's objective is any callable (student_logits, guide_logits, labels) -> scalar; where it also has a
-    method `terms`, that is asked, so that its parts are logged.
-    """
-    if guide_logits is None:
-        return {"loss": hard_loss(logits, labels)}
-    if objective is None:
-        raise ValueError("a guide's logits without an objective that uses them")
-    if hasattr(objective, "terms"):
-        return objective.terms(logits, guide_logits, labels)
-    return {"loss": objective(logits, guide_logits, labels), "hard_loss": hard_loss(logits, labels)}

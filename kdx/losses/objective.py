@@ -53,6 +53,7 @@ class Objective(nn.Module):
     teacher_layers: Sequence[str] | None = None  # None: the same words as `layers`
     tasks: ClassVar[Sequence[str]] = TASKS
     min_classes: ClassVar[int] = 2
+    whole: ClassVar[bool] = False  # True: its loss is all of what is minimised, the labels' part included
     instead: ClassVar[str] = "hinton"  # what to choose where this method is not defined
     task: str = ""
 

@@ -1,9 +1,19 @@
 """What a network says and what its layers see: logits with the features of named layers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from kdx.errors import KdxError, suggest
+
+STAGES, LAST_MAP, POOLED = "stages", "last_map", "pooled"
+ALIASES = (STAGES, LAST_MAP, POOLED)
+
+Layers = Mapping[str, Sequence[str]]  # the dotted names that each word stands for in one network
 
 
 class Outputs(NamedTuple):
@@ -15,3 +25,141 @@ class Outputs(NamedTuple):
 
     logits: Tensor
     features: Mapping[str, Sequence[Tensor]] = {}
+
+
+class Watched:
+    """A network that returns its logits with the features of some layers.
+
+    The hooks stay while the network is trained: torch.compile does not see hooks that are registered after it.
+    """
+
+    def __init__(self, network: nn.Module, layers: Layers | None = None) -> None:
+        self.network, self.layers = network, dict(layers or {})
+        self._seen: dict[tuple[str, str], Tensor] = {}
+        self._hooks: list[RemovableHandle] = []
+        for word, names in self.layers.items():
+            for name in names:
+                self._watch(network.get_submodule(name), (word, name))
+
+    def _watch(self, module: nn.Module, key: tuple[str, str]) -> None:
+        if key[0] == POOLED:
+            hook = module.register_forward_pre_hook(lambda _, inputs: self._seen.update({key: _pooled(inputs[0])}))
+        else:
+            hook = module.register_forward_hook(lambda _, inputs, output: self._seen.update({key: output}))
+        self._hooks.append(hook)
+
+    def close(self) -> None:
+        """Take the hooks off, where the network outlives its watching."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def __call__(self, images: Tensor) -> Outputs:
+        """Outputs for images (B, C, H, W), in float32 at any precision of the forward pass."""
+        logits = self.network(images).float()
+        features = {
+            word: tuple(self._seen[word, name].float() for name in names) for word, names in self.layers.items()
+        }
+        self._seen.clear()  # else the last batch's graph would stay in memory
+        return Outputs(logits, features)
+
+
+def resolve_layers(network: nn.Module, words: Sequence[str], images: Tensor) -> dict[str, tuple[str, ...]]:
+    """The dotted names that words stand for in a network: `stages`, `last_map`, `pooled`, or a layer's own name.
+
+    `images` (B, C, H, W) are passed through once, in eval mode. `KdxError` for a layer that is not there, that the
+    network does not call, or whose output a later layer overwrites in place.
+    """
+    if not words:
+        return {}
+    calls = _calls(network, images)
+    names = dict(network.named_modules())
+    found: dict[str, tuple[str, ...]] = {}
+    for word in words:
+        if word in (STAGES, LAST_MAP):
+            stages = _stages(network, calls)
+            found[word] = stages if word == STAGES else stages[-1:]
+        elif word == POOLED:
+            found[word] = (classifier_of(network)[0],)
+        elif word not in names:
+            choices = [*ALIASES, *(name for name in names if name)]
+            raise KdxError(f"layer {word}: the network has no such layer{suggest(word, choices)}")
+        elif word not in calls:
+            raise KdxError(f"layer {word}: the network does not call it, or it returns no tensor")
+        elif not calls[word].intact:
+            raise KdxError(f"layer {word}: a later layer overwrites its output in place; choose the layer after it")
+        else:
+            found[word] = (word,)
+    return found
+
+
+def classifier_of(network: nn.Module) -> tuple[str, nn.Module]:
+    """The last linear layer, or the last convolution where there is no linear one; its name and itself."""
+    heads = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    linear = [(n, m) for n, m in heads if isinstance(m, nn.Linear)]
+    if not heads:
+        raise KdxError(f"{type(network).__name__} has no linear classifier to train or replace")
+    return (linear or heads)[-1]
+
+
+class _Call(NamedTuple):
+    shape: torch.Size
+    intact: bool  # nobody wrote into the output afterwards
+
+
+def _calls(network: nn.Module, images: Tensor) -> dict[str, _Call]:
+    """What every submodule returned in one pass in eval mode, in the order in which they ended."""
+    outputs: dict[str, tuple[Tensor, int]] = {}
+
+    def note(name: str, output: object) -> None:
+        if isinstance(output, Tensor):
+            outputs.pop(name, None)
+            outputs[name] = (output, output._version)
+
+    handles = [
+        module.register_forward_hook(lambda _, inputs, output, name=name: note(name, output))
+        for name, module in network.named_modules()
+        if name
+    ]
+    try:
+        with eval_mode(network), torch.no_grad():
+            network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: _Call(output.shape, output._version == version) for name, (output, version) in outputs.items()}
+
+
+@contextmanager
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode, and every module back into the mode that it was in."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _stages(network: nn.Module, calls: Mapping[str, _Call]) -> tuple[str, ...]:
+    """The last block at each resolution, from fine to coarse; single layers where the network has no blocks."""
+    blocks = {name for name, module in network.named_modules() if any(True for _ in module.children())}
+    for chosen in (blocks, calls.keys()):
+        last: dict[tuple[int, ...], str] = {}
+        for name, call in calls.items():
+            if name in chosen and len(call.shape) == 4 and call.intact and _has_weights(network, name):
+                if min(call.shape[2:]) > 1 or "." not in name:  # squeeze-and-excitation gives one pixel within a block
+                    last[tuple(call.shape[2:])] = name
+        if len(last) > 1:
+            return tuple(last.values())
+    if not last:
+        raise KdxError(f"{type(network).__name__} has no layer that gives maps (B, C, H, W); name layers that it has")
+    return tuple(last.values())
+
+
+def _has_weights(network: nn.Module, name: str) -> bool:
+    return any(True for _ in network.get_submodule(name).parameters())
+
+
+def _pooled(features: Tensor) -> Tensor:
+    return features.flatten(2).mean(dim=2) if features.ndim > 2 else features

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from kdx.data.batches import Batches
-from kdx.losses.hinton import loss_terms
+from kdx.losses.hard import HardLoss
+from kdx.losses.objective import Lesson
 from kdx.metrics.classification import agreement, full_scores
 from kdx.training.runtime import Precision
 
@@ -29,7 +30,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Loss by the labels alone, all scores, and the agreement with a guide's logits (N, C), of a network on a split."""
     logits = logits_of(network, batches, precision)
-    loss = float(loss_terms(None, logits, None, batches.labels)["loss"])
+    loss = float(HardLoss(task)(logits, Lesson(batches.labels, torch.arange(len(batches.labels)))))
     scores = {
         "loss": loss,
         **full_scores(logits, batches.labels, task, num_classes),

@@ -46,7 +46,7 @@ class Losses:
 
 
 @dataclass
-class Partial:
+class EpochProgress:
     """An epoch under way: the sums of losses weighted by the batch's size, and what was predicted so far."""
 
     step: int = 0
@@ -72,7 +72,46 @@ class Partial:
         return {"step": self.step, "count": self.count, "seconds": self.seconds, "sums": self.losses.plain(), **kept}
 
     @classmethod
-    def of(cls, kept: dict[str, Any], device: torch.device) -> "Partial":
+    def of(cls, kept: dict[str, Any], device: torch.device) -> "EpochProgress":
         moved = {name: [value.to(device) for value in kept[name]] for name in ("predictions", "labels")}
         names, sums = tuple(kept["sums"]), torch.tensor(list(kept["sums"].values()), device=device)
         return cls(kept["step"], kept["count"], kept["seconds"], Losses(names, sums if names else None), **moved)
+
+
+class Progress:
+    """How far a training is: the rows of the finished epochs, the best of them, and the epoch under way."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.history: list[dict[str, Any]] = []
+        self.best: Best | None = None
+        self.under_way = EpochProgress()
+
+    @property
+    def epochs(self) -> int:
+        """The number of finished epochs."""
+        return len(self.history)
+
+    @property
+    def epochs_since_best(self) -> int:
+        return 0 if self.best is None else self.epochs - self.best.epoch
+
+    def close_epoch(self, row: dict[str, Any], best: Best | None) -> None:
+        """End the epoch under way with its row; `best` is the new best, if it is one."""
+        self.history.append(row)
+        self.best = best or self.best
+        self.under_way = EpochProgress()
+
+    def state_dict(self) -> dict[str, Any]:
+        under_way = self.under_way.plain() if self.under_way.step else None
+        return {
+            "history": list(self.history),
+            "best": None if self.best is None else dict(vars(self.best)),
+            "epoch_under_way": under_way,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history = list(state["history"])
+        self.best = None if state["best"] is None else Best(**state["best"])
+        kept = state["epoch_under_way"]
+        self.under_way = EpochProgress() if kept is None else EpochProgress.of(kept, self.device)

@@ -23,7 +23,7 @@ from kdx.files import write_atomic
 from tests.conftest import settings_of
 from tests.faults.test_kills import in_child
 from tests.faults.toy import leftovers, result_of, run_toy
-from tests.test_trainer import make_trainer
+from tests.training import make_training
 
 
 class FailingCall:
@@ -95,7 +95,7 @@ def test_order_of_an_atomic_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_full_disk_says_so(tmp_path: Path) -> None:
     """RLIMIT_FSIZE stops a write as a full disk does; torch.save would speak of an unexpected position."""
-    make_trainer(tmp_path, epochs=1).fit()
+    make_training(tmp_path, epochs=1).fit()
 
     def work() -> None:
         import resource
@@ -103,8 +103,8 @@ def test_full_disk_says_so(tmp_path: Path) -> None:
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-        trainer = make_trainer(tmp_path, epochs=2)
-        trainer.restore(tmp_path)
+        trainer = make_training(tmp_path, epochs=2)
+        trainer.resume(tmp_path)
         try:
             trainer.fit()
         except KdxError as error:
@@ -257,7 +257,7 @@ def test_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(*arguments: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr("kdx.training.trainer.Trainer._train_step", fail)
+    monkeypatch.setattr("kdx.training.trainer.Trainer.train_step", fail)
     with pytest.raises(KdxError, match="teacher: out of memory with batch_size=8; lower stage.teacher.batch_size"):
         run_toy(tmp_path)
 

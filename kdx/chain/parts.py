@@ -1,0 +1,103 @@
+"""What a stage is made of: its learner, its teachers, optimizer and schedule, built from its settings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from kdx.chain.context import Workplace, network_spec
+from kdx.config.schema import StageSettings
+from kdx.config.settings import build
+from kdx.errors import KdxError
+from kdx.losses.distillation import Distillation, Term, Weight, as_objective
+from kdx.losses.hard import HardLoss
+from kdx.losses.objective import Facts
+from kdx.models.activation_checkpointing import recompute_blocks
+from kdx.models.features import Layers, Outputs, Watched, eval_mode, resolve_layers
+from kdx.models.networks import build_network
+from kdx.reproducibility import derive_seed, setup_reproducibility
+from kdx.training.learner import Learner
+from kdx.training.schedules import Schedule
+
+NO_DISTILLATION = {"_target_": None}
+
+
+@dataclass
+class Parts:
+    """What a trainer needs of a stage; built twice, once to check it and once to train it."""
+
+    learner: Learner
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    teacher_layers: Mapping[str, Layers]  # by the teacher's role
+
+
+def build_parts(place: Workplace, stage: StageSettings, teachers: Mapping[str, nn.Module]) -> Parts:
+    """The stage's parts on the device, under these networks of its teachers.
+
+    The network's first weights depend on (seed, role) only, and the objective's as well.
+    """
+    settings = place.settings
+    setup_reproducibility(derive_seed(settings.seed, stage.role, "init"), settings.deterministic, settings.threads)
+    network = _network(place, stage)
+    objective = _objective(place, stage)
+    images = torch.zeros(2, network_spec(place, stage).in_channels, *place.input_size, device=place.device)
+    student_layers = resolve_layers(network, objective.layers, images)
+    teacher_layers = {role: resolve_layers(net, objective.teacher_layers, images) for role, net in teachers.items()}
+    with torch.random.fork_rng(devices=[]):  # what a method draws must not change what the network draws later
+        torch.manual_seed(derive_seed(settings.seed, stage.role, "objective"))
+        student = _say(network, student_layers, images, place.dataset.num_classes)
+        known = [
+            Facts(
+                task=place.dataset.task,
+                num_classes=place.dataset.num_classes,
+                train_size=len(place.dataset.train),
+                student=student,
+                teacher=_say(teachers[role], layers, images, place.dataset.num_classes),
+            )
+            for role, layers in teacher_layers.items()
+        ]
+        objective.prepare(known)
+    learner = Learner(network, objective.to(place.device), place.precision, student_layers)
+    optimizer = build(stage.optimizer, "optimizer", learner.trained())
+    return Parts(learner, optimizer, Schedule(build(stage.scheduler, "scheduler", optimizer)), teacher_layers)
+
+
+def _network(place: Workplace, stage: StageSettings) -> nn.Module:
+    spec = network_spec(place, stage)
+    try:
+        network = build_network(spec, place.settings.download)
+    except KdxError as error:
+        reason = str(error).removeprefix(f"model '{stage.network}': ")
+        raise KdxError(f"model.{stage.role}={stage.network}: {reason}") from error
+    if place.settings.activation_checkpointing:
+        recompute_blocks(network)
+    if any(map(is_lazy, network.parameters())):  # their shapes come with the first images
+        with eval_mode(network), torch.no_grad():
+            network(torch.zeros(2, spec.in_channels, *place.input_size))
+    return place.precision.place(network)
+
+
+def _objective(place: Workplace, stage: StageSettings) -> Distillation:
+    hard_loss = HardLoss(place.dataset.task)
+    if not stage.distilled:
+        return Distillation(hard_loss, Weight.of(1))
+    try:
+        method = as_objective(build(stage.kd, "kd"))
+    except TypeError as error:
+        raise KdxError(f"kd: {stage.kd['_target_']} is no loss of three arguments ({error})") from error
+    return Distillation(hard_loss, Weight.of(0), {"kd": Term(method, Weight.of(1))})
+
+
+def _say(network: nn.Module, layers: Layers, images: Tensor, num_classes: int) -> Outputs:
+    """What a network says of images, with the features of some layers; blank logits where no layer is asked for."""
+    if not layers:
+        return Outputs(torch.zeros(len(images), num_classes, device=images.device))
+    watched = Watched(network, layers)
+    try:
+        with eval_mode(network), torch.no_grad():
+            return watched(images)
+    finally:
+        watched.close()

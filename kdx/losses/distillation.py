@@ -1,0 +1,166 @@
+"""The whole of what a stage minimises: the loss by the labels, and methods with their weights under its teachers."""
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kdx.losses.hard import HardLoss
+from kdx.losses.objective import Facts, Lesson, Objective
+from kdx.models.features import Outputs
+
+MEAN, EACH = "mean", "each"
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A loss's weight: `start` at first, then on a line to `end`, reached at the share `until` of all steps."""
+
+    start: float
+    end: float
+    until: float = 0.0
+
+    @classmethod
+    def of(cls, value: float | Mapping[str, float]) -> "Weight":
+        """From a number, or from {from, to, until}."""
+        if isinstance(value, Mapping):
+            return cls(float(value["from"]), float(value["to"]), float(value["until"]))
+        return cls(float(value), float(value))
+
+    def at(self, progress: float) -> float:
+        if progress >= self.until:
+            return self.end
+        return self.start + (self.end - self.start) * progress / self.until
+
+
+@dataclass(frozen=True)
+class Term:
+    """A method with its weight."""
+
+    method: Objective
+    weight: Weight
+
+
+class PlainLoss(Objective):
+    """A user's callable (student_logits, teacher_logits, labels) -> scalar: all of what is minimised.
+
+    Where it also has a method `terms`, that is asked instead, and its parts are logged. As an nn.Module it is trained
+    and saved like any method.
+    """
+
+    whole = True
+
+    def __init__(self, loss: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:
+        if hasattr(self.loss, "terms"):
+            return self.loss.terms(student.logits, teacher.logits, lesson.targets)
+        return {"loss": self.loss(student.logits, teacher.logits, lesson.targets)}
+
+
+class Distillation(nn.Module):
+    """`hard` times the loss by the labels, plus each term's weight times its method, under every teacher.
+
+    `teachers` says how several are used: `mean` averages their probabilities to those of one teacher, `each` adds up
+    the losses under each of them. Without terms the labels alone teach.
+    """
+
+    def __init__(
+        self, hard_loss: HardLoss, hard: Weight, terms: Mapping[str, Term] | None = None, teachers: str = MEAN
+    ) -> None:
+        super().__init__()
+        self.hard_loss, self.hard, self.teachers = hard_loss, hard, teachers
+        self.weights = {name: term.weight for name, term in (terms or {}).items()}
+        self.methods = nn.ModuleDict({name: nn.ModuleList([term.method]) for name, term in (terms or {}).items()})
+
+    def prepare(self, facts: Sequence[Facts]) -> None:
+        """Let every method build its adapters, with facts under each teacher (one of them where they are averaged)."""
+        for name, (first, *_) in self._copies():
+            copies = [first, *(copy.deepcopy(first) for _ in facts[1:])]
+            for method, known in zip(copies, facts, strict=True):
+                method.prepare(known)
+            self.methods[name] = nn.ModuleList(copies)
+
+    @property
+    def layers(self) -> list[str]:
+        """The words for the student's layers that the methods look at."""
+        return list(dict.fromkeys(word for method in self._first_methods() for word in method.layers))
+
+    @property
+    def teacher_layers(self) -> list[str]:
+        """The words for the teachers' layers that the methods look at."""
+        methods = self._first_methods()
+        words = [m.layers if m.teacher_layers is None else m.teacher_layers for m in methods]
+        return list(dict.fromkeys(word for some in words for word in some))
+
+    def forward(self, student: Outputs, teachers: Sequence[Outputs], lesson: Lesson) -> dict[str, Tensor]:
+        """`loss` and the unweighted parts, as named scalars. Methods that look at layers need features to be there."""
+        hard = self.hard_loss(student.logits, lesson)
+        if not self.methods:
+            return {"loss": self.hard.at(lesson.progress) * hard if self.hard != Weight(1, 1) else hard}
+        if len(teachers) > 1 and self.teachers == MEAN:
+            teachers = [averaged(teachers, self.hard_loss.multi_label)]
+        parts: dict[str, Tensor] = {"hard_loss": hard}
+        total: Tensor | None = None
+        for name, copies in self._copies():
+            if copies[0].layers and not student.features:  # on validation
+                continue
+            terms = _merged([m(student, t, lesson) for m, t in zip(copies, teachers, strict=True)])
+            weighted = self.weights[name].at(lesson.progress) * terms["loss"]
+            total = weighted if total is None else total + weighted
+            parts |= self._named(name, copies[0], terms)
+        by_labels = self.hard.at(lesson.progress)
+        if by_labels:
+            total = by_labels * hard if total is None else total + by_labels * hard
+        return {"loss": hard * 0 if total is None else total, **parts}
+
+    def _named(self, name: str, method: Objective, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A term's parts as the log calls them; the term's name comes before them where there are several."""
+        kind = "feature_loss" if method.layers else "soft_loss"
+        parts = {kind if key == "loss" else key: v for key, v in terms.items() if key != "loss" or not method.whole}
+        before = f"{name}_" if len(self.methods) > 1 else ""
+        return {before + key: value for key, value in parts.items()}
+
+    def _first_methods(self) -> list[Objective]:
+        return [copies[0] for _, copies in self._copies()]
+
+    def _copies(self) -> list[tuple[str, list[Objective]]]:
+        """Each term's name and its method, a copy for every teacher."""
+        return [(name, list(copies)) for name, copies in self.methods.items()]  # type: ignore[call-overload]
+
+
+def averaged(teachers: Sequence[Outputs], multi_label: bool) -> Outputs:
+    """One teacher whose probabilities are the mean of theirs, as logits (B, C)."""
+    logits = torch.stack([teacher.logits for teacher in teachers])
+    count = torch.log(torch.tensor(float(len(teachers)), device=logits.device))
+    if multi_label:  # log(p / (1 - p)) of the mean p, both sums in log space
+        present, absent = (torch.nn.functional.logsigmoid(sign * logits).logsumexp(dim=0) for sign in (1, -1))
+        return Outputs(present - absent)
+    return Outputs(logits.log_softmax(dim=2).logsumexp(dim=0) - count)
+
+
+def as_objective(loss: Callable[..., Tensor]) -> Objective:
+    """A method as it is; any other callable (student_logits, teacher_logits, labels) as a `PlainLoss`.
+
+    Raises `TypeError` where it does not take three arguments.
+    """
+    if isinstance(loss, Objective):
+        return loss
+    inspect.signature(loss).bind(None, None, None)
+    return PlainLoss(loss)
+
+
+def _merged(under_each: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One method's parts under several teachers: losses are added up, anything else is averaged."""
+    if len(under_each) == 1:
+        return under_each[0]
+    merged = {}
+    for key in under_each[0]:
+        values = torch.stack([parts[key] for parts in under_each])
+        merged[key] = values.sum() if key.endswith("loss") else values.mean()
+    return merged

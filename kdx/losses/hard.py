@@ -1,0 +1,40 @@
+"""The loss by the labels; the task chooses its form, once."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdx.losses.objective import Lesson
+from kdx.tasks import MULTI_LABEL
+
+
+class HardLoss(nn.Module):
+    """Cross-entropy by the labels that are known, or binary cross-entropy for each label of a multi-label set.
+
+    `label_smoothing` gives that share of a label to all classes alike (1512.00567). `class_weights` (C,) count a class
+    so much more; of a multi-label set they count the images that have the label.
+    """
+
+    weights: Tensor | None
+
+    def __init__(self, task: str, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.multi_label, self.label_smoothing = task == MULTI_LABEL, label_smoothing
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("weights", weights, persistent=False)
+
+    def forward(self, logits: Tensor, lesson: Lesson) -> Tensor:
+        """The mean over the images whose label is known (and over labels, if multi-label); 0 where none is."""
+        targets = lesson.targets
+        if lesson.known is not None:
+            logits, targets = logits[lesson.known], targets[lesson.known]
+            if not len(targets):
+                return logits.sum()  # 0, with a graph
+        if self.multi_label:
+            shares = targets.to(logits.dtype)
+            if self.label_smoothing:
+                shares = shares * (1 - self.label_smoothing) + self.label_smoothing / 2
+            return F.binary_cross_entropy_with_logits(logits, shares, pos_weight=self.weights)
+        return F.cross_entropy(logits, targets, self.weights, label_smoothing=self.label_smoothing)
