@@ -1,6 +1,6 @@
 """What the keys of the shipped optimizers, schedulers, losses and data sources may be. Imports no torch."""
 
-from kdx.config.ranges import Choice, Flag, Folder, ListOf, Nullable, Real, Rule, Text, Whole
+from kdx.config.ranges import Choice, Either, Flag, Folder, ListOf, Nullable, Real, Rule, Text, Whole
 from kdx.config.schema import EPOCHS, LEARNING_RATE, NAME, PIXELS
 
 TARGET = Nullable(Text(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "the dotted name of a callable is needed", 300))
@@ -19,6 +19,32 @@ KD: dict[str, Rule] = {
     "temperature": Real(above=0, most=10_000),
     "alpha": Real(least=0, most=1),
     "cache_logits": Flag(),
+}
+LAYERS = Either((Text(needed="the name of a layer, or stages, last_map, pooled is needed"), ListOf(Text(), fewest=1)))
+METHOD: dict[str, Rule] = {  # of kdx.losses, whose alpha is a weight like any other
+    **KD,
+    "alpha": NOT_NEGATIVE,
+    "beta": NOT_NEGATIVE,
+    "gamma": NOT_NEGATIVE,
+    "alpha_temperature": KD["temperature"],
+    "temperatures": ListOf(KD["temperature"], fewest=1),
+    "standardise": Flag(),
+    "power": Real(above=0, most=100),
+    "start": KD["temperature"],
+    "span": KD["temperature"],
+    "theta": Real(least=-100, most=100),
+    "ramp": Real(least=0, most=1),
+    "reduction": Choice(("mean", "batchmean")),
+    "layers": LAYERS,
+    "teacher_layers": Nullable(LAYERS),
+    "hint": Whole(-1000, 1000),
+    "distance": NOT_NEGATIVE,
+    "angle": NOT_NEGATIVE,
+    "dim": Whole(1, 65_536),
+    "hidden": Whole(1, 65_536),
+    "variance": FACTOR,
+    "negatives": Whole(1, 1_000_000),
+    "momentum": Real(least=0, most=1),
 }
 OPTIMIZER: dict[str, Rule] = {
     "lr": LEARNING_RATE,
@@ -87,6 +113,7 @@ ALWAYS = ("lr", "cache_logits")  # read by kdx itself, whatever the _target_
 
 def rules_of(swap_point: str, target: object) -> dict[str, Rule]:
     """The rules for the keys of a swap point that names this `_target_`."""
-    table = SWAP_POINTS[swap_point]
+    method = str(target).startswith("kdx.losses.") and not str(target).endswith(".KnowledgeDistillationLoss")
+    table = METHOD if swap_point == "kd" and method else SWAP_POINTS[swap_point]
     shipped = target is None or str(target).startswith(SHIPPED)
     return ANY | (table if shipped else {key: rule for key, rule in table.items() if key in ALWAYS})

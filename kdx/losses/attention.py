@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdx.losses.objective import Facts, Lesson, Objective, total
 from kdx.losses.pairs import check_pairs, to_one_size, words
-from kdx.losses.ranges import above_zero
+from kdx.losses.ranges import count
 from kdx.models.features import Outputs
 
 
@@ -38,7 +38,7 @@ class AttentionTransfer(Objective):
         power: int = 2,
     ) -> None:
         super().__init__()
-        above_zero(power=power)
+        count(power=power)
         self.layers, self.power = words(layers), power
         self.teacher_layers = None if teacher_layers is None else words(teacher_layers)
 
