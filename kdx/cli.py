@@ -30,14 +30,13 @@ from kdx.config.ranges import printable
 from kdx.config.schema import Settings
 from kdx.config.settings import check_hydra_keys, flat_keys, read_settings
 from kdx.errors import BusyError, KdxError, suggest
+from kdx.process import USER_ERROR, Command, command_process
 from kdx.training.stopping import Stopped
 
 log = logging.getLogger(__name__)
 
 HYDRA_VERSION = "1.3"
-USER_ERROR = 2
-INTERRUPTED = 128 + 2
-NOBODY_READS = 128 + 13
+GO_ON = "; to go on, start the same command again (a single run with resume=true)"
 BUSY = 75  # sysexits.h: try again later
 SPINS = 10_000  # tens of microseconds; libgomp's own choice is milliseconds
 HYDRA_FILES = ("config.yaml", "hydra.yaml", "overrides.yaml")
@@ -106,25 +105,20 @@ def run_job(config: DictConfig) -> float | None:
 
 
 @contextmanager
-def one_line_errors(conf: Path) -> Iterator[None]:
+def one_line_errors(conf: Path) -> Iterator[Command]:
     """Tell what a user can put right in one line; HYDRA_FULL_ERROR=1 shows the traceback as ever."""
     before = {name: os.environ.get(name) for name in ("HYDRA_FULL_ERROR", "KDX_TRACEBACK")}
     asked = before["KDX_TRACEBACK"] or before["HYDRA_FULL_ERROR"] or "0"  # a job of a sweep asks for its parent's
     os.environ |= {"KDX_TRACEBACK": asked, "HYDRA_FULL_ERROR": "1"}  # Hydra then raises its errors instead of printing
     try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(NOBODY_READS) from None
-    except (KdxError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
-        if asked == "1":
-            raise
-        print(f"error: {printable(explain(error, conf))}", file=sys.stderr)
-        raise SystemExit(USER_ERROR) from None
-    except KeyboardInterrupt:
-        print("interrupted; to go on, start the same command again (a single run with resume=true)", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+        with command_process(GO_ON) as command:
+            try:
+                yield command
+            except (KdxError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
+                if asked == "1":
+                    raise
+                print(f"error: {printable(explain(error, conf))}", file=sys.stderr)
+                raise SystemExit(USER_ERROR) from None
     finally:
         for name, value in before.items():
             if value is None:
@@ -133,42 +127,50 @@ def one_line_errors(conf: Path) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def check_jobs(conf: Path, arguments: Sequence[str] | None = None) -> None:
-    """Compose and check the config of every job of the command line, so that nothing starts if one is wrong."""
+def check_jobs(conf: Path, arguments: Sequence[str] | None = None) -> bool:
+    """Compose and check the config of every job of the command line, so that nothing starts if one is wrong.
+
+    Returns whether what the command prints is all that it does: help, a config or a plan.
+    """
     args, unknown = get_args_parser().parse_known_args(arguments)
     if unknown:
         raise KdxError(f"unknown option {unknown[0]}: {_as_override(unknown[0], conf)}")
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
-        return
+        return True
     with _loader(conf, args.config_dir) as loader:
-        config_name = args.config_name or "config"
+        name = args.config_name or "config"
         mode = RunMode.MULTIRUN if args.multirun else RunMode.RUN
-        config = _compose(loader, config_name, args.overrides, run_mode=mode)
-        if mode == RunMode.RUN and config.hydra.mode == RunMode.MULTIRUN:  # an experiment file may say so
-            config = _compose(loader, config_name, args.overrides, run_mode=RunMode.MULTIRUN)
-        elif mode == RunMode.RUN:
+        config = _compose(loader, name, args.overrides, run_mode=mode)
+        if mode == RunMode.RUN and config.hydra.mode != RunMode.MULTIRUN:
             if config.hydra.sweeper.get("params"):
                 print("warning: hydra.sweeper.params is ignored without --multirun", file=sys.stderr)
-            read_settings(config)
+            settings = read_settings(config)
             check_hydra_keys(config)
-            return
-        if config.plan:
-            raise KdxError("plan=true: plans one run; leave --multirun out")
-        sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
-        subdir = sweep["subdir"]
-        if subdir != "${hydra.job.num}":
-            raise KdxError(f"hydra.sweep.subdir={subdir}: each job's folder is its number; choose hydra.sweep.dir only")
-        check_hydra_keys(config)
-        if "BasicSweeper" not in config.hydra.sweeper._target_:
-            return  # other sweepers choose their jobs as they go
-        params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *config.hydra.overrides.task])
-        for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
-            job = loader.load_sweep_config(config, list(overrides))
-            try:
-                read_settings(job)
-            except KdxError as error:
-                raise KdxError(f"{error} (in the job {' '.join(overrides)})") from error
+            return settings.plan
+        if mode == RunMode.RUN:  # an experiment file may say so
+            config = _compose(loader, name, args.overrides, run_mode=RunMode.MULTIRUN)
+        _check_sweep(loader, config)
+    return False
+
+
+def _check_sweep(loader: Any, config: DictConfig) -> None:
+    if config.plan:
+        raise KdxError("plan=true: plans one run; leave --multirun out")
+    sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    subdir = sweep["subdir"]
+    if subdir != "${hydra.job.num}":
+        raise KdxError(f"hydra.sweep.subdir={subdir}: each job's folder is its number; choose hydra.sweep.dir only")
+    check_hydra_keys(config)
+    if "BasicSweeper" not in config.hydra.sweeper._target_:
+        return  # other sweepers choose their jobs as they go
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *config.hydra.overrides.task])
+    for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
+        job = loader.load_sweep_config(config, list(overrides))
+        try:
+            read_settings(job)
+        except KdxError as error:
+            raise KdxError(f"{error} (in the job {' '.join(overrides)})") from error
 
 
 def compose_jobs(conf: Path, base: Sequence[str], jobs: Sequence[Sequence[str]]) -> list[Settings]:

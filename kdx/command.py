@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kdx.errors import KdxError, suggest
+from kdx.process import USER_ERROR, command_process
 from kdx.text import harmless
 
-USER_ERROR = 2
 SOME_FAILED = 1
 MOST_DIGITS = 18
 MOST_SHOWN = 80  # characters of a value in an error
@@ -168,12 +168,13 @@ def asks_for_help(arguments: Sequence[str]) -> bool:
 
 @contextmanager
 def errors_end_the_process() -> Iterator[None]:
-    """Print a `KdxError` as one line and end the process with code 2."""
-    try:
-        yield
-    except KdxError as error:
-        tell_error(error)
-        raise SystemExit(USER_ERROR) from None
+    """Print a `KdxError` as one line and end the process with code 2; signals and streams as for every command."""
+    with command_process():
+        try:
+            yield
+        except KdxError as error:
+            tell_error(error)
+            raise SystemExit(USER_ERROR) from None
 
 
 def tell_error(error: KdxError) -> None:

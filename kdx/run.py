@@ -24,9 +24,8 @@ def main(check: bool = True) -> None:
     cli.add_plugins()
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m kdx.run` does: a user's own modules beside the call
-    with cli.one_line_errors(CONF):
-        if check:
-            cli.check_jobs(CONF)
+    with cli.one_line_errors(CONF) as command:
+        command.answers = check and cli.check_jobs(CONF)
         _job()
 
 

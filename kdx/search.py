@@ -182,8 +182,9 @@ def _tell(study: "optuna.Study", trial: "optuna.Trial", job: Job, end: JobEnd | 
 
 def main() -> None:
     cli.share_processors()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    with cli.one_line_errors(CONF):
+    with cli.one_line_errors(CONF) as command:
+        command.answers = False  # the study and the report have all that is printed
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
         if importlib.util.find_spec("optuna") is None:
             raise KdxError('the search needs optuna: pip install -e ".[search]" in the checkout of kdx')
         config, base, overrides = cli.compose_line(CONF, sys.argv[1:])

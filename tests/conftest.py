@@ -142,8 +142,10 @@ def start() -> Iterator[Start]:
     """Start kdx processes; whatever the test leaves of them is killed."""
     processes: list[subprocess.Popen[str]] = []
 
-    def begin(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "kdx.run", *arguments]
+    def begin(
+        folder: Path, environment: dict[str, str], *arguments: str, module: str = "kdx.run"
+    ) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", module, *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, and so inherited, under `pytest &`
         process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]

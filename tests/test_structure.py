@@ -11,6 +11,7 @@ from tests.conftest import REPO
 
 MODULES = sorted((REPO / "kdx").rglob("*.py"))
 FOUNDATION = {"errors", "files", "checkpoint", "memory", "reproducibility", "epoch_log", "tasks", "text"}
+FOUNDATION |= {"process", "signals", "streams"}  # how a process ends, what it prints to
 COMMANDS = {
     "run",
     "search",
@@ -41,6 +42,9 @@ NO_TORCH_AT_IMPORT = (
     "command",
     "errors",
     "files",
+    "process",
+    "signals",
+    "streams",
     "results",
     "config",
     "sweeps",

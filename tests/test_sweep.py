@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdx import cli
 from tests.conftest import SLOW_TEACHER, TINY, Start, finish, same_weights, until
 
 PARALLEL = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
@@ -153,6 +154,41 @@ def test_interrupted_sweep_saves_its_jobs_and_ends_like_clean(
     finish(start(tmp_path / "clean", kdx_environment, *sweep))
     (ours,), (theirs,) = summary.parent.rglob("best_acc_*.pth"), (tmp_path / "clean").rglob("0/**/best_acc_*.pth")
     assert same_weights(ours, theirs)
+
+
+@pytest.mark.parametrize(("number", "group"), [(signal.SIGUSR1, False), (signal.SIGHUP, True), (signal.SIGTERM, True)])
+def test_a_signal_to_the_sweep_or_to_its_whole_group_saves_all_jobs(
+    start: Start, tmp_path: Path, kdx_environment, gate, number: signal.Signals, group: bool
+) -> None:
+    """A terminal that closes sends SIGHUP to the group, SLURM what it is asked to: the server of jobs must not die."""
+    sweep = start(tmp_path, kdx_environment | gate, "--multirun", *SLOW_TEACHER, "stage=teacher", "seed=1,2", *PARALLEL)
+    until(lambda: len(list(tmp_path.rglob("latest.pth"))) == 2 and (tmp_path / "gate.reached").exists())
+    (os.killpg if group else os.kill)(sweep.pid, number)
+    time.sleep(0.5)  # for the jobs to be asked before their steps end
+    (tmp_path / "gate").touch()
+    output = finish(sweep)
+    assert sweep.returncode == 128 + number and "Traceback" not in output, output
+    assert output.splitlines()[-1] == f"stopped by {number.name}{cli.GO_ON}"
+    until(lambda: not alive(tmp_path), seconds=5)
+    summaries = list(tmp_path.rglob("[01]/summary.json"))
+    assert [json.loads(path.read_text())["status"] for path in summaries] == ["stopped", "stopped"]
+    for path in summaries:
+        latest = torch.load(path.parent / "teacher/checkpoints/latest.pth", weights_only=True)
+        assert latest["partial"]["step"] in (1, 2, 3)  # of the second epoch
+
+
+def test_a_signal_to_a_search_saves_its_jobs(start: Start, tmp_path: Path, kdx_environment, gate) -> None:
+    overrides = ["experiment=search_kd", *SLOW_TEACHER, "search.prune=false"]
+    search = start(tmp_path, kdx_environment | gate, *overrides, module="kdx.search")
+    until(lambda: (tmp_path / "gate.reached").exists())
+    os.kill(search.pid, signal.SIGTERM)
+    time.sleep(0.5)
+    (tmp_path / "gate").touch()
+    output = finish(search)
+    assert search.returncode == 128 + signal.SIGTERM and "Traceback" not in output, output
+    assert output.splitlines()[-1] == f"stopped by SIGTERM{cli.GO_ON}"
+    (summary,) = tmp_path.rglob("summary.json")
+    assert json.loads(summary.read_text())["status"] == "stopped"
 
 
 def test_search_goes_on_where_it_stopped_and_reports(tmp_path: Path, kdx_environment) -> None:

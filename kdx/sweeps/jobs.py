@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from omegaconf import DictConfig
@@ -22,12 +22,13 @@ from kdx.config.schema import Settings
 from kdx.errors import KdxError
 from kdx.files import read_json, relative, write_json
 from kdx.results import SUMMARY
+from kdx.signals import SIGNALS, heard_signals, ignored, stop_ignoring
 
 log = logging.getLogger(__name__)
 
 STATE = "sweep.json"
 ERROR_MARK = "[ERROR] error: "
-STOP_SECONDS = 10.0  # between asking a job to stop and killing it
+STOP_SECONDS = 10.0  # between asking a job to stop and killing it, or telling what is waited for
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,6 @@ def run_sweep(board: "Board", program: "Program", n_jobs: int, gpu_ids: Sequence
     jobs = board.unfinished()
     at_once = max(1, min(at_once, len(jobs)))
     pool = Pool(program, gpu_ids, cpus)
-    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         if at_once > 1:
             for wave in _shared_stages(pool, jobs, board.folder):
@@ -91,12 +91,7 @@ def run_sweep(board: "Board", program: "Program", n_jobs: int, gpu_ids: Sequence
                 pool.run(wave, min(at_once, len(wave)), lambda job, end: None)
         pool.run(jobs, at_once, board.note)
     finally:
-        pool.stop()
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)  # on its way out the pool asks the jobs to save
+        pool.stop()  # also on the way out after a signal
 
 
 class Board:
@@ -185,19 +180,24 @@ class Pool:
             yield sentinel, job, _end_of(job, process.exitcode or 0, time.monotonic() - began)
 
     def end(self, sentinel: int) -> None:
-        """Stop one job now."""
-        self.stop([sentinel])
+        """Stop one job whose result is not wanted: it is killed if it takes long."""
+        process, _, _ = self.running.pop(sentinel)
+        process.terminate()
+        process.join(STOP_SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
 
-    def stop(self, sentinels: Sequence[int] | None = None) -> None:
-        """Ask these jobs (None: all) once to save and stop, and kill those that have not after a while."""
-        ending = [self.running.pop(number)[0] for number in sentinels or list(self.running)]
+    def stop(self) -> None:
+        """Ask all jobs once to save and stop, and wait until they have; a second signal ends this process and them."""
+        ending = [process for process, _, _ in self.running.values()]
+        self.running.clear()
         for process in ending:
             process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
         for process in ending:
-            process.join(max(0.0, deadline - time.monotonic()))
+            process.join(STOP_SECONDS)
             if process.is_alive():
-                process.kill()
+                log.info("waiting for %s to save; interrupt again to lose what is not saved", process.name)
                 process.join()
 
     def start(self, job: Job, slot: int, at_once: int) -> int:
@@ -213,7 +213,7 @@ class Pool:
         if self.gpu_ids:
             environment["CUDA_VISIBLE_DEVICES"] = str(self.gpu_ids[slot % len(self.gpu_ids)])
         console = job.folder / "console.log" if at_once > 1 else None
-        work = (self.program.main, arguments, console, environment)
+        work = (self.program.main, arguments, console, environment, heard_signals())
         process = self.context.Process(target=_work, args=work, name=f"job {job.number}")
         process.start()
         self.running[process.sentinel] = (process, job, time.monotonic())
@@ -221,15 +221,26 @@ class Pool:
 
 
 def forkserver() -> ForkServerContext:
-    """Starts processes as forks of one that has imported torch once."""
+    """Starts processes as forks of one that has imported torch once.
+
+    That one ends with this process, whatever signal the group is sent: else nobody would wait for the jobs.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["kdx.chain.chain", "kdx.cli", "torchmetrics.functional.classification"])
+    with ignored(heard_signals()):
+        ensure_running()
     return context
 
 
-def _work(main: Callable[[], None], arguments: list[str], console: Path | None, environment: dict[str, str]) -> None:
+def _work(
+    main: Callable[[], None],
+    arguments: list[str],
+    console: Path | None,
+    environment: dict[str, str],
+    heard: Sequence[signal.Signals],
+) -> None:
     """The job's process: `kdx <arguments>`, ended when the sweep's process is gone."""
-    end_with_parent()
+    end_with_parent(heard)
     os.environ.update(environment)
     if console is not None:
         descriptor = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -239,8 +250,9 @@ def _work(main: Callable[[], None], arguments: list[str], console: Path | None, 
     main()
 
 
-def end_with_parent() -> None:
-    """Kill this process as soon as the sweep's process is dead: its pipe to us closes then."""
+def end_with_parent(heard: Sequence[signal.Signals]) -> None:
+    """Hear the signals that the sweep's process hears, and die with it: its pipe to us closes then."""
+    stop_ignoring(heard)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -255,7 +267,7 @@ def _shared_stages(pool: Pool, jobs: Sequence[Job], sweep_dir: Path) -> list[lis
     """Jobs that train what several of `jobs` need, guides first: one list for each place in the chain."""
     answer = sweep_dir / ".shared.json"
     answer.unlink(missing_ok=True)
-    asked = (pool.program, [list(job.overrides) for job in jobs], answer)
+    asked = (pool.program, [list(job.overrides) for job in jobs], answer, heard_signals())
     process = pool.context.Process(target=_scout, args=asked)
     process.start()
     process.join()
@@ -273,9 +285,9 @@ def _shared_stages(pool: Pool, jobs: Sequence[Job], sweep_dir: Path) -> list[lis
     return waves
 
 
-def _scout(program: Program, jobs: list[list[str]], answer: Path) -> None:
+def _scout(program: Program, jobs: list[list[str]], answer: Path, heard: Sequence[signal.Signals]) -> None:
     """Write, for every place in the chain, [job number, role, fingerprint] of the unfinished stages that jobs share."""
-    end_with_parent()
+    end_with_parent(heard)
     from kdx.chain.context import load_dataset, make_workplace
     from kdx.chain.index import StageIndex
     from kdx.chain.plan import make_plan
@@ -327,6 +339,8 @@ def _reason(job: Job, exit_code: int) -> str:
     if exit_code < 0:
         name = signal.Signals(-exit_code).name
         return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    if exit_code - 128 in list(SIGNALS):
+        return f"stopped by {signal.Signals(exit_code - 128).name}"
     run_log = job.folder / "run.log"
     lines = run_log.read_text(errors="replace").splitlines() if run_log.exists() else []
     errors = [line.split(ERROR_MARK, 1)[1] for line in lines if ERROR_MARK in line]

@@ -5,11 +5,13 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from signal import Signals
 from typing import TYPE_CHECKING, Any
 
 from kdx.errors import KdxError
 from kdx.files import read_json
 from kdx.results import SUMMARY
+from kdx.signals import heard_signals
 from kdx.sweeps.jobs import Job, Program, end_with_parent, finished_before, forkserver
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def _ask(work: Callable[..., Any], program: Program, about: Any) -> Any:
     """What `work(program, about)` returns in a process of its own (plain values); its `KdxError` is raised here."""
     context = forkserver()
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(work, program, about, sender))
+    process = context.Process(target=_answer, args=(work, program, about, sender, heard_signals()))
     process.start()
     sender.close()
     try:
@@ -58,8 +60,10 @@ def _ask(work: Callable[..., Any], program: Program, about: Any) -> Any:
     return answer
 
 
-def _answer(work: Callable[..., Any], program: Program, about: Any, sender: Connection) -> None:
-    end_with_parent()
+def _answer(
+    work: Callable[..., Any], program: Program, about: Any, sender: Connection, heard: Sequence[Signals]
+) -> None:
+    end_with_parent(heard)
     logging.disable()  # what is worth telling, the jobs tell
     answer, reason = None, None
     try:

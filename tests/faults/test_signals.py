@@ -46,10 +46,19 @@ def test_sigterm_saves_inside_the_epoch_and_the_told_command_ends_it(
     assert same_weights(tmp_path / "outputs" / json.loads(entry.read_text())["checkpoint"], clean)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_other_signals_likewise(start: Start, tmp_path: Path, kdx_environment, gate, number: int) -> None:
     code, output = stopped(start, tmp_path, kdx_environment | gate, number)
     assert code == 128 + number and "to go on: kdx " in output and "Traceback" not in output
+
+
+def test_under_nohup_a_hangup_stays_ignored(start: Start, tmp_path: Path, kdx_environment, gate) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        code, output = stopped(start, tmp_path, kdx_environment | gate, signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert code == 0 and "test acc" in output, output
 
 
 def test_asked_twice_it_ends_at_once(start: Start, tmp_path: Path, kdx_environment, gate) -> None:
