@@ -11,7 +11,7 @@ import torchvision
 
 import kdx
 from kdx.errors import DamagedError, KdxError
-from kdx.files import hash_path, verify_hash, write_with_hash
+from kdx.files import hash_path, make_way, verify_hash, write_with_hash
 
 FORMAT = 1
 LATEST = "latest.pth"
@@ -90,9 +90,10 @@ def _load(path: Path, mapped: bool) -> Any:
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint, then its checksum."""
-    path.unlink(missing_ok=True)
-    hash_path(path).unlink(missing_ok=True)
+    """Remove a checkpoint, then its checksum; a folder of such a name, which is not ours, is only set aside."""
+    for file in (path, hash_path(path)):
+        make_way(file)
+        file.unlink(missing_ok=True)
 
 
 def load_weights(network: torch.nn.Module, content: dict[str, Any], path: Path) -> None:

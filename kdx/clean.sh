@@ -8,7 +8,7 @@ usage() {
 clean.sh [FOLDER] [--dry-run] [--checkpoints] [--logits] [--system]
   FOLDER         a stage's, a run's or the whole output folder (default: where this script lies, else outputs)
   --dry-run      only say what would be done
-  --checkpoints  also remove all checkpoints but latest.pth and best_acc_*.pth
+  --checkpoints  also remove the kept snapshots (epoch_*.pth) and files that were set aside (*.damaged)
   --logits       also remove what kd.cache_logits has kept
   --system       also drop the system's page cache (asks first, needs root)
 TEXT
@@ -46,7 +46,7 @@ held() { # whether a living process holds the lock file
 
 in_use() { # whether the run that a file belongs to is alive
     local place lock
-    place="$(dirname "$1")"
+    place="$(cd "$(dirname "$1")" && pwd)" # absolute: the run's own lock may lie above FOLDER
     for _ in 1 2 3 4; do
         for lock in "$place"/.lock "$place"/*.lock; do
             if held "$lock"; then return 0; fi
@@ -81,8 +81,9 @@ done < <(find "$folder" -name '.tmp-kdx-*' -type f -print0)
 if [ $checkpoints = 1 ]; then
     while IFS= read -r -d '' file; do
         if in_use "$file"; then echo "left alone, its run is alive: $file"; else remove "$file"; fi
-    done < <(find "$folder" -type f -regex '.*/checkpoints/[^/]*\.pth\(\.sha256\|\.damaged\)?' -print0 |
-        grep -zvE '/(latest\.pth|best_acc_[0-9.]+\.pth)(\.sha256)?$' || true)
+    done < <(find "$folder" -type f -regextype posix-extended -regex \
+        '.*/checkpoints/(epoch_[0-9]+\.pth(\.sha256)?|(latest|epoch_[0-9]+|best_[a-z0-9_]+_-?[0-9.]+)\.pth(\.sha256)?\.damaged(-[0-9]+)?)' \
+        -print0)
 fi
 
 if [ $logits = 1 ]; then
@@ -96,7 +97,7 @@ while IFS= read -r -d '' lock; do
     else
         remove "$lock"
     fi
-done < <(find "$folder" \( -name '.lock' -o -name '*.lock' \) -type f -print0)
+done < <(find "$folder" -type f -empty -regextype posix-extended -regex '.*/(\.lock|index/[0-9a-f]{16}\.lock|mlflow\.lock)' -print0)
 
 [ $locks = 0 ] || echo "$([ $dry = 1 ] && echo "would remove" || echo "removed") $locks free locks"
 

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from kdx.config.schema import Settings
 from kdx.config.settings import check_hydra_keys, flat_keys, read_settings
 from kdx.errors import BusyError, KdxError, suggest
 from kdx.process import USER_ERROR, Command, command_process
+from kdx.run_folder import FolderBefore
 from kdx.training.stopping import Stopped
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,6 @@ HYDRA_VERSION = "1.3"
 GO_ON = "; to go on, start the same command again (a single run with resume=true)"
 BUSY = 75  # sysexits.h: try again later
 SPINS = 10_000  # tens of microseconds; libgomp's own choice is milliseconds
-HYDRA_FILES = ("config.yaml", "hydra.yaml", "overrides.yaml")
 
 
 class BelowError(logging.Filter):
@@ -70,11 +71,30 @@ def share_processors() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
 
 
-def run_job(config: DictConfig) -> float | None:
-    """One job: its settings, then the chain. run.log has its errors too; a refused single run leaves no folder."""
+@dataclass(frozen=True)
+class Checked:
+    """A command line whose jobs are sound. `answers`: it only prints help, a config or a plan.
+
+    `before` is what a single run found in its folder.
+    """
+
+    answers: bool = False
+    before: FolderBefore | None = None
+
+
+def run_job(config: DictConfig, before: FolderBefore | None) -> float | None:
+    """One job: its settings, then the chain. run.log has its errors too.
+
+    A single run that is refused or only plans leaves the folder as it was `before`.
+    """
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     single = hydra_config.mode == RunMode.RUN
+
+    def leave(shared: bool = False) -> None:
+        if before is not None:
+            before.restore(run_dir, f"{hydra_config.job.name}.log", shared)
+
     try:
         start = Path(hydra_config.runtime.cwd)
         settings = read_settings(config if start == Path.cwd() else anchored(config, start))  # hydra.job.chdir=true
@@ -86,8 +106,11 @@ def run_job(config: DictConfig) -> float | None:
         log.error("error: %s", error)
         if _wants_traceback() or not single:
             raise
-        _discard_unstarted(run_dir, Path(str(config.output_dir)))
+        leave(isinstance(error, BusyError))
         raise SystemExit(BUSY if isinstance(error, BusyError) else USER_ERROR) from None  # past Hydra's own message
+    except KeyboardInterrupt:
+        leave()
+        raise
     except Stopped as stopped:
         again = [*sys.argv[1:], *([] if settings.resume else ["resume=true"])]
         log.info("%s; to go on: kdx %s", stopped, shlex.join(again))
@@ -99,8 +122,8 @@ def run_job(config: DictConfig) -> float | None:
         raise SystemExit(1) from None
     finally:
         gc.unfreeze()  # else native libraries report at exit what was not collected
-    if settings.plan and single:
-        _discard_unstarted(run_dir, Path(str(config.output_dir)))
+    if settings.plan:
+        leave()
     return result
 
 
@@ -127,16 +150,13 @@ def one_line_errors(conf: Path) -> Iterator[Command]:
                 os.environ[name] = value
 
 
-def check_jobs(conf: Path, arguments: Sequence[str] | None = None) -> bool:
-    """Compose and check the config of every job of the command line, so that nothing starts if one is wrong.
-
-    Returns whether what the command prints is all that it does: help, a config or a plan.
-    """
+def check_jobs(conf: Path, arguments: Sequence[str] | None = None) -> Checked:
+    """Compose and check the config of every job of the command line, so that nothing starts if one is wrong."""
     args, unknown = get_args_parser().parse_known_args(arguments)
     if unknown:
         raise KdxError(f"unknown option {unknown[0]}: {_as_override(unknown[0], conf)}")
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
-        return True
+        return Checked(answers=True)
     with _loader(conf, args.config_dir) as loader:
         name = args.config_name or "config"
         mode = RunMode.MULTIRUN if args.multirun else RunMode.RUN
@@ -146,11 +166,19 @@ def check_jobs(conf: Path, arguments: Sequence[str] | None = None) -> bool:
                 print("warning: hydra.sweeper.params is ignored without --multirun", file=sys.stderr)
             settings = read_settings(config)
             check_hydra_keys(config)
-            return settings.plan
+            return Checked(settings.plan, _folder_before(config))
         if mode == RunMode.RUN:  # an experiment file may say so
             config = _compose(loader, name, args.overrides, run_mode=RunMode.MULTIRUN)
         _check_sweep(loader, config)
-    return False
+    return Checked()
+
+
+def _folder_before(config: DictConfig) -> FolderBefore | None:
+    """What a run finds in its folder; unknown where the folder's name depends on what Hydra only knows later."""
+    try:
+        return FolderBefore.of(Path(str(config.hydra.run.dir)))
+    except OmegaConfBaseException:
+        return None
 
 
 def _check_sweep(loader: Any, config: DictConfig) -> None:
@@ -278,25 +306,3 @@ def _compose(loader: Any, name: str, overrides: list[str], run_mode: RunMode) ->
 
 def _wants_traceback() -> bool:
     return os.environ.get("KDX_TRACEBACK") == "1"
-
-
-def _discard_unstarted(run_dir: Path, output_dir: Path) -> None:
-    """Remove the folder of a run that trained nothing, if it holds only what Hydra put there, and the empty ones above.
-
-    Those lie in `output_dir` or in the folder that the command was started in; never that folder itself.
-    """
-    hydra_dir = run_dir / ".hydra"
-    log_file = run_dir / f"{HydraConfig.get().job.name}.log"
-    if {path.name for path in run_dir.iterdir()} <= {".hydra", log_file.name}:
-        logging.shutdown()
-        for path in (*(hydra_dir / name for name in HYDRA_FILES), log_file):
-            path.unlink(missing_ok=True)
-        here = Path.cwd()
-        for folder in (hydra_dir, run_dir):
-            if folder.is_dir() and folder.resolve() not in (here, *here.parents) and not any(folder.iterdir()):
-                folder.rmdir()
-        for folder in run_dir.absolute().parents:
-            ours = folder.is_relative_to(output_dir.absolute()) or here in folder.parents
-            if not ours or folder in (here, *here.parents) or any(folder.iterdir()):
-                break
-            folder.rmdir()

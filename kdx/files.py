@@ -1,15 +1,21 @@
 """Files that are whole or absent: whoever reads sees the old or the new content, never a part."""
 
+import glob
 import hashlib
 import json
+import logging
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from kdx.errors import DamagedError, KdxError
 
+log = logging.getLogger(__name__)
+
 TEMP_PREFIX = ".tmp-kdx-"
+LONGEST_CHECKSUM = 10_000  # bytes that are read of a checksum file
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
@@ -40,7 +46,8 @@ def write_with_hash(path: Path, content: bytes | memoryview) -> None:
     the two files a crash leaves behind, it is known.
     """
     beside = hash_path(path)
-    known = beside.read_text().split("\n")[:1] if beside.exists() and path.exists() else []
+    make_way(path)
+    known = read_hashes(path)[:1] or [hash_file(path)] if path.exists() else []
     line = f"{hashlib.sha256(content).hexdigest()}  {path.name}"  # the format of sha256sum
     write_atomic(beside, "\n".join([line, *known, ""]).encode())
     write_atomic(path, content)
@@ -48,11 +55,30 @@ def write_with_hash(path: Path, content: bytes | memoryview) -> None:
 
 def verify_hash(path: Path) -> str:
     """The file's sha256; `KdxError` where the checksum beside it says another."""
-    actual = hash_file(path)
-    beside = hash_path(path)
-    if beside.exists() and actual not in [line.split(" ")[0] for line in beside.read_text().split("\n")]:
-        raise DamagedError(f"{path}: damaged (its sha256 is not the one in {beside.name}); take another or train again")
+    actual, known = hash_file(path), read_hashes(path)
+    if known and actual not in known:
+        beside = hash_path(path).name
+        raise DamagedError(f"{path}: damaged (its sha256 is not the one in {beside}); take another or train again")
     return actual
+
+
+def read_hashes(path: Path) -> list[str]:
+    """The sha256 that the checksum file beside `path` states, the newest first; none without such a file.
+
+    A checksum file of another form says nothing of `path`: it is set aside.
+    """
+    beside = hash_path(path)
+    if not os.path.lexists(beside):
+        return []
+    try:
+        lines = [line for line in beside.read_bytes()[:LONGEST_CHECKSUM].split(b"\n") if line]
+    except OSError:
+        lines = []
+    hashes = [line.split(b" ")[0].decode("ascii", "replace") for line in lines]
+    if hashes and all(re.fullmatch("[0-9a-f]{64}", text) for text in hashes):
+        return hashes
+    set_aside(beside, f"{beside}: not a checksum")
+    return []
 
 
 def hash_path(path: Path) -> Path:
@@ -71,12 +97,36 @@ def make_folder(folder: Path) -> None:
 
 
 def sweep_temps(folder: Path, name: str = "") -> None:
-    """Remove what writers that were killed left below a folder, of files whose names begin with `name`.
+    """Remove what writers that were killed left in a folder, of files whose names begin with `name`.
 
     Call it only while nobody else may be writing them.
     """
-    for path in folder.rglob(f"{TEMP_PREFIX}{name}*"):
-        path.unlink(missing_ok=True)
+    for path in folder.glob(f"{TEMP_PREFIX}{glob.escape(name)}*"):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+
+
+def set_aside(path: Path, why: object) -> None:
+    """Give what cannot be used another name, `<name>.damaged`, and tell it: nothing is lost, nobody takes it up again.
+
+    Does nothing where it is gone: another run may have done so.
+    """
+    aside = (path.with_name(f"{path.name}.damaged{number}") for number in ("", *map("-{}".format, range(2, 1000))))
+    target = next(other for other in aside if not os.path.lexists(other))
+    try:
+        path.rename(target)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning("%s; it cannot be renamed: %s", why, error.strerror or error)
+    else:
+        log.warning("%s; it is set aside as %s", why, target.name)
+
+
+def make_way(path: Path) -> None:
+    """Set a folder aside that lies where a file of ours belongs."""
+    if path.is_dir() and not path.is_symlink():
+        set_aside(path, f"{path}: a folder where a file belongs")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -13,11 +13,6 @@ PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())  # wheel, checkout
 
 
-@hydra.main(version_base=cli.HYDRA_VERSION, config_path=str(CONF), config_name="config")
-def _job(config: DictConfig) -> float | None:
-    return cli.run_job(config)
-
-
 def main(check: bool = True) -> None:
     """Run the command line; `check=False` for a job of a sweep, which was checked before the sweep began."""
     cli.share_processors()
@@ -25,8 +20,14 @@ def main(check: bool = True) -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m kdx.run` does: a user's own modules beside the call
     with cli.one_line_errors(CONF) as command:
-        command.answers = check and cli.check_jobs(CONF)
-        _job()
+        checked = cli.check_jobs(CONF) if check else cli.Checked()
+        command.answers = checked.answers
+
+        @hydra.main(version_base=cli.HYDRA_VERSION, config_path=str(CONF), config_name="config")
+        def job(config: DictConfig) -> float | None:
+            return cli.run_job(config, checked.before)
+
+        job()
 
 
 if __name__ == "__main__":

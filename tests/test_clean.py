@@ -110,3 +110,21 @@ def test_cached_logits_go_when_asked(tmp_path: Path) -> None:
     assert kept.exists()
     clean(tmp_path, "--logits")
     assert not kept.exists()
+
+
+def test_files_of_others_stay(tmp_path: Path) -> None:
+    """Also of a project that has no run in it, and the best checkpoint by any metric."""
+    theirs = ("uv.lock", "checkpoints/model.pth", "checkpoints/epoch_last.pth", "checkpoints/best_auc_0.9876.pth")
+    for name in (*theirs, "checkpoints/epoch_0050.pth"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x" if name != "uv.lock" else "")
+    clean(tmp_path, "--checkpoints")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(theirs)
+
+
+def test_called_inside_a_stage_it_sees_that_the_run_is_alive(outputs: Path) -> None:
+    stage = outputs / "alive" / "teacher"
+    before = names(outputs, "alive")
+    with FileLock(outputs / "alive" / ".lock"):
+        subprocess.run(["bash", str(SCRIPT), ".", "--checkpoints"], cwd=stage, capture_output=True, check=True)
+    assert names(outputs, "alive") == before

@@ -168,3 +168,24 @@ def test_wheel_in_an_empty_folder(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=empty, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "temperature: 4.0" in done.stdout
+
+
+def test_a_refused_or_planned_run_leaves_every_folder_as_it_was(tmp_path: Path, kdx_environment) -> None:
+    """Also one that holds other runs, an earlier run's own, an empty one, and those above a new one."""
+    for folder in ("shared/other", "earlier/.hydra", "empty", "outputs/from_scratch"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("shared/other/x", "earlier/.hydra/config.yaml", "earlier/.hydra/mine", "earlier/run.log"):
+        (tmp_path / name).write_text("old")
+
+    def told() -> dict[str, str]:
+        return {str(p.relative_to(tmp_path)): p.read_text() if p.is_file() else "" for p in tmp_path.rglob("*")}
+
+    before = told()
+    for wish in (["plan=true"], ["model.student=tests.tiny:nothing"]):
+        for where in ("shared", "earlier", "empty", "new/er", None):
+            own = [] if where is None else [f"hydra.run.dir={where}"]
+            done = kdx(tmp_path, kdx_environment, *TINY, *wish, *own)
+            assert done.returncode == (0 if wish == ["plan=true"] else 2), done.stderr
+            after = told()
+            assert after.pop("earlier/run.log").startswith("old")
+            assert after == {name: text for name, text in before.items() if name != "earlier/run.log"}, (wish, where)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from kdx import cli
@@ -347,3 +348,21 @@ def test_conf_uses_no_hydra_resolver() -> None:
 
 def test_tiny_overrides_of_the_tests_are_valid() -> None:
     assert read_settings(compose_config(*TINY)).dataset_name == "tiny"
+
+
+@pytest.mark.parametrize(
+    "value", ["", " ", ".", "./", "..", "../..", "/", "//", "a_file", "a_file/below", "a\0b", "a\nb"]
+)
+@pytest.mark.parametrize("key", ["output_dir", "hydra.run.dir", "hydra.sweep.dir"])
+def test_only_a_folder_of_its_own_takes_results(
+    key: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is written: cleaning would otherwise find what is not a run's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_file").touch()
+    quoted = "'" + value + "'"
+    with pytest.raises((KdxError, HydraException), match="(?s)output_dir|hydra.run.dir|hydra.sweep.dir"):
+        cli.check_jobs(CONF, [f"{key}={quoted}", "experiment=quickstart"])
+    with pytest.raises(KdxError, match=key):
+        cli.check_jobs(CONF, [f"{key}={tmp_path}", "experiment=quickstart"])
+    assert [path.name for path in tmp_path.iterdir()] == ["a_file"]

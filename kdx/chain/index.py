@@ -14,12 +14,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdx.errors import BusyError, KdxError
-from kdx.files import make_folder, read_json, relative, sweep_temps, write_json
+from kdx.files import make_folder, make_way, read_json, relative, set_aside, sweep_temps, write_json
 
 log = logging.getLogger(__name__)
 
 REMIND_SECONDS = 60  # how often a waiting job says for whom it waits
 POLL_SECONDS = 0.2
+RUN_MARKS = (".lock", ".hydra")  # only a run's own folder has these
 ENTRY_HASH = "entry_hash"  # of all other fields: JSON with a flipped bit is JSON all the same
 ENTRY_FORMAT = 1  # of that hash
 FINGERPRINT_FORMAT = 2  # raise it when the same settings come to mean other weights; 2: code counts
@@ -33,10 +34,19 @@ def own_folder(folder: Path) -> Iterator[None]:
     if not _acquired(lock, 0.5):  # clean.sh looks at it for a moment
         raise BusyError(f"{folder}: another run is at work in this folder; choose another hydra.run.dir")
     try:
-        sweep_temps(folder)
+        for place in _folders_of_run(folder):
+            sweep_temps(place)
         yield
     finally:
         lock.release()
+
+
+def _folders_of_run(folder: Path) -> Iterator[Path]:
+    """A run's folder and those below it, but for other runs that lie there."""
+    yield folder
+    for below in folder.iterdir():
+        if below.is_dir() and not below.is_symlink() and not any((below / mark).exists() for mark in RUN_MARKS):
+            yield from _folders_of_run(below)
 
 
 def fingerprint(facts: dict[str, Any]) -> str:
@@ -80,6 +90,7 @@ class StageIndex:
     def add(self, stage: FinishedStage) -> None:
         """File a stage; the atomic appearance of its entry is what makes it finished."""
         told = asdict(stage)
+        make_way(self.folder / f"{stage.fingerprint}.json")
         write_json(self.folder / f"{stage.fingerprint}.json", told | {ENTRY_HASH: _hash(ENTRY_FORMAT, told)})
 
     def find(self, wanted: str) -> FinishedStage | None:
@@ -126,6 +137,7 @@ class StageIndex:
             before = _told_by(attempt).get("folder")
             earlier = None if before is None else self.outputs / before
             sweep_temps(self.folder, f"{wanted}.")
+            make_way(attempt)
             told = {"pid": os.getpid(), "host": socket.gethostname(), "folder": relative(folder, self.outputs)}
             write_json(attempt, told)
             yield earlier, seconds > 0
@@ -148,9 +160,7 @@ class StageIndex:
             if not isinstance(told, dict) or told.pop(ENTRY_HASH, None) != _hash(ENTRY_FORMAT, told):
                 raise KdxError(f"{path}: damaged (its content does not have the hash that it states)")
         except KdxError as error:
-            log.warning("%s; it is set aside", error)
-            if path.exists():  # another run may have done so
-                path.replace(path.with_name(path.name + ".damaged"))
+            set_aside(path, error)
             return None
         try:
             stage = FinishedStage(**told)
@@ -161,6 +171,7 @@ class StageIndex:
 
 def _acquired(lock: FileLock, seconds: float) -> bool:
     """Take a lock unless it is held for so long; on a disk without flock filelock warns and uses a marker file."""
+    make_way(Path(lock.lock_file))
     try:
         lock.acquire(timeout=seconds, poll_interval=POLL_SECONDS)
     except Timeout:
@@ -171,8 +182,14 @@ def _acquired(lock: FileLock, seconds: float) -> bool:
 
 
 def _told_by(attempt: Path) -> dict[str, Any]:
-    """Who is, or was, at work on a stage; nothing where its holder has just finished."""
+    """Who is, or was, at work on a stage; nothing where its holder has just finished, or the file is damaged."""
+    if not attempt.exists():
+        return {}
     try:
-        return read_json(attempt)
-    except KdxError:
+        told = read_json(attempt)
+        if isinstance(told, dict) and isinstance(told.get("folder"), str) and "\0" not in told["folder"]:
+            return told
+        raise KdxError(f"{attempt}: does not say in which folder the stage was begun")
+    except KdxError as error:
+        set_aside(attempt, error)
         return {}

@@ -15,6 +15,7 @@ from kdx.config.ranges import (
     Group,
     ListOf,
     Nullable,
+    OwnFolder,
     Real,
     Rule,
     Text,
@@ -35,8 +36,8 @@ RESERVED_ROLES = {
     *(field.name.lower() for schema in (StageSchema, ModelSchema) for field in dataclasses.fields(schema)),
 }
 HYDRA_KEYS: dict[str, Rule] = {
-    "run.dir": Folder(),
-    "sweep.dir": Folder(),
+    "run.dir": OwnFolder(),
+    "sweep.dir": OwnFolder(),
     "sweep.subdir": Folder(),
     "job.name": Text(r"[^/\\]+", "a plain name is needed: it becomes that of the log file", 100),
     "launcher.n_jobs": Whole(-1, 1024),
@@ -197,13 +198,10 @@ def check_role_names(roles: list[str], stage: Mapping[str, Any], problems: Probl
     problems.rule("stage.deliver", stage.get("deliver"), Choice(("all", *roles)))
 
 
-def check_hydra(hydra: Mapping[str, Any], problems: Problems) -> None:
-    """The keys of Hydra's own that become names of files and counts of processes, where they are given."""
-    for name, rule in HYDRA_KEYS.items():
-        group, key = name.split(".")
-        node = hydra.get(group)
-        if isinstance(node, Mapping) and key in node:
-            problems.rule(f"hydra.{name}", node[key], rule)
+def check_hydra(values: Mapping[str, Any], problems: Problems) -> None:
+    """The keys of Hydra's own that become names of files and counts of processes, as far as `values` has them."""
+    for name, value in values.items():
+        problems.rule(f"hydra.{name}", value, HYDRA_KEYS[name])
 
 
 def _unquoted(value: Any, rule: Rule) -> Any:

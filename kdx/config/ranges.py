@@ -1,6 +1,7 @@
 """What one value of a configuration may be: each rule says what it needs in words. Imports no torch."""
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -109,6 +110,22 @@ class Folder:
         if problem is None and any(len(part.encode()) > LONGEST_NAME for part in str(value).split("/")):
             return f"a path whose parts have at most {LONGEST_NAME} bytes is needed"
         return problem
+
+
+@dataclass(frozen=True)
+class OwnFolder:
+    """The path of a folder for results: not the one that a command is started in, of which cleaning knows nothing."""
+
+    def problem(self, value: Any) -> str | None:
+        problem = Folder().problem(value)
+        if problem is not None:
+            return problem
+        path = os.path.abspath(str(value))
+        if path in (os.getcwd(), "/", "//") or set(os.path.normpath(str(value)).split("/")) <= {".", ".."}:
+            return "a folder of its own is needed, e.g. outputs"
+        while not os.path.lexists(path):
+            path = os.path.dirname(path)
+        return None if os.path.isdir(path) else f"{shown(path)} is no folder; choose another"
 
 
 @dataclass(frozen=True)

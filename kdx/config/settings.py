@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -10,7 +11,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdx.config.checks import Problems, check_hydra, check_swap_points, check_together, check_values, roles_of
+from kdx.config.checks import (
+    HYDRA_KEYS,
+    Problems,
+    check_hydra,
+    check_swap_points,
+    check_together,
+    check_values,
+    roles_of,
+)
 from kdx.config.ranges import leaves, shown
 from kdx.config.schema import RoleSchema, Schema, Settings, StageSettings
 from kdx.config.swap_points import rules_of
@@ -99,20 +108,18 @@ def keep_environment(node: Any) -> Any:
 
 
 def check_hydra_keys(config: DictConfig) -> None:
-    """`KdxError` for a value of Hydra's own keys that would fail later; only for a config that still holds them."""
-    problems = Problems()
-    values = {group: _resolved_or_none(config.hydra, group) for group in ("run", "sweep", "job", "launcher")}
-    check_hydra({group: value for group, value in values.items() if value is not None}, problems)
+    """`KdxError` for a value of Hydra's own keys that would fail later; only for a config that still holds them.
+
+    What depends on something that only a running job knows is left to Hydra.
+    """
+    problems, values = Problems(), {}
+    for name in HYDRA_KEYS:
+        with suppress(OmegaConfBaseException):
+            value = OmegaConf.select(config.hydra, name, default=problems)
+            if value is not problems:
+                values[name] = value
+    check_hydra(values, problems)
     problems.raise_if_any()
-
-
-def _resolved_or_none(hydra: DictConfig, group: str) -> Any:
-    """A group of Hydra's keys as plain values; None where it depends on what is known in a running job only."""
-    try:
-        node = hydra.get(group)
-        return None if node is None else OmegaConf.to_container(node, resolve=True)
-    except OmegaConfBaseException:
-        return None
 
 
 def _typed(config: DictConfig) -> tuple[DictConfig, Schema]:
