@@ -1,15 +1,17 @@
 """Between Hydra and the chain: errors in one line, every job checked before the first starts. Imports no torch."""
 
+import argparse
 import gc
 import logging
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from hydra import version
@@ -31,7 +33,7 @@ from kdx.config.ranges import printable
 from kdx.config.schema import Settings
 from kdx.config.settings import check_hydra_keys, flat_keys, read_settings
 from kdx.errors import BusyError, KdxError, suggest
-from kdx.process import USER_ERROR, Command, command_process
+from kdx.process import USER_ERROR, Running, command_process
 from kdx.run_folder import FolderBefore
 from kdx.training.stopping import Stopped
 
@@ -103,7 +105,7 @@ def run_job(config: DictConfig, before: FolderBefore | None) -> float | None:
         gc.freeze()  # what the imports made stays: every collection between stages would go through it, 0.3 s
         result = run_chain(settings, run_dir, list(hydra_config.overrides.task))
     except KdxError as error:
-        log.error("error: %s", error)
+        _tell(str(error))
         if _wants_traceback() or not single:
             raise
         leave(isinstance(error, BusyError))
@@ -116,7 +118,7 @@ def run_job(config: DictConfig, before: FolderBefore | None) -> float | None:
         log.info("%s; to go on: kdx %s", stopped, shlex.join(again))
         raise SystemExit(stopped.exit_code) from None
     except Exception as error:
-        log.exception("error: unexpected %s: %s", type(error).__name__, str(error).split("\n")[0])
+        _tell(f"unexpected {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", error)
         if not single:
             raise
         raise SystemExit(1) from None
@@ -127,8 +129,20 @@ def run_job(config: DictConfig, before: FolderBefore | None) -> float | None:
     return result
 
 
+def _tell(error: str, cause: Exception | None = None) -> None:
+    """An error on stderr, whatever the user's job_logging is; with the traceback of a `cause` that nobody foresaw."""
+    log.error("error: %s", error, exc_info=cause)
+    root: Sequence[logging.Handler | None] = logging.getLogger().handlers
+    handlers = root or [logging.lastResort]  # which prints where there is no other
+    shown = any(isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr for handler in handlers)
+    if not shown or not log.isEnabledFor(logging.ERROR):
+        if cause is not None:
+            traceback.print_exception(cause)
+        print(f"error: {error}", file=sys.stderr)
+
+
 @contextmanager
-def one_line_errors(conf: Path) -> Iterator[Command]:
+def one_line_errors(conf: Path) -> Iterator[Running]:
     """Tell what a user can put right in one line; HYDRA_FULL_ERROR=1 shows the traceback as ever."""
     before = {name: os.environ.get(name) for name in ("HYDRA_FULL_ERROR", "KDX_TRACEBACK")}
     asked = before["KDX_TRACEBACK"] or before["HYDRA_FULL_ERROR"] or "0"  # a job of a sweep asks for its parent's
@@ -150,13 +164,23 @@ def one_line_errors(conf: Path) -> Iterator[Command]:
                 os.environ[name] = value
 
 
+@contextmanager
+def hydra_errors() -> Iterator[None]:
+    """A `ValueError` of Hydra's is about a key of its own, such as those of job_logging: `run_job` raises none."""
+    try:
+        yield
+    except ValueError as error:
+        cause = "" if error.__cause__ is None else f": {error.__cause__}"
+        raise KdxError(f"hydra: {error}{cause}") from error
+
+
 def check_jobs(conf: Path, arguments: Sequence[str] | None = None) -> Checked:
     """Compose and check the config of every job of the command line, so that nothing starts if one is wrong."""
-    args, unknown = get_args_parser().parse_known_args(arguments)
-    if unknown:
-        raise KdxError(f"unknown option {unknown[0]}: {_as_override(unknown[0], conf)}")
+    args = _parse(conf, sys.argv[1:] if arguments is None else arguments)
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
         return Checked(answers=True)
+    if "~hydra/job_logging" in args.overrides:
+        raise KdxError("~hydra/job_logging: it is needed; write hydra/job_logging=none to do without")
     with _loader(conf, args.config_dir) as loader:
         name = args.config_name or "config"
         mode = RunMode.MULTIRUN if args.multirun else RunMode.RUN
@@ -204,6 +228,8 @@ def _check_sweep(loader: Any, config: DictConfig) -> None:
 def compose_jobs(conf: Path, base: Sequence[str], jobs: Sequence[Sequence[str]]) -> list[Settings]:
     """The settings of a sweep's jobs; `base` is the part of the command line that all have in common."""
     args = get_args_parser().parse_args(list(base))
+    if "~hydra/job_logging" in args.overrides:
+        raise KdxError("~hydra/job_logging: it is needed; write hydra/job_logging=none to do without")
     with _loader(conf, args.config_dir) as loader:
         name = args.config_name or "config"
         configs = [_compose(loader, name, [*args.overrides, *job], run_mode=RunMode.RUN) for job in jobs]
@@ -212,15 +238,51 @@ def compose_jobs(conf: Path, base: Sequence[str], jobs: Sequence[Sequence[str]])
 
 def compose_line(conf: Path, arguments: Sequence[str]) -> tuple[DictConfig, list[str], list[str]]:
     """A command line's config, the part of it with which a job finds the same files, and its overrides."""
-    args, unknown = get_args_parser().parse_known_args(list(arguments))
-    if unknown:
-        raise KdxError(f"unknown option {unknown[0]}: {_as_override(unknown[0], conf)}")
+    args = _parse(conf, arguments)
     base = ["--config-name", args.config_name or "config"]
     if args.config_dir:
         base += ["--config-dir", str(Path(args.config_dir).resolve())]
     with _loader(conf, args.config_dir) as loader:
         config = _compose(loader, args.config_name or "config", args.overrides, run_mode=RunMode.RUN)
     return config, base, list(args.overrides)
+
+
+def options_first(arguments: Sequence[str]) -> list[str]:
+    """A command line as Hydra reads it: overrides in a row, also where an option is between, `kd=none -m seed=1,2`."""
+    args, unknown = _known_args(arguments)
+    overrides = [*args.overrides, *(word for word in unknown if not word.startswith("-"))]
+    options = list(arguments)
+    for word in overrides:
+        options.remove(word)
+    return [*options, *overrides]
+
+
+def _parse(conf: Path, arguments: Sequence[str]) -> argparse.Namespace:
+    """A command line's options and overrides; `KdxError` for an option that there is not or that cannot be used."""
+    args, unknown = _known_args(options_first(arguments))
+    if unknown:
+        raise KdxError(f"unknown option {unknown[0]}: {_as_override(unknown[0], conf)}")
+    if args.experimental_rerun is not None:
+        raise KdxError("--experimental-rerun: starts what a pickle holds; use the run's command, in summary.json")
+    if args.config_path is not None:
+        raise KdxError("--config-path: kdx needs its own configs; add yours with --config-dir")
+    chosen = [name for name in ("run", "cfg", "multirun", "shell_completion", "info") if getattr(args, name)]
+    if len(chosen) > 1:
+        raise KdxError(f"{' '.join('--' + name.replace('_', '-') for name in chosen)}: choose one")
+    if args.resolve and not (args.cfg or args.help):
+        raise KdxError("--resolve: only with --cfg or --help")
+    return args
+
+
+def _known_args(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What Hydra's parser knows of a command line, and the words that it does not."""
+
+    def refuse(message: str) -> NoReturn:
+        raise KdxError(f"{message.removeprefix('argument ')}; see kdx --hydra-help")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]  # instead of the usage of every option
+    return parser.parse_known_args(list(arguments))
 
 
 def explain(error: Exception, conf: Path) -> str:

@@ -16,20 +16,20 @@ NOBODY_READS = 128 + signal.SIGPIPE
 
 
 @dataclass
-class Command:
-    """What the end of a process depends on; `answers`: what it prints is all that it does."""
+class Running:
+    """A command at work, whose end depends on this; `answers`: what it prints is all that it does."""
 
     answers: bool = True
 
 
 @contextmanager
-def command_process(how_to_go_on: str = "") -> Iterator[Command]:
+def command_process(how_to_go_on: str = "") -> Iterator[Running]:
     """Run a command within: a signal ends it with one line and 128 + its number, after everything was cleaned up.
 
     Whoever `answers` only fails where the answer cannot be written; silently where the reader, such as `head`, has
     seen enough. A training goes on: its files have all that it prints.
     """
-    command = Command()
+    command = Running()
     logging.raiseExceptions = False  # a full disk under run.log: no traceback for each line
     with forgiving_streams() as lost, interruptible():
         try:

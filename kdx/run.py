@@ -20,6 +20,7 @@ def main(check: bool = True) -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m kdx.run` does: a user's own modules beside the call
     with cli.one_line_errors(CONF) as command:
+        sys.argv[1:] = cli.options_first(sys.argv[1:])
         checked = cli.check_jobs(CONF) if check else cli.Checked()
         command.answers = checked.answers
 
@@ -27,7 +28,8 @@ def main(check: bool = True) -> None:
         def job(config: DictConfig) -> float | None:
             return cli.run_job(config, checked.before)
 
-        job()
+        with cli.hydra_errors():
+            job()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPO, TINY
+from kdx import cli
+from tests.conftest import CONF, REPO, TINY
 
 WITHOUT_TORCH = """
 import runpy, sys
@@ -189,3 +190,55 @@ def test_a_refused_or_planned_run_leaves_every_folder_as_it_was(tmp_path: Path, 
             after = told()
             assert after.pop("earlier/run.log").startswith("old")
             assert after == {name: text for name, text in before.items() if name != "earlier/run.log"}, (wish, where)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--cfg", "nix"], "--cfg/-c: invalid choice: 'nix' (choose from 'job', 'hydra', 'all'); see kdx --hydra-help"),
+        (["--config-name"], "--config-name/-cn: expected one argument; see kdx --hydra-help"),
+        (["--run", "-m"], "--run --multirun: choose one"),
+        (["--resolve"], "--resolve: only with --cfg or --help"),
+        (["--experimental-rerun", "x"], "--experimental-rerun: starts what a pickle holds; use the run's command, in summary.json"),
+        (["--config-path", "x"], "--config-path: kdx needs its own configs; add yours with --config-dir"),
+        (["--epochs=3"], "unknown option --epochs=3: keys are written key=value, without dashes; did you mean epochs=...?"),
+        (["kd=none", "-m", "seed=0,1", "epochs=0"], "epochs=0: a whole number of at least 1 is needed (in the job kd=none seed=0 epochs=0)"),
+        (["~scheduler"], "scheduler: it is left out, and needed; write scheduler=none to do without"),
+        (["~dataset"], "dataset: it is left out, and needed"),
+        (["~hydra/job_logging"], "~hydra/job_logging: it is needed; write hydra/job_logging=none to do without"),
+        (["~nix"], "Could not delete from config. 'nix' does not exist."),
+        (["+x=1"], "x: no such key"),
+        (["++x=1"], "x: no such key"),
+        (["hydra.verbose=5"], "hydra.verbose=5: "),
+        (["hydra.job.name=a/b"], "hydra.job.name=a/b: a plain name is needed: it becomes that of the log file"),
+    ],
+)  # fmt: skip
+def test_command_lines_that_are_wrong_are_told_by_what_was_written(
+    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end, cli.one_line_errors(CONF):
+        cli.check_jobs(CONF, arguments)
+    errors = capsys.readouterr().err
+    assert end.value.code == 2 and errors.startswith(f"error: {told}") and errors.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overrides_may_stand_on_both_sides_of_an_option() -> None:
+    line = ["experiment=quickstart", "-m", "seed=0,1", "--config-dir", "mine", "kd=none"]
+    expected = ["-m", "--config-dir", "mine", "experiment=quickstart", "seed=0,1", "kd=none"]
+    assert cli.options_first(line) == expected == cli.options_first(expected)
+
+
+@pytest.mark.parametrize("logging", ["hydra/job_logging=disabled", "hydra/job_logging=none", "hydra.verbose=true"])
+def test_logging_as_the_user_wants_it(logging: str, tmp_path: Path, kdx_environment) -> None:
+    """Errors are told all the same."""
+    done = kdx(
+        tmp_path, kdx_environment, *TINY, logging, "hydra/hydra_logging=none", "model.student=tests.tiny:nothing"
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "tests.tiny:nothing" in done.stderr, done.stderr
+    done = kdx(tmp_path, kdx_environment, *TINY, "stage=teacher", "hydra.job.name=mine", logging)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert ("test acc" in done.stdout) == (logging != "hydra/job_logging=disabled")
+    broken = kdx(tmp_path, kdx_environment, *TINY, logging, "hydra.job_logging.root.level=NIX")
+    assert broken.returncode in (0, 2) and "Traceback" not in broken.stderr and broken.stderr.count("\n") <= 1

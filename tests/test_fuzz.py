@@ -181,7 +181,7 @@ def test_any_value_of_any_key_is_a_run_or_one_line(forks: Forks, arguments: list
     [
         ("hydra.job.name=mine", "runs"),  # another log file than run.log: the planned run's folder stayed
         ("output_dir=deep/er", "runs"),
-        ("hydra.run.dir=.", "runs"),  # the folder that the command was started in went, too
+        ("hydra.run.dir=.", "refused"),  # the folder that the command was started in went, too
         ("stage.teacher.checkpoint=5", "refused"),  # a number as a path
         ("model.student=5", "refused"),
         ("dataset=imagefolder", "refused"),  # met when the data is read, after Hydra made the run's folder

@@ -10,13 +10,13 @@ import pytest
 from tests.conftest import TINY
 
 ANSWER = """
-from kdx.command import run_command
-run_command("usage", lambda words: "\\u00e9\\udce9 " * 9000, {}, least=0)
+from kdx.command import Command, run_command
+run_command(Command("usage", lambda words: "\\u00e9\\udce9 " * 9000, {}, ()))
 """
 SIGNALLED = """
 import os, sys, tempfile
 from pathlib import Path
-from kdx.command import run_command
+from kdx.command import Command, run_command
 from kdx.files import write_atomic
 number = int(sys.argv.pop())
 def work(words):
@@ -27,7 +27,7 @@ def work(words):
         os.fsync = signals
         write_atomic(Path("result"), b"x")
     return "done"
-run_command("usage", work, {}, least=0)
+run_command(Command("usage", work, {}, ()))
 """
 
 

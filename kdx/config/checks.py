@@ -10,12 +10,12 @@ from omegaconf import MISSING
 
 from kdx.config.ranges import (
     Choice,
+    Either,
     Flag,
     Folder,
     Group,
     ListOf,
     Nullable,
-    OwnFolder,
     Real,
     Rule,
     Text,
@@ -36,12 +36,14 @@ RESERVED_ROLES = {
     *(field.name.lower() for schema in (StageSchema, ModelSchema) for field in dataclasses.fields(schema)),
 }
 HYDRA_KEYS: dict[str, Rule] = {
-    "run.dir": OwnFolder(),
-    "sweep.dir": OwnFolder(),
+    "run.dir": Folder(own=True),
+    "sweep.dir": Folder(own=True),
     "sweep.subdir": Folder(),
     "job.name": Text(r"[^/\\]+", "a plain name is needed: it becomes that of the log file", 100),
     "launcher.n_jobs": Whole(-1, 1024),
+    "verbose": Either((Flag(), Text(r"[^\d].*", "the name of a logger is needed"), ListOf(Text()))),
 }
+OPTIONAL_GROUPS = ("kd", "scheduler")  # these have the option none
 CHANNELS = (1, 4)  # fewest and most values of a mean or a standard deviation
 
 
@@ -63,6 +65,11 @@ class Problems:
     def unknown(self, key: str, choices: Iterable[str]) -> None:
         """A key that nothing reads, with the near miss among those that are read beside it."""
         self._tell(key, f"{shown(key)}: no such key{suggest(key.rsplit('.', 1)[-1], choices)}")
+
+    def left_out(self, key: str) -> None:
+        """A key that an override such as `~key` removed."""
+        instead = f"; write {key}=none to do without" if key in OPTIONAL_GROUPS else ""
+        self._tell(key, f"{key}: it is left out, and needed{instead}")
 
     def _tell(self, key: str, line: str) -> None:
         self.keys.add(key)
@@ -123,14 +130,22 @@ def check_fields(
             problems.unknown(f"{prefix}{name}", (*fields, *others))
     for name, field in fields.items():
         if name not in node:
-            if field.default == MISSING:
-                problems.add(f"{prefix}{name}", None, "a value is needed")
+            if _is_needed(field):
+                problems.left_out(f"{prefix}{name}")
             continue
         rule, value = field.metadata["rule"], _unquoted(node[name], field.metadata["rule"])
         nullable = types.NoneType in typing.get_args(hints[name])
         problems.rule(f"{prefix}{name}", value, Nullable(rule) if nullable else rule)
         if isinstance(rule, Group) and rule.schema is not None and isinstance(value, Mapping):
             check_fields(rule.schema, value, f"{prefix}{name}.", problems)
+
+
+def _is_needed(field: "dataclasses.Field[Any]") -> bool:
+    """Whether a key has no default, or is a group with such a key."""
+    schema = getattr(field.metadata["rule"], "schema", None)
+    if field.default is not dataclasses.MISSING or schema is None:
+        return field.default == MISSING
+    return any(inner.default == MISSING for inner in dataclasses.fields(schema))
 
 
 def check_swap_point(name: str, config: Mapping[str, Any], problems: Problems, prefix: str = "") -> None:

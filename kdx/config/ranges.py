@@ -103,25 +103,22 @@ class Text:
 
 @dataclass(frozen=True)
 class Folder:
-    """The path of a file or folder, whether it is there or not."""
+    """The path of a file or folder, whether it is there or not.
+
+    `own`: of a folder for results, not the one that a command is started in, of which cleaning knows nothing.
+    """
+
+    own: bool = False
 
     def problem(self, value: Any) -> str | None:
         problem = Text(needed="a path is needed").problem(value)
         if problem is None and any(len(part.encode()) > LONGEST_NAME for part in str(value).split("/")):
             return f"a path whose parts have at most {LONGEST_NAME} bytes is needed"
-        return problem
+        return self._unfit(str(value)) if problem is None and self.own else problem
 
-
-@dataclass(frozen=True)
-class OwnFolder:
-    """The path of a folder for results: not the one that a command is started in, of which cleaning knows nothing."""
-
-    def problem(self, value: Any) -> str | None:
-        problem = Folder().problem(value)
-        if problem is not None:
-            return problem
-        path = os.path.abspath(str(value))
-        if path in (os.getcwd(), "/", "//") or set(os.path.normpath(str(value)).split("/")) <= {".", ".."}:
+    def _unfit(self, text: str) -> str | None:
+        path = os.path.abspath(text)
+        if path in (os.getcwd(), "/", "//") or set(os.path.normpath(text).split("/")) <= {".", ".."}:
             return "a folder of its own is needed, e.g. outputs"
         while not os.path.lexists(path):
             path = os.path.dirname(path)
