@@ -20,6 +20,7 @@ from kdx.checkpoint import (
 )
 from kdx.epoch_log import EpochLogger
 from kdx.errors import DamagedError, KdxError
+from kdx.files import set_aside
 from kdx.training.background import Background
 from kdx.training.progress import Best, Progress
 from kdx.training.stopping import StopRequest
@@ -124,7 +125,7 @@ class Keeper:
 
     def _drop_bests_but(self, best: Best | None) -> None:
         for path in self.folder.glob(BEST_PATTERN):
-            if path.is_file() and (best is None or path.name != best.file):
+            if best is None or path.name != best.file:
                 remove_checkpoint(path)
 
     def resume(self, source: Path) -> bool:
@@ -158,8 +159,7 @@ class Keeper:
                 content = load_checkpoint(path)
                 self._check(path, content)
             except DamagedError as error:
-                log.warning("%s; it is set aside", error)
-                path.replace(path.with_name(path.name + ".damaged"))
+                set_aside(path, error)
                 continue
             try:
                 return content, self._best_of(source, content)

@@ -65,7 +65,7 @@ def test_oddities_are_set_aside_and_the_run_goes_on(
     caplog.clear()
     run_toy(tmp_path)
     assert result_of(tmp_path) == result
-    assert ("teacher: going on after epoch 2" in caplog.text) == counts, caplog.text
+    assert ("teacher: resumed after epoch 2" in caplog.text) == counts, caplog.text
     aside = [path for path in odd.parent.glob(f"{odd.name}.damaged*") if path.is_dir()]
     assert what in NOT_IN_THE_WAY or not odd.is_dir() and bool(aside) == what.startswith("folder")
 
