@@ -18,7 +18,7 @@ from kdx.config.settings import read_settings
 from kdx.data.dataset import Dataset, Split, from_arrays
 from kdx.data.description import describe, log_description, oddities
 from kdx.data.imagefolder import load_imagefolder
-from kdx.deploy.load import load_model, picture_for
+from kdx.deploy.load import Card, load_model, picture_for
 from kdx.deploy.run_loader import load_data, load_stage
 from kdx.errors import KdxError
 from kdx.predict import predict_pictures
@@ -262,7 +262,7 @@ def test_sixteen_bit_pictures_are_learnt_and_predicted(tmp_path: Path, caplog: p
     assert "train: 36 images of 8x8 colour: dark 18, light 18" in caplog.text
     pictures = [str(tmp_path / "set" / "test" / name / "0.png") for name in ("dark", "light")]
     words = [str(tmp_path / "outputs" / "run"), *pictures]
-    dark, light = predict_pictures(words, 1, "teacher", "tests.tiny:network", False).splitlines()[:2]
+    dark, light = map(str, predict_pictures(words, 1, None, "teacher", "tests.tiny:network", False))
     assert ": dark " in dark and ": light " in light
 
 
@@ -307,3 +307,26 @@ def test_white_goes_with_the_network(root: Path, tmp_path: Path) -> None:
     model, card = load_model(tmp_path / "outputs" / "run", "teacher", "tests.tiny:network")
     picture = picture_for(root / "test" / "cat" / "000.png", card)
     assert picture.unique().tolist() == [round(3000 / 4095 * 255)]
+
+
+def test_a_turned_picture_is_learnt_and_asked_about_as_it_stands(root: Path, tmp_path: Path) -> None:
+    path = root / "train" / "cat" / "000.png"
+    write_pictures(root / "val" / "cat", 1)
+    upright = Image.open(path).copy()
+    exif = Image.Exif()
+    exif[274] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    learnt = load(root).train.images[0]
+    assert torch.equal(learnt, torch.from_numpy(np.array(upright)).permute(2, 0, 1))
+    preprocessing = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize": None}
+    card = Card("x", "small", 3, 2, ["cat", "dog"], "binary-class", "x", [3, 6, 8], preprocessing, "teacher", "f")
+    assert torch.equal(picture_for(path, card)[0], learnt)
+
+
+def test_names_with_control_characters_are_told_harmlessly(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for split in ("train", "test"):
+        (root / split / "dog").rename(root / split / "do\x1b[31mg")
+    (root / "hold\x1bout").mkdir()
+    with caplog.at_level(logging.INFO):
+        log_description(load(root))
+    assert "\x1b" not in caplog.text and "do\\x1b[31mg" in caplog.text and "hold\\x1bout" in caplog.text

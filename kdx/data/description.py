@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kdx.data.dataset import Dataset, Split
 from kdx.tasks import MULTI_LABEL
+from kdx.text import harmless
 
 log = logging.getLogger(__name__)
 
@@ -20,9 +21,9 @@ DARK = 16  # 12 bits taken for 16 reach it: 4095 / 65535 * 255
 def log_description(data: Dataset) -> None:
     """Log what each split holds; what is odd about it, as warnings."""
     for line in describe(data):
-        log.info("%s", line)
+        log.info("%s", harmless(line))
     for line in (*data.notes, *oddities(data)):
-        log.warning("warning: %s", line)
+        log.warning("warning: %s", harmless(line))
 
 
 def describe(data: Dataset) -> list[str]:
