@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from kdx.reproducibility import derive_seed, setup_reproducibility
 from kdx.training.learner import Learner
 from kdx.training.schedules import Schedule
 
-NO_DISTILLATION = {"_target_": None}
+HINTON = "kdx.losses.Hinton"
 
 
 @dataclass
@@ -61,7 +62,7 @@ def build_parts(place: Workplace, stage: StageSettings, teachers: Mapping[str, n
         ]
         objective.prepare(known)
     learner = Learner(network, objective.to(place.device), place.precision, student_layers)
-    optimizer = build(stage.optimizer, "optimizer", learner.trained())
+    optimizer = build(stage.optimizer, "optimizer", _groups(learner, stage.kd.get("lr")))
     return Parts(learner, optimizer, Schedule(build(stage.scheduler, "scheduler", optimizer)), teacher_layers)
 
 
@@ -84,11 +85,39 @@ def _objective(place: Workplace, stage: StageSettings) -> Distillation:
     hard_loss = HardLoss(place.dataset.task)
     if not stage.distilled:
         return Distillation(hard_loss, Weight.of(1))
+    target, given = stage.kd["_target_"], {key: stage.kd.get(key) for key in ("hard", "weight")}
+    own = {key: value for key, value in stage.kd.items() if key not in ("hard", "weight", "lr")}
+    if target == HINTON:
+        share = own.pop("alpha", None)  # weighs both parts, where they have no weights of their own
+        if share is not None:
+            given = {key: value if given[key] is None else given[key] for key, value in _shares(share).items()}
     try:
-        method = as_objective(build(stage.kd, "kd"))
+        method = as_objective(build(own, "kd"))
+        usual = {"hard": 0.0 if method.whole else 1.0, "weight": 1.0}
+        hard, weight = (Weight.of(usual[key] if value is None else value) for key, value in given.items())
     except TypeError as error:
-        raise KdxError(f"kd: {stage.kd['_target_']} is no loss of three arguments ({error})") from error
-    return Distillation(hard_loss, Weight.of(0), {"kd": Term(method, Weight.of(1))})
+        raise KdxError(f"kd: {target} is no loss of three arguments ({error})") from error
+    except ValueError as error:
+        raise KdxError(f"kd: {error}") from error
+    refused = method.refusal(place.dataset.task, place.dataset.num_classes)
+    if refused is not None:
+        raise KdxError(f"kd: {target} {refused} (dataset {place.dataset.name})")
+    if stage.cache_logits and method.layers:
+        raise KdxError(f"kd.cache_logits=true: {target} looks at layers of the teacher, and logits only are kept")
+    return Distillation(hard_loss, hard, {"kd": Term(method, weight)})
+
+
+def _shares(alpha: float) -> dict[str, float]:
+    return {"hard": 1 - alpha, "weight": alpha}
+
+
+def _groups(learner: Learner, own_rate: float | None) -> list[Any]:
+    """What the optimizer is given: all that is trained, the objective's parameters at their own rate if any."""
+    objective = [parameter for parameter in learner.objective.parameters() if parameter.requires_grad]
+    if own_rate is None or not objective:
+        return learner.trained()
+    network = [parameter for parameter in learner.network.parameters() if parameter.requires_grad]
+    return [{"params": network}, {"params": objective, "lr": own_rate}]
 
 
 def _say(network: nn.Module, layers: Layers, images: Tensor, num_classes: int) -> Outputs:

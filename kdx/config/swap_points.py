@@ -19,6 +19,7 @@ KD: dict[str, Rule] = {
     "temperature": Real(above=0, most=10_000),
     "alpha": Real(least=0, most=1),
     "cache_logits": Flag(),
+    "lr": Nullable(LEARNING_RATE),
 }
 LAYERS = Either((Text(needed="the name of a layer, or stages, last_map, pooled is needed"), ListOf(Text(), fewest=1)))
 METHOD: dict[str, Rule] = {  # of kdx.losses, whose alpha is a weight like any other

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,10 +26,14 @@ class Weight:
 
     @classmethod
     def of(cls, value: float | Mapping[str, float]) -> "Weight":
-        """From a number, or from {from, to, until}."""
-        if isinstance(value, Mapping):
-            return cls(float(value["from"]), float(value["to"]), float(value["until"]))
-        return cls(float(value), float(value))
+        """From a number, or from {from, to, until}; `ValueError` for anything else."""
+        ramp = {"from": value, "to": value, "until": 0.0} if isinstance(value, int | float) else value
+        known = isinstance(ramp, Mapping) and set(ramp) == {"from", "to", "until"}
+        if not known or not all(isinstance(n, int | float) and 0 <= n < math.inf for n in ramp.values()):
+            raise ValueError(
+                f"hard, weight: {value}: a number of at least 0, or {{from, to, until}}, is needed"
+            )
+        return cls(float(ramp["from"]), float(ramp["to"]), float(ramp["until"]))
 
     def at(self, progress: float) -> float:
         if progress >= self.until:
