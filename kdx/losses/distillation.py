@@ -30,9 +30,7 @@ class Weight:
         ramp = {"from": value, "to": value, "until": 0.0} if isinstance(value, int | float) else value
         known = isinstance(ramp, Mapping) and set(ramp) == {"from", "to", "until"}
         if not known or not all(isinstance(n, int | float) and 0 <= n < math.inf for n in ramp.values()):
-            raise ValueError(
-                f"hard, weight: {value}: a number of at least 0, or {{from, to, until}}, is needed"
-            )
+            raise ValueError(f"hard, weight: {value}: a number of at least 0, or {{from, to, until}}, is needed")
         return cls(float(ramp["from"]), float(ramp["to"]), float(ramp["until"]))
 
     def at(self, progress: float) -> float:

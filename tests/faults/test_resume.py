@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdx.checkpoint import load_checkpoint, save_checkpoint
+from kdx.errors import KdxError
 from kdx.losses.objective import Facts, Lesson, Objective
 from kdx.models.features import Outputs
 from kdx.training.stopping import Stopped, StopRequest
@@ -188,3 +189,55 @@ def test_with_nothing_sound_left_it_starts_anew(tmp_path: Path) -> None:
     assert not again.resume(tmp_path / "parts")
     again.fit()
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(24, "Too many open files"), OSError(5, "Input/output error")])
+def test_a_sound_checkpoint_that_cannot_be_read_just_now_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    make_training(tmp_path).fit(2)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(KdxError, match="latest.pth: cannot be read just now"):
+        make_training(tmp_path).resume(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_checkpoint_of_a_newer_format_is_left_as_it_is(tmp_path: Path) -> None:
+    make_training(tmp_path).fit(2)
+    path = tmp_path / "latest.pth"
+    content = torch.load(path, weights_only=True) | {"format": 99}
+    torch.save(content, path)
+    (tmp_path / "latest.pth.sha256").unlink()
+    with pytest.raises(KdxError, match="latest.pth: checkpoint format 99 is of a newer kdx"):
+        make_training(tmp_path).resume(tmp_path)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("broken", ["latest.pth", "best"])
+def test_a_snapshot_is_resumed_from_by_itself(tmp_path: Path, broken: str) -> None:
+    """The best checkpoint of the snapshot's day is gone by then: the snapshot holds it."""
+    options = {"epochs": 6, "save_interval": 2}
+    make_training(tmp_path / "whole", **options).fit()
+    folder = tmp_path / "parts"
+    best = make_training(folder, **options).fit(5)
+    path = folder / (best.file if broken == "best" else broken)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    again = make_training(folder, **options)
+    assert again.resume(folder) and len(again.history) == 4
+    again.fit()
+    assert outcome(folder) == outcome(tmp_path / "whole")
+
+
+def test_a_copy_of_the_best_checkpoint_is_no_state(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    best = make_training(tmp_path).fit(2)
+    (tmp_path / "latest.pth").write_bytes((tmp_path / best.file).read_bytes())
+    (tmp_path / "latest.pth.sha256").unlink()
+    assert not make_training(tmp_path).resume(tmp_path)
+    assert "latest.pth: holds no state of a training" in caplog.text
