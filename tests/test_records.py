@@ -152,6 +152,7 @@ def test_index_entries_are_set_aside(outputs: Path, caplog: pytest.LogCaptureFix
     for text in TEXTS:
         path.write_bytes(text)
         assert index.find(path.stem) is None and aside.read_bytes() == text
+        aside.unlink()
     newer = sound | {"of_a_newer_kdx": 1}
     write_json(path, newer | {ENTRY_HASH: _hash(ENTRY_FORMAT, newer)})
     assert index.find(path.stem) is not None
