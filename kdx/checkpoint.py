@@ -3,19 +3,84 @@
 import io
 import platform
 import zipfile
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
 import torchvision
+from msgspec import Meta
 
 import kdx
 from kdx.errors import DamagedError, KdxError
-from kdx.files import hash_path, make_way, verify_hash, write_with_hash
+from kdx.files import as_record, hash_path, make_way, verify_hash, write_with_hash
 
 FORMAT = 1
 LATEST = "latest.pth"
 BEST_PATTERN = "best_acc_*.pth"
+CHECKED = {"epoch", "validation", "meta"}  # of every checkpoint, before anything in it is used
+
+Finite = Annotated[float, Meta(ge=-1e308, le=1e308)]
+
+
+class Preparation(TypedDict):
+    """How pixels become what the network takes: mean and std a channel (0-1), the size to resize to."""
+
+    mean: Annotated[list[Finite], Meta(min_length=1, max_length=1024)]
+    std: Annotated[list[Annotated[float, Meta(gt=0, le=1e308)]], Meta(min_length=1, max_length=1024)]
+    resize: Annotated[int, Meta(ge=1, le=16384)] | None
+    white: NotRequired[Annotated[float, Meta(gt=0, le=2**32)] | None]
+
+
+class Identity(TypedDict, total=False):
+    """What a checkpoint says of its network and data, and an exported file's card likewise."""
+
+    dataset: str
+    data_digest: str
+    task: str
+    num_classes: Annotated[int, Meta(ge=1)]
+    class_names: Annotated[list[str], Meta(min_length=1, max_length=100_000)]
+    network: Annotated[str, Meta(min_length=1, max_length=1000)]
+    stem: str
+    in_channels: Annotated[int, Meta(ge=1, le=1024)]
+    image_shape: Annotated[list[Annotated[int, Meta(ge=1, le=16384)]], Meta(min_length=3, max_length=3)]
+    preprocessing: Preparation
+    role: str
+    fingerprint: str
+    guide_fingerprint: str | None
+    versions: dict[str, Any]
+    surroundings: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class _Content:
+    """What every checkpoint may hold beside its weights."""
+
+    epoch: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    validation: dict[str, float] = field(default_factory=dict)
+    meta: Identity = field(default_factory=Identity)
+
+
+@dataclass(kw_only=True)
+class _Best:
+    epoch: Annotated[int, Meta(ge=1, le=2**53)]
+    accuracy: Finite
+    loss: Finite
+    file: Annotated[str, Meta(pattern=r"^best_\w+_-?[0-9.]+\.pth$")]  # a plain name: it is read and written
+
+
+@dataclass(kw_only=True)
+class _Progress:
+    history: list[dict[str, float | int | None]]
+    best: _Best | None
+
+
+@dataclass(kw_only=True)
+class _Snapshot(_Content):
+    """What a checkpoint to resume from holds as well; a snapshot holds the best checkpoint of its day."""
+
+    progress: _Progress
+    best_checkpoint: _Content | None = None
 
 
 def best_name(accuracy: float) -> str:
@@ -56,6 +121,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return load_hashed(path)[0]
 
 
+def check_snapshot(path: Path, content: dict[str, Any]) -> None:
+    """`DamagedError` unless what the checkpoint says of its training's progress can be resumed from."""
+    known = {key: _as_plain(content[key]) for key in content.keys() & {*CHECKED, "progress", "best_checkpoint"}}
+    as_record(known, _Snapshot, path)
+
+
 def load_hashed(path: Path, *, known: str | None = None, mapped: bool = False) -> tuple[dict[str, Any], str]:
     """`load_checkpoint`, and the file's sha256, which must be the `known` one if there is one.
 
@@ -75,6 +146,7 @@ def load_hashed(path: Path, *, known: str | None = None, mapped: bool = False) -
         raise KdxError(f"{path}: checkpoint format {made_in} is of a newer kdx, this one reads format {FORMAT}")
     if made_in != FORMAT:
         raise DamagedError(f"{path}: checkpoint format {made_in}, this kdx reads format {FORMAT}")
+    as_record({key: _as_plain(content[key]) for key in content.keys() & CHECKED}, _Content, path)
     return content, sha256
 
 
@@ -87,6 +159,18 @@ def _load(path: Path, mapped: bool) -> Any:
         if isinstance(error, MemoryError | OSError) or "allocate memory" in str(error):
             raise KdxError(f"{path}: cannot be read just now ({reason}); it was left as it is, try again") from error
         raise DamagedError(f"{path}: not a readable checkpoint ({reason})") from error
+
+
+class _Tensor:
+    """Stands for a tensor where plain values are checked: its own operations cost time and may raise anything."""
+
+
+def _as_plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_plain(part) for part in value]
+    return _Tensor() if isinstance(value, torch.Tensor) else value
 
 
 def remove_checkpoint(path: Path) -> None:

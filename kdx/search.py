@@ -18,7 +18,7 @@ from kdx.config.schema import SearchSchema, Settings
 from kdx.config.settings import explain_key, flat_keys, read_settings
 from kdx.errors import KdxError, suggest
 from kdx.report.sweep import write_report
-from kdx.results import read_log, read_sweep
+from kdx.results import load_sweep, read_log
 from kdx.run import CONF
 from kdx.run import main as run_main
 from kdx.sweeps.jobs import Job, JobEnd, Pool, Program
@@ -160,7 +160,7 @@ def _falls_behind(trial: "optuna.Trial", job: Job, role: str) -> bool:
     """Tell the pruner the epochs of the job's last stage so far; whether it wants the trial to stop."""
     known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
     for row in read_log(job.folder / role):
-        if int(row["epoch"]) not in known:
+        if int(row["epoch"]) not in known and "val_accuracy" in row:
             trial.report(row["val_accuracy"], int(row["epoch"]))
     return trial.should_prune()
 
@@ -195,7 +195,7 @@ def main() -> None:
         except ValueError as error:  # optuna's word for a space that changed under an old search's name
             raise KdxError(f"search.name={wish.name}: {error}; choose another name or space") from error
         print(write_report(folder))
-        if not any(job.finished for job in read_sweep(folder)):
+        if not (load_sweep(folder)["status"] == "finished").any():
             raise KdxError(f"search.name={wish.name}: no trial ended well; see {folder}")
 
 

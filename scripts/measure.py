@@ -131,7 +131,7 @@ def kdx_trainer(case: Case, folder: Path) -> tuple[Trainer, Keeper]:
     student, precision = case.network(case.student), case.precision()
     terms = {} if case.guide is None else {"kd": Term(Hinton(4.0), Weight.of(0.7))}
     objective = Distillation(HardLoss("multi-class"), Weight.of(0.3 if terms else 1), terms)
-    cache = LogitsCache(folder / "cache") if case.cached else None
+    cache = LogitsCache(folder / "cache", case.classes) if case.cached else None
     teachers = {} if case.guide is None else {"teacher": Teacher(case.network(case.guide), precision, cache=cache)}
     blank = Outputs(torch.zeros(2, case.classes))
     objective.prepare([Facts("multi-class", case.classes, case.images, blank, blank)][: len(teachers)])

@@ -15,11 +15,13 @@ from kdx.chain.index import StageIndex
 from kdx.data.sources import load_digits
 from kdx.deploy.load import answers, load_model
 from kdx.deploy.run_loader import load_data, load_stage
-from kdx.export import DEFAULTS, export_stage
+from kdx.export import COMMAND as EXPORT
+from kdx.export import export_stage
+from kdx.predict import COMMAND as PREDICT
 from kdx.predict import predict_pictures
 from kdx.report.run import write_run_report
 from kdx.report.sweep import write_report
-from kdx.results import configurations, read_sweep
+from kdx.results import grouped, load_sweep
 from tests.conftest import REPO
 
 
@@ -35,9 +37,9 @@ def test_a_run_is_reported(outputs: Path) -> None:
 
 
 def test_a_sweep_is_reported(outputs: Path) -> None:
-    jobs = read_sweep(outputs / "sweep")
-    assert [job.state for job in jobs] == ["finished"] * 4
-    assert [len(group.jobs) for group in configurations(jobs)] == [2, 2]
+    frame = load_sweep(outputs / "sweep")
+    assert frame["status"].tolist() == ["finished"] * 4
+    assert [len(group.runs) for group in grouped(frame)] == [2, 2]
     assert "4 of 4 jobs finished" in write_report(outputs / "sweep")
 
 
@@ -51,13 +53,13 @@ def test_a_network_answers_as_it_did(outputs: Path) -> None:
 
 
 def test_a_network_is_exported_and_asked(outputs: Path, tmp_path: Path) -> None:
-    given = {**DEFAULTS, "format": "safetensors", "output": str(tmp_path / "student.safetensors")}
+    given = {**EXPORT.defaults(), "format": "safetensors", "output": str(tmp_path / "student.safetensors")}
     assert "largest difference 0.00e+00" in export_stage([str(outputs / "run")], **given)
     picture = tmp_path / "digit.png"
     Image.fromarray(load_digits().test.images[0, 0].numpy()).save(picture)
-    asked = {"top": 1, "role": "student", "network": None, "trust": False}
-    by_run = predict_pictures([str(outputs / "run"), str(picture)], **asked)
-    assert by_run == predict_pictures([str(tmp_path / "student.safetensors"), str(picture)], **asked)
+    asked = PREDICT.defaults() | {"top": 1}
+    by_run = list(predict_pictures([str(outputs / "run"), str(picture)], **asked))
+    assert by_run == list(predict_pictures([str(tmp_path / "student.safetensors"), str(picture)], **asked))
 
 
 def test_the_index_knows_its_stages(outputs: Path) -> None:

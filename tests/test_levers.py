@@ -148,7 +148,7 @@ class Counting(nn.Module):
 
 def distilled(folder: Path, cache: Path | None, **options: Any) -> Training:
     loss = KnowledgeDistillationLoss(options.pop("temperature", 2.0), 0.5)
-    options["cache"] = None if cache is None else LogitsCache(cache)
+    options["cache"] = None if cache is None else LogitsCache(cache, 3)
     return make_training(folder, teachers={"teacher": Counting()}, objective=loss, **options)
 
 

@@ -12,7 +12,7 @@ import pytest
 from kdx.errors import KdxError
 from kdx.report.__main__ import main
 from kdx.report.sweep import write_report
-from kdx.results import best_configuration, configurations, mean_and_spread, read_sweep, swept_keys
+from kdx.results import configurations, grouped, load_sweep, swept_keys
 
 
 def stage(role: str, val: float, test: float, fingerprint: str) -> dict:
@@ -67,24 +67,24 @@ def sweep(tmp_path: Path) -> Path:
 
 
 def test_seeds_are_put_together_with_mean_spread_and_n(sweep: Path) -> None:
-    jobs = read_sweep(sweep)
-    assert swept_keys(jobs) == ["kd", "kd.temperature", "seed"]
-    groups = {tuple(group.values.values()): group for group in configurations(jobs)}
-    assert mean_and_spread(groups["hinton", "10"].scores("test", "accuracy")) == (
-        80.5,
-        pytest.approx(0.7071, abs=1e-4),
-        2,
-    )
-    assert mean_and_spread(groups[("none",)].scores("test", "accuracy")) == (78, 0.0, 1)  # one stage, counted once
-    assert ("hinton", "20") not in groups
+    frame = load_sweep(sweep)
+    assert swept_keys(frame) == ["kd", "kd.temperature", "seed"]
+    groups = {tuple(group.values.values()): group for group in grouped(frame)}
+    assert list(groups["hinton", 10].scores("test_accuracy")) == [80, 81]
+    assert list(groups[("none",)].scores("test_accuracy")) == [78]  # one stage, counted once
+    assert ("hinton", 20) not in groups
+    table = configurations(frame).set_index(["kd", "kd.temperature"])
+    assert table.loc[("hinton", 10), "test_accuracy_mean"] == 80.5 and table.loc[("hinton", 10), "n"] == 2
+    assert table.loc[("hinton", 10), "test_accuracy_std"] == pytest.approx(0.7071, abs=1e-4)
 
 
 def test_best_is_chosen_on_validation_not_on_test(tmp_path: Path) -> None:
     """pitfall(6)"""
     write_job(tmp_path, 0, ["kd.temperature=2"], val=90, test=70)
     write_job(tmp_path, 1, ["kd.temperature=4"], val=80, test=99)
-    best = best_configuration(configurations(read_sweep(tmp_path)))
-    assert best is not None and best.values == {"kd.temperature": "2"}
+    assert configurations(load_sweep(tmp_path))["kd.temperature"].tolist() == [2, 4]  # the best one first
+    write_report(tmp_path)
+    assert "Best on validation: kd.temperature=2 " in (tmp_path / "sweep.md").read_text()
 
 
 def test_report_files_hold_results_gains_and_failures(sweep: Path, capsys) -> None:
@@ -154,9 +154,9 @@ def test_page_needs_no_network_and_escapes_what_it_shows(tmp_path: Path) -> None
 
 def test_what_others_named_is_harmless_in_every_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evil = '=1+1|<img src=x onerror="alert(1)">\x1b]0;owned\x07\n# Best: mine \u202e'
-    write_job(tmp_path, 0, [f"model.student={evil}", "optimizer.lr=-0.5", "+a=1"], 90, 80)
-    write_job(tmp_path, 1, ["model.student=y", "optimizer.lr=-1e-3", "+a=@x"], 91, 81)
-    write_job(tmp_path, 2, ["model.student=-z", "optimizer.lr=0.5", "+a=2"], 91, 81, "failed")
+    write_job(tmp_path, 0, [f"model.student={evil}", "optimizer.lr=-0.5", "@a=1"], 90, 80)
+    write_job(tmp_path, 1, ["model.student=y", "optimizer.lr=-1e-3", "@a=@x"], 91, 81)
+    write_job(tmp_path, 2, ["model.student=-z", "optimizer.lr=0.5", "@a=2"], 91, 81, "failed")
     summary = tmp_path / "2" / "summary.json"
     told = json.loads(summary.read_text())
     summary.write_text(json.dumps(told | {"error": evil}))
@@ -171,7 +171,7 @@ def test_what_others_named_is_harmless_in_every_table(tmp_path: Path, capsys: py
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} <= {12, 9, 5, 11, 10}  # no cell more
     rows = list(csv.reader(io.StringIO((tmp_path / "sweep.csv").read_text(), newline="")))
     cells = {cell for row in rows for cell in row}
-    assert {"-0.5", "-1e-3", "'-z", "'@x", "'+a"} <= cells and sum(cell.startswith("'=1+1|") for cell in cells) >= 1
+    assert {"-0.5", "-0.001", "'-z", "'@x", "'@a"} <= cells and sum(cell.startswith("'=1+1|") for cell in cells) >= 1
     assert not any(re.match("[=@\t\r]|[+-](?![0-9.])", cell) for cell in cells)
 
 

@@ -3,9 +3,10 @@
 import logging
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import kdx
 from kdx.chain.context import Workplace, load_dataset, make_workplace, network_code, network_spec
@@ -19,12 +20,12 @@ from kdx.data.description import log_description
 from kdx.data.imagefolder import worker_errors
 from kdx.deploy.efficiency import measure_network
 from kdx.errors import KdxError
-from kdx.files import make_folder, relative, write_json
+from kdx.files import make_folder, relative
 from kdx.memory import full_cleanup, keep_freed_memory
 from kdx.models.networks import count_parameters
 from kdx.report.run import write_run_report
 from kdx.report.tables import stage_table
-from kdx.results import SUMMARY
+from kdx.results import Origin, PlanEntry, Run, ScoresOnTest, ScoresOnValidation, Stage, write_run
 from kdx.training.stopping import Stopped, StopRequest, listening
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) 
     if settings.report:
         log.info("%s\n", write_run_report(run_dir))
     log.info("results: %s", relative(run_dir, Path.cwd()))
-    return stages[plan[-1].role]["validation"]["accuracy"]
+    return stages[plan[-1].role].validation["accuracy"]
 
 
 class _Run:
@@ -73,20 +74,20 @@ class _Run:
         self.stop, self.loaded = stop, loaded
         self.steps: dict[str, Step] = {}
         self.outcomes: dict[str, Outcome] = {}
-        self.stages: dict[str, dict[str, Any]] = {}
-        self.lineage = [{"what": "data", "name": place.dataset.name, "hash": place.dataset.digest}]
-        self.head = {
-            "overrides": list(overrides),
-            "plan": [{"role": s.role, "action": s.action, "fingerprint": s.fingerprint} for s in plan],
-            "surroundings": place.surroundings(),
-            "versions": versions(),
-            "git_commit": _git_commit(),
-            "class_names": list(place.dataset.class_names),
-            "data_notes": list(place.dataset.notes),
-        }
+        self.record = Run(
+            overrides=list(overrides),
+            plan=[PlanEntry(s.role, s.action, s.fingerprint) for s in plan],
+            surroundings=place.surroundings(),
+            versions=versions(),
+            git_commit=_git_commit(),
+            class_names=list(place.dataset.class_names),
+            data_notes=list(place.dataset.notes),
+            seed=place.settings.seed,
+            lineage=[Origin("data", place.dataset.name, place.dataset.digest)],
+        )
 
-    def deliver(self) -> dict[str, dict[str, Any]]:
-        """Carry all steps out; what summary.json says of each stage."""
+    def deliver(self) -> dict[str, Stage]:
+        """Carry all steps out; the record of each stage."""
         try:
             with worker_errors(self.place.settings.num_workers):
                 for step in self.plan:
@@ -104,7 +105,7 @@ class _Run:
             self.write_summary("failed", str(error) if isinstance(error, KdxError) else repr(error))
             raise
         self.write_summary("finished")
-        return self.stages
+        return self.record.stages
 
     def train_or_wait(self, step: Step) -> tuple[Step, Outcome]:
         """Train a stage, unless another run trains the same one: then wait for it and reuse the result."""
@@ -183,24 +184,25 @@ class _Run:
         return guides
 
     def describe(self, step: Step, outcome: Outcome) -> None:
-        """What summary.json says of a stage that is done."""
-        self.lineage.append({"what": step.role, "name": step.stage.network, "hash": outcome.sha256})
-        self.stages[step.role] = {
-            "network": step.stage.network,
-            "stem": network_spec(self.place, step.stage).stem,
-            "status": {"train": "trained", "reuse": "reused", "load": "loaded"}[step.action],
-            "fingerprint": step.fingerprint,
-            "guide": step.stage.guide,
-            "guide_fingerprint": outcome.guide_fingerprint,
-            "checkpoint": relative(outcome.checkpoint, self.run_dir),
-            "epoch": outcome.epoch,
-            "parameters": outcome.parameters,
-            "validation": outcome.validation,
-            "test": outcome.test,
-            "seconds": round(outcome.seconds, 3),
-            "checkpoint_mb": outcome.checkpoint.stat().st_size / 1e6,
-            "efficiency": self.costs_of(step, outcome),
-        }
+        """Record a stage that is done."""
+        self.record.lineage.append(Origin(step.role, step.stage.network, outcome.sha256))
+        self.record.stages[step.role] = Stage(
+            network=step.stage.network,
+            stem=network_spec(self.place, step.stage).stem,
+            status={"train": "trained", "reuse": "reused", "load": "loaded"}[step.action],
+            fingerprint=step.fingerprint,
+            guide=step.stage.guide,
+            guide_fingerprint=outcome.guide_fingerprint,
+            checkpoint=relative(outcome.checkpoint, self.run_dir),
+            sha256=outcome.sha256,
+            epoch=outcome.epoch,
+            parameters=outcome.parameters,
+            validation=cast(ScoresOnValidation, outcome.validation),
+            test=cast(ScoresOnTest, outcome.test),
+            seconds=round(outcome.seconds, 3),
+            checkpoint_mb=outcome.checkpoint.stat().st_size / 1e6,
+            efficiency=self.costs_of(step, outcome),
+        )
 
     def costs_of(self, step: Step, outcome: Outcome) -> dict[str, Any] | None:
         """What the stage's network costs to use, where a report is wanted."""
@@ -216,8 +218,7 @@ class _Run:
 
     def write_summary(self, status: str, error: str | None = None) -> None:
         """Write summary.json; each role that is done is a key of its own."""
-        told = {"status": status, "error": error, **self.head, "lineage": self.lineage, **self.stages}
-        write_json(self.run_dir / SUMMARY, told)
+        write_run(self.run_dir, replace(self.record, status=status, error=error))
 
 
 def _git_commit() -> str | None:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
+from msgspec import Meta
 
-from kdx.errors import BusyError, KdxError
-from kdx.files import make_folder, make_way, read_json, relative, set_aside, sweep_temps, write_json
+from kdx.errors import BusyError, DamagedError, KdxError
+from kdx.files import as_record, make_folder, make_way, read_json, relative, set_aside, sweep_temps, write_json
 
 log = logging.getLogger(__name__)
 
@@ -68,16 +69,25 @@ class FinishedStage:
     network: str
     dataset: str
     data_digest: str
-    num_classes: int
-    checkpoint: str
+    num_classes: Annotated[int, Meta(ge=1)]
+    checkpoint: Annotated[str, Meta(min_length=1, pattern=r"^[^\0]+$")]
     sha256: str
-    epoch: int
+    epoch: Annotated[int, Meta(ge=0, le=2**53)]
     validation: dict[str, float]
     test: dict[str, Any]
-    seconds: float
+    seconds: Annotated[float, Meta(ge=0, le=1e300)]
     finished: str
     surroundings: dict[str, Any] = field(default_factory=dict)
     code: dict[str, str] = field(default_factory=dict)  # of a user's own network
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Who is, or was, at work on a stage, and in which folder, relative to the output folder."""
+
+    pid: int
+    host: str
+    folder: Annotated[str, Meta(min_length=1, pattern=r"^[^\0]+$")]
 
 
 class StageIndex:
@@ -126,20 +136,19 @@ class StageIndex:
         seconds = 0
         while not _acquired(lock, min(1, seconds)):
             if seconds % REMIND_SECONDS == 0:
-                holder = _told_by(attempt)
+                holder = _read_attempt(attempt) or Attempt(0, "an unknown host", "an unknown folder")
                 log.info(
                     "waiting for the %s that process %s on %s trains in %s",
-                    *(what, holder.get("pid"), holder.get("host"), holder.get("folder")),
+                    *(what, holder.pid, holder.host, holder.folder),
                 )
             seconds += 1
             while_waiting()
         try:
-            before = _told_by(attempt).get("folder")
-            earlier = None if before is None else self.outputs / before
+            before = _read_attempt(attempt)
+            earlier = None if before is None else self.outputs / before.folder
             sweep_temps(self.folder, f"{wanted}.")
             make_way(attempt)
-            told = {"pid": os.getpid(), "host": socket.gethostname(), "folder": relative(folder, self.outputs)}
-            write_json(attempt, told)
+            write_json(attempt, asdict(Attempt(os.getpid(), socket.gethostname(), relative(folder, self.outputs))))
             yield earlier, seconds > 0
             attempt.unlink(missing_ok=True)  # not after an error: the next holder goes on from there
         finally:
@@ -154,19 +163,18 @@ class StageIndex:
         return relative(checkpoint, self.outputs)
 
     def _read(self, path: Path) -> FinishedStage | None:
-        """The entry, if its checkpoint is still there; a damaged entry is set aside under another name."""
+        """The entry, if its checkpoint is still there; one that is damaged is set aside under another name."""
         try:
             told = read_json(path)
             if not isinstance(told, dict) or told.pop(ENTRY_HASH, None) != _hash(ENTRY_FORMAT, told):
-                raise KdxError(f"{path}: damaged (its content does not have the hash that it states)")
-        except KdxError as error:
+                raise DamagedError(f"{path}: damaged (its content does not have the hash that it states)")
+            stage = as_record(told, FinishedStage, path)
+            return stage if os.path.isfile(self.path_of(stage)) else None
+        except DamagedError as error:
             set_aside(path, error)
-            return None
-        try:
-            stage = FinishedStage(**told)
-        except TypeError as error:
-            raise KdxError(f"{path}: not an index entry of this kdx ({error}); delete it") from error
-        return stage if self.path_of(stage).is_file() else None
+        except KdxError as error:
+            log.warning("%s; it is left out", error)
+        return None
 
 
 def _acquired(lock: FileLock, seconds: float) -> bool:
@@ -181,15 +189,12 @@ def _acquired(lock: FileLock, seconds: float) -> bool:
     return True
 
 
-def _told_by(attempt: Path) -> dict[str, Any]:
-    """Who is, or was, at work on a stage; nothing where its holder has just finished, or the file is damaged."""
-    if not attempt.exists():
-        return {}
+def _read_attempt(path: Path) -> Attempt | None:
+    """Who is, or was, at work on a stage; None where its holder has just finished, or the file is damaged."""
+    if not path.exists():
+        return None
     try:
-        told = read_json(attempt)
-        if isinstance(told, dict) and isinstance(told.get("folder"), str) and "\0" not in told["folder"]:
-            return told
-        raise KdxError(f"{attempt}: does not say in which folder the stage was begun")
+        return as_record(read_json(path), Attempt, path)
     except KdxError as error:
-        set_aside(attempt, error)
-        return {}
+        set_aside(path, error)
+        return None

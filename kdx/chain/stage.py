@@ -20,9 +20,10 @@ from kdx.data.batches import Batches
 from kdx.data.dataset import Dataset
 from kdx.epoch_log import EpochLogger
 from kdx.errors import KdxError
-from kdx.files import relative, write_atomic, write_json
+from kdx.files import as_record, relative, write_atomic, write_json
 from kdx.models.features import Layers
 from kdx.models.networks import NetworkSpec, build_network, count_parameters
+from kdx.results import ScoresOnValidation
 from kdx.trackers.trackers import open_tracker
 from kdx.training.evaluation import evaluate
 from kdx.training.keeper import Keeper, is_due
@@ -75,6 +76,7 @@ def load_network(place: Workplace, stage: StageSettings, checkpoint: Path) -> Lo
     check_identity(checkpoint, content.get("meta", {}), identity(place, stage))
     if not {"epoch", "validation"} <= content.keys():
         raise KdxError(f"{checkpoint}: says nothing of its epoch and its scores on the validation split")
+    as_record(content["validation"], ScoresOnValidation, checkpoint, "validation")
     spec = network_spec(place, stage)
     blank = NetworkSpec(spec.name, spec.num_classes, spec.in_channels, stem=spec.stem)  # no ImageNet weights needed
     network = build_network(blank, place.settings.download)
@@ -133,7 +135,11 @@ def _guide_fingerprint(guides: Mapping[str, Guide]) -> str | None:
 
 
 def _teacher(place: Workplace, stage: StageSettings, guide: Guide, layers: Layers) -> Teacher:
-    cache = LogitsCache(logits_folder(place, stage, guide.sha256)) if stage.cache_logits else None
+    cache = (
+        LogitsCache(logits_folder(place, stage, guide.sha256), place.dataset.num_classes)
+        if stage.cache_logits
+        else None
+    )
     return Teacher(guide.network, place.precision, layers, cache)
 
 

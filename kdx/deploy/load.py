@@ -1,23 +1,29 @@
 """A network that ships: pixels in, logits out, with a card that says what it is; and reading such files again."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
-from kdx.checkpoint import load_checkpoint, load_weights
+from kdx.checkpoint import Preparation, load_checkpoint, load_weights
 from kdx.data.batches import Preprocessing, resized
 from kdx.data.pictures import fitted, read_picture
 from kdx.deploy.run_loader import load_stage, network_of
 from kdx.errors import KdxError
+from kdx.files import as_record, parse_json
 from kdx.metrics.classification import probabilities
+from kdx.tasks import TASKS
 
 CARD = "kdx_card"  # the key under which every format carries the card
 MOST_IMAGES = 4096  # in a batch whose size a file fixes
+MOST_CHARACTERS = 16 * 2**20  # of a card
+MOST_VALUES = 2**26  # of an image: as float32, 268 MB
 SUFFIXES = (".onnx", ".pt2", ".safetensors", ".pth")
 
 Model = Callable[[Tensor], Tensor]
@@ -27,32 +33,51 @@ Model = Callable[[Tensor], Tensor]
 class Card:
     """What a user of the network must know. `image_shape` is (C, H, W) of the pixels it takes, 0-255."""
 
-    network: str
+    network: Annotated[str, Meta(min_length=1, max_length=1000)]
     stem: str
-    in_channels: int
-    num_classes: int
-    class_names: list[str]
+    in_channels: Annotated[int, Meta(ge=1, le=1024)]
+    num_classes: Annotated[int, Meta(ge=1)]
+    class_names: Annotated[list[str], Meta(min_length=1, max_length=100_000)]
     task: str
     dataset: str
-    image_shape: list[int]
-    preprocessing: dict[str, Any]
+    image_shape: Annotated[list[Annotated[int, Meta(ge=1, le=16384)]], Meta(min_length=3, max_length=3)]
+    preprocessing: Preparation
     role: str
     fingerprint: str
 
     @classmethod
-    def of(cls, meta: dict[str, Any], where: Path) -> "Card":
+    def of(cls, meta: Any, where: Path) -> "Card":
+        """A checkpoint's or a file's description, checked; `KdxError` for what describes no network of kdx."""
         try:
-            return cls(**{name: meta[name] for name in cls.__dataclass_fields__})
-        except (KeyError, TypeError) as error:
-            raise KdxError(f"{where}: has no card of a kdx network ({error})") from error
+            card = as_record(meta, cls, where)
+        except KdxError as error:
+            raise KdxError(f"{error}: it has no card of a kdx network") from error
+        card._check(where)
+        return card
 
     @classmethod
     def read(cls, text: str | None, where: Path) -> "Card":
         try:
-            meta = json.loads(text or "")
-        except ValueError as error:
-            raise KdxError(f"{where}: has no card of a kdx network: was it written by kdx.export?") from error
-        return cls.of(meta, where)
+            if text is None or len(text) > MOST_CHARACTERS:
+                raise KdxError(f"{where}: {'no card' if text is None else 'a card of more characters than are read'}")
+            return cls.of(parse_json(text, where), where)
+        except KdxError as error:
+            raise KdxError(f"{error} (has no card of a kdx network: was it written by kdx.export?)") from error
+
+    def _check(self, where: Path) -> None:
+        """`KdxError` where values that belong together do not, or stand for pictures too large to be held."""
+        if len(self.class_names) != self.num_classes:
+            raise KdxError(f"{where}: class_names: {len(self.class_names)} names for num_classes={self.num_classes}")
+        if self.task not in TASKS:
+            raise KdxError(f"{where}: task={self.task}: choose {', '.join(TASKS)}")
+        lengths = {self.in_channels, *(len(self.preprocessing[key]) for key in ("mean", "std"))}
+        if len(lengths) > 1:
+            raise KdxError(
+                f"{where}: preprocessing: mean and std of in_channels={self.in_channels} channels are needed"
+            )
+        values = max(math.prod(self.image_shape), self.in_channels * math.prod(self.input_size))
+        if values > MOST_VALUES:
+            raise KdxError(f"{where}: image_shape={self.image_shape}: an image has at most {MOST_VALUES} values")
 
     def text(self) -> str:
         return json.dumps(asdict(self))
@@ -122,7 +147,7 @@ def load_model(
     """
     if path.is_dir():
         stage = load_stage(path, role, network)
-        return _in_torch(stage.network, Card.of(stage.meta, stage.checkpoint))
+        return _in_torch(stage.network, Card.of(stage.meta, stage.checkpoint), stage.checkpoint)
     if not path.is_file() or path.suffix not in SUFFIXES:
         raise KdxError(f"{path}: no run's folder, nor a file that ends in {', '.join(SUFFIXES)}")
     if path.suffix == ".pt2" and not trust:
@@ -131,7 +156,7 @@ def load_model(
         content = load_checkpoint(path)
         built = network_of(content.get("meta", {}), path, network)
         load_weights(built, content, path)
-        return _in_torch(built, Card.of(content["meta"], path))
+        return _in_torch(built, Card.of(content["meta"], path), path)
     return {".onnx": _from_onnx, ".pt2": _from_pt2, ".safetensors": _from_safetensors}[path.suffix](path, network)
 
 
@@ -154,8 +179,27 @@ def needs(package: str, extra: str, what: str) -> KdxError:
     return KdxError(f'{what} needs the package {package}: pip install -e ".[{extra}]"')
 
 
-def _in_torch(network: nn.Module, card: Card) -> tuple[Model, Card]:
-    return Deployed(network, card).eval(), card
+def _in_torch(network: nn.Module, card: Card, path: Path) -> tuple[Model, Card]:
+    return _checked(Deployed(network, card).eval(), card, path), card
+
+
+def _checked(model: Model, card: Card, path: Path) -> Model:
+    """The model, whose answers must be what the card of its file says: finite logits of the classes."""
+
+    def run(pixels: Tensor) -> Tensor:
+        try:
+            logits = model(pixels)
+        except Exception as error:  # each runtime raises classes of its own
+            reason = " ".join(str(error).split())[:200]
+            raise KdxError(f"{path}: its network does not take {tuple(pixels.shape)} pixels ({reason})") from error
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if shape != (len(pixels), card.num_classes):
+            raise KdxError(f"{path}: its network answers {shape} for {card.num_classes} classes")
+        if not torch.isfinite(logits).all():
+            raise KdxError(f"{path}: its network answers with numbers that are not finite")
+        return logits
+
+    return run
 
 
 def _from_onnx(path: Path, network: str | None) -> tuple[Model, Card]:
@@ -172,7 +216,7 @@ def _from_onnx(path: Path, network: str | None) -> tuple[Model, Card]:
     def run(pixels: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
 
-    return _fixed(run, session.get_inputs()[0].shape[0], path), card
+    return _checked(_fixed(run, session.get_inputs()[0].shape[0], path), card, path), card
 
 
 def _fixed(run: Model, batch: object, path: Path) -> Model:
@@ -192,7 +236,8 @@ def _from_pt2(path: Path, network: str | None) -> tuple[Model, Card]:
         raise KdxError(f"{path}: not a readable torch.export file ({' '.join(str(error).split())[:200]})") from error
     name = program.graph_signature.user_inputs[0]
     pixels = next(node.meta["val"] for node in program.graph.nodes if node.name == name)
-    return _fixed(program.module(), pixels.shape[0], path), Card.read(extra[CARD], path)
+    card = Card.read(extra[CARD], path)
+    return _checked(_fixed(program.module(), pixels.shape[0], path), card, path), card
 
 
 def _from_safetensors(path: Path, network: str | None) -> tuple[Model, Card]:
@@ -208,4 +253,4 @@ def _from_safetensors(path: Path, network: str | None) -> tuple[Model, Card]:
         raise KdxError(f"{path}: not a readable safetensors file ({error})") from error
     built = network_of(asdict(card), path, network)
     load_weights(built, {"model": weights}, path)
-    return _in_torch(built, card)
+    return _in_torch(built, card, path)

@@ -8,18 +8,19 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
+from msgspec import Meta
 from torch import nn
 
-from kdx.checkpoint import load_checkpoint, load_weights
+from kdx.checkpoint import Identity, load_checkpoint, load_weights
 from kdx.data.dataset import Dataset
 from kdx.data.imagefolder import load_imagefolder
 from kdx.data.sources import load_cifar, load_digits, load_medmnist
 from kdx.errors import KdxError, suggest
-from kdx.files import read_json
+from kdx.files import as_record, read_record
 from kdx.models.networks import NetworkSpec, build_network
-from kdx.results import SUMMARY, finished_stages
+from kdx.results import read_stages
 
 LOADERS: dict[str, Callable[..., Dataset]] = {
     "kdx.data.sources.load_cifar": load_cifar,
@@ -27,6 +28,32 @@ LOADERS: dict[str, Callable[..., Dataset]] = {
     "kdx.data.sources.load_medmnist": load_medmnist,
     "kdx.data.imagefolder.load_imagefolder": load_imagefolder,
 }
+
+
+class _Source(TypedDict, total=False):
+    """The arguments of LOADERS, as a run's config keeps them."""
+
+    _target_: str
+    name: str
+    size: Annotated[int, Meta(ge=1, le=16384)] | None
+    root: str
+    path: str
+    in_memory_gb: Annotated[float, Meta(ge=0, le=1e9)]
+    white: Annotated[float, Meta(gt=0, le=2**32)] | None
+
+
+class _Data(TypedDict):
+    source: dict[str, Any]
+
+
+class _Config(TypedDict):
+    dataset: _Data
+
+
+class _StageConfig(TypedDict):
+    """What `*_config.json` says of a stage."""
+
+    config: _Config
 
 
 @dataclass(frozen=True)
@@ -37,41 +64,37 @@ class StoredStage:
     network: nn.Module
     meta: dict[str, Any]
     checkpoint: Path
-    told: dict[str, Any]
-
-
-def read_summary(run_dir: Path) -> dict[str, Any]:
-    """What summary.json says of the stages that are done, by role."""
-    path = run_dir / SUMMARY
-    if not path.is_file():
-        raise KdxError(f"{run_dir}: no run: {SUMMARY} is missing")
-    stages = finished_stages(read_json(path))
-    if not stages:
-        raise KdxError(f"{run_dir}: no stage of this run is finished yet")
-    return stages
 
 
 def load_stage(run_dir: Path, role: str, network: str | None = None) -> StoredStage:
     """The stage of a run; `network` names a user's own code, which is not run because a file says so."""
-    stages = read_summary(run_dir)
+    stages = read_stages(run_dir)
     if role not in stages:
         raise KdxError(f"role={role}: choose {', '.join(stages)}{suggest(role, stages)}")
-    checkpoint = run_dir / stages[role]["checkpoint"]
+    checkpoint = run_dir / stages[role].checkpoint
     content = load_checkpoint(checkpoint)
     built = network_of(content.get("meta", {}), checkpoint, network)
     load_weights(built, content, checkpoint)
-    return StoredStage(role, built, content["meta"], checkpoint, stages[role])
+    return StoredStage(role, built, content["meta"], checkpoint)
 
 
 def network_of(meta: dict[str, Any], path: Path, network: str | None = None) -> nn.Module:
     """The network that a checkpoint's or an exported file's description names, in eval mode, with fresh weights."""
+    known = as_record(meta, Identity, path, "meta")
     try:
-        name, classes, channels, stem = (meta[key] for key in ("network", "num_classes", "in_channels", "stem"))
+        name, classes, channels = known["network"], known["num_classes"], known["in_channels"]
+        stem, names = known["stem"], known["class_names"]
     except KeyError as error:
         raise KdxError(f"{path}: says nothing of its {error.args[0]}: it was not written by this kdx") from error
+    if len(names) != classes:
+        raise KdxError(f"{path}: meta.class_names: {len(names)} names for num_classes={classes}")
     if ":" in name and not name.startswith("kdx.thin:") and network != name:
         raise KdxError(f"{path}: names code of yours, which is run only if you say so: network={name}")
-    return build_network(NetworkSpec(name, classes, channels, stem=stem), download=False).eval()
+    try:
+        return build_network(NetworkSpec(name, classes, channels, stem=stem), download=False).eval()
+    except Exception as error:  # a user's own code may raise anything
+        reason = str(error) if isinstance(error, KdxError) else f"{type(error).__name__}: {error}"
+        raise KdxError(f"{path}: its network cannot be built: {' '.join(reason.split())}") from error
 
 
 def load_data(stage: StoredStage, data_dir: str | None = None, data: str | None = None) -> Dataset:
@@ -84,7 +107,8 @@ def load_data(stage: StoredStage, data_dir: str | None = None, data: str | None 
     configs = sorted(logs.glob("*_config.json"))
     if not configs:
         raise KdxError(f"{logs}: no *_config.json says where the images come from")
-    source = dict(read_json(configs[0])["config"]["dataset"]["source"])
+    source = read_record(configs[0], _StageConfig)["config"]["dataset"]["source"]
+    as_record(source, _Source, configs[0], "config.dataset.source")
     target = _today(source.pop("_target_", None))
     if target not in LOADERS and data is None:
         named = ":".join(str(target).rsplit(".", 1))
@@ -92,12 +116,22 @@ def load_data(stage: StoredStage, data_dir: str | None = None, data: str | None 
         raise KdxError(f"{configs[0]}: images come from {target}, {reason}")
     _fill_in(source, configs[0], data_dir)
     if data is None:
-        found = LOADERS[str(target)](**source)
+        found = _load(str(target), source, configs[0])
     else:
         found = _call_own(data, source if data.replace(":", ".") == target else {})
     if stage.meta["data_digest"] not in (found.digest, found.bytes_digest):  # the latter is kdx 0.1's
         raise KdxError(f"{stage.meta['dataset']}: these are other images than the {stage.role} was trained on")
     return found
+
+
+def _load(target: str, source: dict[str, Any], config: Path) -> Dataset:
+    try:
+        return LOADERS[target](**source)
+    except KdxError:
+        raise
+    except Exception as error:  # arguments that a file names may be any
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise KdxError(f"{config}: config.dataset.source: {target} fails with it ({reason})") from error
 
 
 def _fill_in(source: dict[str, Any], config: Path, data_dir: str | None) -> None:

@@ -1,43 +1,37 @@
 """A run's page, report.html, made from the files that the run left. Imports no torch."""
 
 import base64
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from kdx.errors import KdxError
-from kdx.files import read_json, relative, write_atomic
+from kdx.files import relative, write_atomic
 from kdx.report import html as page
 from kdx.report.plots import bars_and_line, curves, heat_map
 from kdx.report.tables import STAGE_HEADER, aligned, stage_cells
-from kdx.results import SUMMARY, finished_stages, read_log
+from kdx.results import Run, ScoresOnTest, Stage, read_log, read_run, read_stages
 from kdx.text import harmless
 
 REPORT = "report.html"
 MOST_CLASSES = 30  # a larger confusion matrix is not drawn
 PICTURES = 2  # feature maps shown a stage
 
-Stages = dict[str, dict[str, Any]]
+Stages = dict[str, Stage]
 
 
 def write_run_report(run_dir: Path) -> str:
     """Write report.html into a run's folder; the outcome in words for a terminal."""
-    told = read_json(run_dir / SUMMARY)
-    stages: Stages = finished_stages(told)
-    if not stages:
-        raise KdxError(f"{run_dir}: no stage of this run is finished yet")
+    run, stages = read_run(run_dir), read_stages(run_dir)
     parts = [page.lead(line) for line in conclusions(stages)]
     rows = [stage_cells(role, stage) for role, stage in stages.items()]
     parts += [page.heading("Stages"), page.table("stages", STAGE_HEADER, rows)]
-    measured = {role: stage for role, stage in stages.items() if stage.get("efficiency")}
+    measured = {role: stage for role, stage in stages.items() if stage.timings}
     if measured:
         parts += [page.heading("What each costs to use"), page.table("efficiency", *efficiency_table(measured))]
     parts += _curves(run_dir, stages)
     role, last = next(reversed(stages.items()))
-    parts += _classes(role, last["test"], told.get("class_names", []))
-    parts += _calibration({role: stage["test"] for role, stage in stages.items()})
+    parts += _classes(role, last.test, run.class_names)
+    parts += _calibration({role: stage.test for role, stage in stages.items()})
     parts += _pictures(run_dir, stages)
-    parts += [page.heading("How it was made"), page.table("made", ["what", "value"], _made(told))]
+    parts += [page.heading("How it was made"), page.table("made", ["what", "value"], _made(run))]
     write_atomic(run_dir / REPORT, page.page(f"Run {run_dir.resolve().name}", parts).encode())
     lines = list(conclusions(stages))
     if measured:
@@ -49,12 +43,12 @@ def write_run_report(run_dir: Path) -> str:
 def conclusions(stages: Stages) -> list[str]:
     """What the last stage reaches, keeps of the first and saves, in sentences."""
     (first_role, first), (role, last) = next(iter(stages.items())), next(reversed(stages.items()))
-    lines = [f"The {role} ({last['network']}) reaches {last['test']['accuracy']:.2f} % on the test split."]
+    lines = [f"The {role} ({last.network}) reaches {last.test['accuracy']:.2f} % on the test split."]
     if role != first_role:
-        share = 100 * last["test"]["accuracy"] / max(first["test"]["accuracy"], 1e-9)
-        smaller = first["parameters"] / last["parameters"]
+        share = 100 * last.test["accuracy"] / max(first.test["accuracy"], 1e-9)
+        smaller = first.parameters / max(last.parameters, 1)
         lines.append(
-            f"That is {share:.1f} % of the {first_role}'s {first['test']['accuracy']:.2f} % "
+            f"That is {share:.1f} % of the {first_role}'s {first.test['accuracy']:.2f} % "
             f"with {smaller:.1f} times fewer weights."
         )
     return lines
@@ -62,9 +56,7 @@ def conclusions(stages: Stages) -> list[str]:
 
 def efficiency_table(stages: Stages) -> tuple[list[str], list[list[str]]]:
     """Costs by stage, and what each keeps of the first in accuracy and saves in time."""
-    devices = [
-        name for name in next(iter(stages.values()))["efficiency"] if name not in ("parameters", "multiply_adds")
-    ]
+    devices = [name for name in stages[next(iter(stages))].timings if all(name in s.timings for s in stages.values())]
     header = ["stage", "network", "weights", "file MB", "M multiply-adds"]
     for device in devices:
         header += [f"{device} ms, 1 image", f"{device} images/s, 64", f"{device} peak MB, 64"]
@@ -72,66 +64,69 @@ def efficiency_table(stages: Stages) -> tuple[list[str], list[list[str]]]:
     first = next(iter(stages.values()))
     rows = []
     for role, stage in stages.items():
-        costs, base = stage["efficiency"], first["efficiency"]
-        row = [role, stage["network"], f"{costs['parameters']:,}", f"{stage['checkpoint_mb']:.2f}"]
-        row.append(f"{costs['multiply_adds'] / 1e6:,.1f}")
+        size = "-" if stage.checkpoint_mb is None else f"{stage.checkpoint_mb:.2f}"
+        row = [role, stage.network, f"{stage.parameters:,}", size, f"{stage.multiply_adds / 1e6:,.1f}"]
         for device in devices:
-            timing = costs[device]
+            timing = stage.timings[device]
             row += [f"{timing['latency_ms_batch_1']:.2f}", f"{timing['images_per_s_batch_64']:,.0f}"]
             row.append(f"{timing['peak_memory_mb']:.1f}")
-        accuracy, reference = stage["test"]["accuracy"], first["test"]["accuracy"]
+        accuracy, reference = stage.test["accuracy"], first.test["accuracy"]
         row += [f"{accuracy:.2f}", f"{100 * accuracy / max(reference, 1e-9):.1f}"]
-        row.append(f"{base['parameters'] / costs['parameters']:.1f}")
-        speed = base[devices[0]]["latency_ms_batch_64"] / costs[devices[0]]["latency_ms_batch_64"]
-        rows.append([*row, f"{speed:.1f}"])
+        row.append(f"{first.parameters / max(stage.parameters, 1):.1f}")
+        speeds = [s.timings[devices[0]]["latency_ms_batch_64"] if devices else 1.0 for s in (first, stage)]
+        rows.append([*row, f"{speeds[0] / speeds[1]:.1f}" if devices else "-"])
     return header, rows
 
 
 def _curves(run_dir: Path, stages: Stages) -> list[str]:
     """Validation accuracy and cross-entropy of all stages on common axes, and training beside validation."""
-    accuracy, loss, gap = {}, {}, {}
+    drawn: dict[str, dict[str, list[tuple[float, float]]]] = {"accuracy": {}, "loss": {}, "gap": {}}
     for role, stage in stages.items():
-        place = (run_dir / stage["checkpoint"]).parent
+        place = (run_dir / stage.checkpoint).parent
         rows = read_log(place.parent) if place.name == "checkpoints" else []  # a named file has no log
-        if not rows:
-            continue
-        accuracy[role] = [(row["epoch"], row["val_accuracy"]) for row in rows]
         # a distilled stage's val_loss has the guide in it: the part by the labels is what compares
-        loss[role] = [(row["epoch"], row.get("val_hard_loss", row["val_loss"])) for row in rows]
-        for split in ("train", "val"):
-            gap[f"{role}, {split}"] = [(row["epoch"], row[f"{split}_loss"]) for row in rows]
-    if not accuracy:
+        by_labels = "val_hard_loss" if any("val_hard_loss" in row for row in rows) else "val_loss"
+        wanted = [("accuracy", role, "val_accuracy"), ("loss", role, by_labels)]
+        wanted += [("gap", f"{role}, {split}", f"{split}_loss") for split in ("train", "val")]
+        for figure, line, column in wanted:
+            points = [(row["epoch"], row[column]) for row in rows if column in row]
+            drawn[figure] |= {line: points} if points else {}
+    axes = {
+        "accuracy": ("accuracy, %", "Accuracy on the validation split."),
+        "loss": ("cross-entropy", "Loss by the labels on the validation split, comparable among stages."),
+        "gap": ("loss", "What each stage minimised, on the training and the validation split."),
+    }
+    pictures = [page.picture(curves(drawn[key], "epoch", y), text) for key, (y, text) in axes.items() if drawn[key]]
+    return [page.heading("Epochs"), *pictures] if pictures else []
+
+
+def _classes(role: str, test: ScoresOnTest, class_names: list[str]) -> list[str]:
+    if "per_class" not in test:
         return []
-    drawn = [
-        (curves(accuracy, "epoch", "accuracy, %"), "Accuracy on the validation split."),
-        (
-            curves(loss, "epoch", "cross-entropy"),
-            "Loss by the labels on the validation split, comparable among stages.",
-        ),
-        (curves(gap, "epoch", "loss"), "What each stage minimised, on the training and the validation split."),
-    ]
-    return [page.heading("Epochs"), *(page.picture(drawing, caption) for drawing, caption in drawn)]
-
-
-def _classes(role: str, test: Mapping[str, Any], class_names: list[str]) -> list[str]:
-    scores, matrix = test["per_class"], test["confusion_matrix"]
+    scores, matrix = test["per_class"], test.get("confusion_matrix", [])
     names = class_names or [str(number) for number in range(len(scores["support"]))]
     rows = [
-        [name, *(f"{scores[key][i]:.2f}" for key in ("precision", "recall", "f1_score")), str(scores["support"][i])]
+        [name, *(f"{values[i]:.2f}" for values in (scores["precision"], scores["recall"], scores["f1_score"]))]
+        + [str(scores["support"][i])]
         for i, name in enumerate(names)
     ]
     header = ["class", "precision", "recall", "F1", "images"]
     parts = [page.heading(f"Classes of the {role}, test split"), page.table("classes", header, rows)]
-    if isinstance(matrix[0][0], int) and len(names) <= MOST_CLASSES:
+    if matrix and isinstance(matrix[0][0], int) and len(names) <= MOST_CLASSES:
         labels = [name if len(name) <= 18 else name[:17] + "…" for name in names]
         labels = [f"{label} ({i})" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
-        cells = {(row, column): float(matrix[y][x]) for y, row in enumerate(labels) for x, column in enumerate(labels)}
+        cells = {
+            (labels[y], labels[x]): float(count)
+            for y, row in enumerate(matrix)
+            for x, count in enumerate(row)
+            if isinstance(count, int)
+        }
         drawing = heat_map(labels, labels, cells, ("true class", "predicted class"), digits=0)
         parts.append(page.picture(drawing, f"Confusion matrix of the {role}: images of each class by what was said."))
     return parts
 
 
-def _calibration(tests: dict[str, dict[str, Any]]) -> list[str]:
+def _calibration(tests: dict[str, ScoresOnTest]) -> list[str]:
     """Reliability of the last stage's probabilities, ECE and agreement of all."""
     known = {role: test for role, test in tests.items() if "calibration" in test}
     if not known:
@@ -155,15 +150,15 @@ def _calibration(tests: dict[str, dict[str, Any]]) -> list[str]:
 def _pictures(run_dir: Path, stages: Stages) -> list[str]:
     parts = []
     for role, stage in stages.items():
-        folder = (run_dir / stage["checkpoint"]).parent.parent / "visualizations"
+        folder = (run_dir / stage.checkpoint).parent.parent / "visualizations"
         for path in sorted(folder.glob("feature_maps_*.png"))[:PICTURES]:
             encoded = base64.b64encode(path.read_bytes()).decode()
             parts.append(page.picture(f'<img alt="" src="data:image/png;base64,{encoded}">', f"{role}: {path.stem}"))
     return [page.heading("Feature maps"), *parts] if parts else []
 
 
-def _made(told: dict[str, Any]) -> list[list[str]]:
-    rows = [["status", told["status"]], ["overrides", " ".join(told["overrides"]) or "none"]]
-    rows += [[f"{entry['what']} {entry['name']}", entry["hash"]] for entry in told["lineage"]]
-    rows += [[key, str(value)] for key, value in {**told["surroundings"], **told["versions"]}.items()]
-    return [*rows, ["git commit", str(told["git_commit"])]]
+def _made(run: Run) -> list[list[str]]:
+    rows = [["status", run.status], ["overrides", " ".join(run.overrides) or "none"]]
+    rows += [[f"{origin.what} {origin.name}", origin.hash] for origin in run.lineage]
+    rows += [[key, str(value)] for key, value in {**run.surroundings, **run.versions}.items()]
+    return [*rows, ["git commit", str(run.git_commit)]]

@@ -1,8 +1,8 @@
 """Tables as text."""
 
 from collections.abc import Sequence
-from typing import Any
 
+from kdx.results import Stage
 from kdx.text import harmless, markdown_text
 
 STAGE_HEADER = [
@@ -36,23 +36,23 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def stage_table(stages: dict[str, dict[str, Any]]) -> str:
+def stage_table(stages: dict[str, Stage]) -> str:
     """The stages of a summary, aligned."""
     return aligned(STAGE_HEADER, [stage_cells(role, stage) for role, stage in stages.items()])
 
 
-def stage_cells(role: str, stage: dict[str, Any]) -> list[str]:
+def stage_cells(role: str, stage: Stage) -> list[str]:
     """A stage of a summary as the cells of STAGE_HEADER."""
-    test, auc = stage["test"], stage["test"]["auc"]
+    test, auc = stage.test, stage.test["auc"]
     return [
         role,
-        stage["network"],
-        f"{stage['parameters'] / 1e6:.2f} M",
-        stage["status"],
-        str(stage["epoch"]),
-        f"{stage['validation']['accuracy']:.2f}",
+        stage.network,
+        f"{stage.parameters / 1e6:.2f} M",
+        stage.status,
+        str(stage.epoch),
+        f"{stage.validation['accuracy']:.2f}",
         f"{test['accuracy']:.2f}",
         f"{test['f1_score']:.2f}",
         "-" if auc is None else f"{auc:.4f}",
-        f"{stage['seconds']:.1f} s",
+        f"{stage.seconds:.1f} s",
     ]

@@ -20,13 +20,12 @@ from omegaconf import DictConfig
 
 from kdx.config.schema import Settings
 from kdx.errors import KdxError
-from kdx.files import read_json, relative, write_json
-from kdx.results import SUMMARY
+from kdx.files import read_record, relative, write_json
+from kdx.results import SUMMARY, SWEEP, Run, SweepJob, read_run, read_sweep, write_sweep
 from kdx.signals import SIGNALS, heard_signals, ignored, stop_ignoring
 
 log = logging.getLogger(__name__)
 
-STATE = "sweep.json"
 ERROR_MARK = "[ERROR] error: "
 STOP_SECONDS = 10.0  # between asking a job to stop and killing it, or telling what is waited for
 
@@ -102,14 +101,15 @@ class Board:
 
     def __init__(self, sweep_dir: Path, jobs: Sequence[Job]) -> None:
         self.folder = sweep_dir
-        self.path = sweep_dir / STATE
+        self.path = sweep_dir / SWEEP
         self.jobs = list(jobs)
         self.common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
         self.done: dict[int, JobEnd] = {}
         self.started = time.monotonic()
-        known = read_json(self.path)["jobs"] if self.path.exists() else {}
+        known = read_sweep(sweep_dir)
         for job in jobs:
-            if known.get(str(job.number), {}).get("overrides", list(job.overrides)) != list(job.overrides):
+            listed = known.get(str(job.number))
+            if listed is not None and listed.overrides != list(job.overrides):
                 raise KdxError(
                     f"hydra.sweep.dir={sweep_dir}: holds a sweep with another job {job.number}; choose another"
                 )
@@ -141,13 +141,12 @@ class Board:
         log.info("[%d/%d] job %d %s: %s (%.0f s%s)", ended, total, job.number, name, how, end.seconds, rest)
 
     def write(self) -> None:
-        told: dict[str, Any] = dict(self.earlier)
+        listed = dict(self.earlier)
         for job in self.jobs:
             end = self.done.get(job.number)
-            told[str(job.number)] = {"overrides": list(job.overrides), "folder": job.folder.name} | (
-                {"state": "open"} if end is None else asdict(end)
-            )
-        write_json(self.path, {"jobs": told})
+            ended = {} if end is None else asdict(end)
+            listed[str(job.number)] = SweepJob(list(job.overrides), job.folder.name, **ended)
+        write_sweep(self.folder, listed)
 
 
 class Pool:
@@ -271,11 +270,13 @@ def _shared_stages(pool: Pool, jobs: Sequence[Job], sweep_dir: Path) -> list[lis
     process = pool.context.Process(target=_scout, args=asked)
     process.start()
     process.join()
-    if not answer.exists():
+    try:
+        told = read_record(answer, list[list[tuple[int, str, str]]])
+    except KdxError:
         log.warning("could not tell in advance what the jobs share: each looks for itself")
         return []
     waves = []
-    for depth, found in enumerate(read_json(answer)):
+    for depth, found in enumerate(told):
         wave = []
         for position, (number, role, own) in enumerate(found):
             overrides = (*jobs[number].overrides, f"stage.deliver={role}")
@@ -316,22 +317,26 @@ def _scout(program: Program, jobs: list[list[str]], answer: Path, heard: Sequenc
 
 def finished_before(job: Job) -> JobEnd | None:
     """The end of a job that an earlier start of the same sweep folder finished."""
-    summary = job.folder / SUMMARY
-    if not summary.exists():
-        return None
-    told = read_json(summary)
-    if told["status"] != "finished" or not set(job.overrides) <= set(told["overrides"]):
+    run, _ = _run_of(job)
+    if run.status != "finished" or not set(job.overrides) <= set(run.overrides):
         return None
     return _end_of(job, 0, 0.0)
 
 
 def _end_of(job: Job, exit_code: int, seconds: float) -> JobEnd:
-    summary = job.folder / SUMMARY
-    told: dict[str, Any] = read_json(summary) if summary.exists() else {"status": None}
-    if exit_code == 0 and told["status"] == "finished":
-        last = told["plan"][-1]["role"]
-        return JobEnd("finished", round(seconds, 1), value=told[last]["validation"]["accuracy"])
-    return JobEnd("failed", round(seconds, 1), reason=_reason(job, exit_code))
+    run, unreadable = _run_of(job)
+    if exit_code == 0 and run.status == "finished" and run.delivered is not None:
+        value = run.stages[run.delivered].validation["accuracy"]
+        return JobEnd("finished", round(seconds, 1), value=value)
+    return JobEnd("failed", round(seconds, 1), reason=unreadable or _reason(job, exit_code))
+
+
+def _run_of(job: Job) -> tuple[Run, str | None]:
+    """What a job's summary.json says; nothing where there is none, and why where it cannot be read."""
+    try:
+        return read_run(job.folder) if (job.folder / SUMMARY).exists() else Run(), None
+    except KdxError as error:
+        return Run(), str(error)
 
 
 def _reason(job: Job, exit_code: int) -> str:

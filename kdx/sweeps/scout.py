@@ -9,8 +9,7 @@ from signal import Signals
 from typing import TYPE_CHECKING, Any
 
 from kdx.errors import KdxError
-from kdx.files import read_json
-from kdx.results import SUMMARY
+from kdx.results import read_run
 from kdx.signals import heard_signals
 from kdx.sweeps.jobs import Job, Program, end_with_parent, finished_before, forkserver
 
@@ -82,7 +81,7 @@ def _differences(program: Program, jobs: Sequence[tuple[list[str], str]]) -> lis
         if isinstance(context, KdxError):
             answers.append(f"is finished and cannot be compared with what is configured now: {context}")
             continue
-        role = differing_role(context, read_json(Path(folder) / SUMMARY))
+        role = differing_role(context, read_run(Path(folder)))
         told = f"was finished with another {role} (its settings, code or data have changed since)"
         answers.append(None if role is None else told)
     return answers

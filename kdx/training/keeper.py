@@ -12,6 +12,7 @@ from torch import nn
 from kdx.checkpoint import (
     BEST_PATTERN,
     LATEST,
+    check_snapshot,
     load_checkpoint,
     remove_checkpoint,
     save_checkpoint,
@@ -184,6 +185,7 @@ class Keeper:
         missing = [name for name in self.state if name not in content]
         if missing:
             raise DamagedError(f"{path}: holds no state of a training ({', '.join(missing)} missing)")
+        check_snapshot(path, content)
         if content["meta"].get("fingerprint") != self.meta.get("fingerprint"):
             raise KdxError(f"{path}: belongs to another stage than the one configured; choose another run folder")
 

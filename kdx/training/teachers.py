@@ -26,18 +26,25 @@ class LogitsCache:
     size, precision, device and threads. Whoever finds no file computes the logits and leaves them for the next.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, num_classes: int) -> None:
+        self.folder, self.num_classes = folder, num_classes
 
-    def load(self, view: str) -> Tensor | None:
-        """The logits of a view, mapped from their file, or None. A damaged file is removed: it can be made again."""
+    def load(self, view: str, images: int) -> Tensor | None:
+        """The logits of a view of so many images, mapped from their file, or None.
+
+        A damaged file, or one that holds anything else, is removed: it can be made again.
+        """
         path = self._path(view)
         if not path.exists():
             return None
         try:
             verify_hash(path)
-            return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
-        except (KdxError, ValueError, OSError) as error:
+            found = np.load(path, mmap_mode="c", allow_pickle=False)
+            shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", None)
+            if shape != (images, self.num_classes) or dtype != np.float32:
+                raise KdxError(f"{path}: holds {dtype} {shape}, not float32 {(images, self.num_classes)}")
+            return torch.from_numpy(found)
+        except (KdxError, ValueError, OSError, SyntaxError) as error:  # numpy parses a header as Python's literals
             log.warning("%s; the teacher is asked again", error)
             path.unlink(missing_ok=True)
             hash_path(path).unlink(missing_ok=True)
@@ -92,7 +99,7 @@ class Teacher:
 
     def of_split(self, view: str, batches: Batches) -> Tensor:
         """Logits (N, C) of a whole split in its own order, from the cache where they are there as `view`."""
-        known = None if self.cache is None else self.cache.load(view)
+        known = None if self.cache is None else self.cache.load(view, len(batches.labels))
         if known is None:
             known = logits_of(self.network, batches, self.precision)
             if self.cache is not None:
@@ -112,7 +119,7 @@ class Teacher:
                 self._still = self.of_split("still", train.unshuffled())
             self._known = self._still
             return
-        known = self.cache.load(_view(epoch))
+        known = self.cache.load(_view(epoch), len(train.labels))
         if known is not None:
             self._known = known.to(self.precision.device)
         elif whole:

@@ -10,8 +10,9 @@ from torch import Tensor
 from kdx.command import Command, Count, Flag, Key, Text, choice, run_command
 from kdx.data.dataset import Dataset
 from kdx.deploy.load import Card
-from kdx.deploy.run_loader import StoredStage, load_data, load_stage, read_summary
+from kdx.deploy.run_loader import StoredStage, load_data, load_stage
 from kdx.errors import KdxError
+from kdx.results import read_stages
 from kdx.text import harmless
 from kdx.visualize.feature_maps import features_of, label_text, last_map_layer, save_feature_maps, save_figure
 from kdx.visualize.grad_cam import grad_cam
@@ -51,7 +52,7 @@ def draw_run(
     """Pictures of a finished run, into the stage's folder; what was drawn, in words."""
     run_dir = Path(words[0])
     stage = load_stage(run_dir, role, network)
-    roles = list(read_summary(run_dir))
+    roles = list(read_stages(run_dir))
     if compare not in (None, KEYS["compare"].default):  # a run without a teacher is drawn by itself
         choice("compare", compare, roles)
     dataset = load_data(stage, data_dir, data)

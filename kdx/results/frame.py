@@ -1,0 +1,304 @@
+"""Runs as a pandas DataFrame, a row a run: `kdx.results.load("outputs")`. pandas is imported only when it is called."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdx.errors import KdxError
+from kdx.results.logs import read_csv, read_log
+from kdx.results.overrides import as_text, typed_overrides
+from kdx.results.records import SUMMARY, SWEEP, Run, Stage, SweepJob, read_run, read_sweep
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SEED = "seed"
+FINISHED = "finished"
+UNREADABLE = "unreadable"
+SKIPPED = ("checkpoints", "logs", "visualizations", "tensorboard", "wandb", "export", "index", "mlruns", "shared")
+COLUMNS = (
+    "folder",
+    "status",
+    "dataset",
+    SEED,
+    "delivered",
+    "seconds",
+    "reason",
+)  # the others are overrides or a role's
+STAGE_COLUMNS = (
+    "network",
+    "status",
+    "fingerprint",
+    "epoch",
+    "parameters",
+    "seconds",
+    "val_accuracy",
+    "val_f1_score",
+    "test_accuracy",
+    "test_f1_score",
+    "test_auc",
+    "test_ece",
+    "test_agreement",
+    "latency_ms",
+    "checkpoint",
+)
+SCORES = tuple(f"_{name}" for name in STAGE_COLUMNS if name.startswith(("val_", "test_", "latency")))
+
+
+@dataclass(frozen=True, eq=False)
+class Configuration:
+    """Finished runs that differ in their seed only; `values` are those of the keys that were swept."""
+
+    values: dict[str, Any]
+    runs: "pd.DataFrame"
+
+    @property
+    def roles(self) -> list[str]:
+        """The roles of the first run's stages, in the order of its chain."""
+        return [role for role in roles_of(self.runs) if not self.runs[f"{role}_fingerprint"].isna().iloc[0]]
+
+    def stages(self, role: str | None = None) -> "pd.DataFrame":
+        """STAGE_COLUMNS of every run's stage of a role (None: the delivered one); runs that share one count once."""
+        import pandas as pd
+
+        roles = [role or run for run in self.runs["delivered"]]
+        rows = [
+            {name: run.get(f"{wanted}_{name}") for name in STAGE_COLUMNS}
+            for wanted, run in zip(roles, self.runs.to_dict("records"), strict=True)
+        ]
+        return (
+            pd.DataFrame(rows, columns=list(STAGE_COLUMNS)).dropna(subset="fingerprint").drop_duplicates("fingerprint")
+        )
+
+    def scores(self, name: str, role: str | None = None) -> "pd.Series":
+        """One score, e.g. `test_accuracy`, of each of these stages."""
+        return self.stages(role)[name].dropna().astype(float)
+
+    def mean(self, name: str) -> float:
+        """The mean of a score of the delivered stages; NaN where there is none."""
+        return float(self.scores(name).mean())
+
+
+def load(*folders: str | Path) -> "pd.DataFrame":
+    """A row a run: of a run's folder, of a sweep's, or of all that lie below any folder such as `outputs`.
+
+    Columns: folder, status, dataset, every override (numbers and booleans typed; `seed` also where it was not
+    overridden), `delivered` (the role of the last stage), STAGE_COLUMNS of every role as `<role>_<name>`, seconds,
+    reason. A job of a sweep that has not begun has a row, too; a run whose summary.json cannot be read has the status
+    `unreadable` and says why. Raises `KdxError` where there is no run.
+    """
+    rows: list[dict[str, Any]] = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise KdxError(f"{folder}: no such folder")
+        found = list(_rows_below(folder))
+        if not found:
+            raise KdxError(f"{folder}: holds no run and no sweep: neither {SUMMARY} nor {SWEEP}")
+        rows += found
+    return _as_frame(rows)
+
+
+def load_sweep(folder: Path) -> "pd.DataFrame":
+    """`load` of one sweep's jobs; `KdxError` where the folder is no sweep's."""
+    if not folder.is_dir():
+        raise KdxError(f"{folder}: no such folder")
+    rows = _rows_of_sweep(folder)
+    if not rows:
+        raise KdxError(f"{folder}: holds no sweep: neither {SWEEP} nor <job number>/{SUMMARY}")
+    return _as_frame(rows)
+
+
+def swept_keys(frame: "pd.DataFrame") -> list[str]:
+    """The overrides that differ among runs, in the order of the command line."""
+    return [key for key in override_keys(frame) if len({as_text(value) for value in frame[key]}) > 1]
+
+
+def override_keys(frame: "pd.DataFrame") -> list[str]:
+    """The columns that are overrides, in the order of the command line; after a concat all that can be one."""
+    known = frame.attrs.get("overrides")
+    if known is not None:
+        return [key for key in known if key in frame]
+    of_roles = {f"{role}_{name}" for role in roles_of(frame) for name in STAGE_COLUMNS}
+    return [key for key in frame if key not in of_roles and (key not in COLUMNS or key in (SEED, "dataset"))]
+
+
+def roles_of(frame: "pd.DataFrame") -> list[str]:
+    """The roles whose stages the runs have."""
+    return [str(key).removesuffix("_fingerprint") for key in frame if str(key).endswith("_fingerprint")]
+
+
+def grouped(frame: "pd.DataFrame") -> list[Configuration]:
+    """The finished runs, those that differ in their seed only put together.
+
+    Without distillation the values of kd mean nothing: such runs are one configuration.
+    """
+    keys = [key for key in swept_keys(frame) if key != SEED]
+    finished = frame[(frame["status"] == FINISHED) & frame["delivered"].notna()]
+    groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    values: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
+    for position, run in enumerate(finished[keys].to_dict("records")):
+        if run.get("kd") == "none":
+            run = {key: value for key, value in run.items() if not str(key).startswith("kd.")}
+        name = tuple((str(key), as_text(value)) for key, value in run.items())
+        groups.setdefault(name, []).append(position)
+        values.setdefault(name, {str(key): value for key, value in run.items()})
+    return [Configuration(values[name], finished.iloc[positions]) for name, positions in groups.items()]
+
+
+def configurations(frame: "pd.DataFrame", role: str | None = None) -> "pd.DataFrame":
+    """A row a configuration, the best on validation first: its swept values, n, mean and std of each score over seeds.
+
+    The scores are those of a role's stages (None: the delivered ones); std is the sample's, NaN for one stage.
+    """
+    import pandas as pd
+
+    names = [name for name in STAGE_COLUMNS if name.startswith(("val_", "test_"))]
+    rows = []
+    for group in grouped(frame):
+        stages = group.stages(role)[names].astype(float)
+        summed = {f"{name}_{how}": getattr(stages[name], how)() for name in names for how in ("mean", "std")}
+        rows.append({**group.values, "n": len(stages), **summed})
+    keys = list(dict.fromkeys(key for group in grouped(frame) for key in group.values))
+    columns = [*keys, "n", *(f"{name}_{how}" for name in names for how in ("mean", "std"))]
+    return pd.DataFrame(rows, columns=columns).sort_values("val_accuracy_mean", ascending=False, ignore_index=True)
+
+
+def grid(frame: "pd.DataFrame", rows: str, columns: str, value: str = "val_accuracy") -> "pd.DataFrame":
+    """The mean of a score of the delivered stages over two overrides; a cell without a run is NaN.
+
+    Both axes are sorted, numbers as numbers. Runs that share a stage count once.
+    """
+    import pandas as pd
+
+    found = [
+        {rows: group.values[rows], columns: group.values[columns], value: score}
+        for group in grouped(frame)
+        if {rows, columns} <= group.values.keys() and "" not in (as_text(group.values[k]) for k in (rows, columns))
+        for score in group.scores(value)
+    ]
+    table = pd.DataFrame(found, columns=[rows, columns, value])
+    shaped = table.pivot_table(index=rows, columns=columns, values=value, aggfunc="mean", sort=False)
+    return shaped.loc[sorted(shaped.index, key=_as_number), sorted(shaped.columns, key=_as_number)]
+
+
+def epochs(folder: str | Path) -> "pd.DataFrame":
+    """The epochs of a stage as its CSV tells them: of the CSV file, of a stage's folder, or of a run's last stage."""
+    import pandas as pd
+
+    path = Path(folder)
+    if path.is_file():
+        rows = read_csv(path)
+    elif (path / "logs").is_dir():
+        rows = read_log(path)
+    else:
+        rows = read_csv(_newest_log(path))
+    return pd.DataFrame(rows).astype({"epoch": int} if rows else {})
+
+
+def _newest_log(run_dir: Path) -> Path:
+    run = read_run(run_dir)
+    if run.delivered is not None and run.status == FINISHED:
+        logs = list((run_dir / run.stages[run.delivered].checkpoint).parent.parent.glob("logs/*_log.csv"))
+    else:
+        logs = sorted(run_dir.glob("*/logs/*_log.csv"), key=lambda path: path.stat().st_mtime_ns)
+    if not logs:
+        raise KdxError(f"{run_dir}: no epoch log: nothing was trained here")
+    return logs[-1]
+
+
+def _rows_below(folder: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a run, of a sweep's jobs in their order, and of whatever lies below, by path."""
+    jobs = [] if (folder / SUMMARY).exists() else _rows_of_sweep(folder)
+    if jobs:
+        yield from jobs
+        return
+    if (folder / SUMMARY).exists():
+        yield _row(folder, None)
+    try:
+        with os.scandir(folder) as entries:
+            inner = sorted(Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False))
+    except OSError as error:
+        raise KdxError(f"{folder}: {error.strerror}") from error
+    for path in inner:
+        if path.name not in SKIPPED and not path.name.startswith("."):
+            yield from _rows_below(path)
+
+
+def _rows_of_sweep(folder: Path) -> list[dict[str, Any]]:
+    """A row a job that sweep.json lists or that has a folder, in their order; none where the folder is no sweep's."""
+    found = {path.parent.name for path in folder.glob(f"*/{SUMMARY}") if re.fullmatch("[0-9]{1,9}", path.parent.name)}
+    listed = read_sweep(folder)
+    return [_row(folder / number, listed.get(number)) for number in sorted({*listed, *found}, key=int)]
+
+
+def _row(folder: Path, listed: SweepJob | None) -> dict[str, Any]:
+    """One run; `listed` is what sweep.json says of it."""
+    try:
+        run = read_run(folder) if (folder / SUMMARY).exists() else Run()
+    except KdxError as error:
+        run = Run(status=UNREADABLE, error=str(error))
+    job = listed or SweepJob(overrides=run.overrides)
+    overrides = typed_overrides(job.overrides or run.overrides)
+    data = [origin.name for origin in run.lineage if origin.what == "data"]
+    row: dict[str, Any] = {"dataset": None, SEED: run.seed}
+    row |= {key: value for key, value in overrides.items() if key not in COLUMNS or key in row}
+    row |= {"dataset": data[0]} if data else {}
+    row |= {"folder": str(folder), "reason": job.reason or run.error}
+    row["status"] = run.status if job.state == "open" or run.status == UNREADABLE else job.state
+    if run.status == UNREADABLE:
+        row["reason"] = run.error
+    row["delivered"] = run.delivered if row["status"] == FINISHED else None
+    row["seconds"] = job.seconds or sum(stage.seconds for stage in run.stages.values())
+    for role, stage in run.stages.items():
+        row |= {f"{role}_{name}": value for name, value in _stage_values(folder, stage).items()}
+    return row | {"_overrides": list(overrides), "_roles": list(run.stages)}
+
+
+def _stage_values(folder: Path, stage: Stage) -> dict[str, Any]:
+    """The values of STAGE_COLUMNS."""
+    timing = next(iter(stage.timings.values()), None)
+    calibration = stage.test.get("calibration")
+    values = (
+        *(stage.network, stage.status, stage.fingerprint, stage.epoch, stage.parameters, stage.seconds),
+        *(stage.validation["accuracy"], stage.validation.get("f1_score")),
+        *(stage.test["accuracy"], stage.test["f1_score"], stage.test["auc"]),
+        *(calibration and calibration["ece"], stage.test.get("guide_agreement")),
+        *(timing and timing["latency_ms_batch_1"], os.path.normpath(folder / stage.checkpoint)),
+    )
+    return dict(zip(STAGE_COLUMNS, values, strict=True))
+
+
+def _as_frame(rows: Sequence[dict[str, Any]]) -> "pd.DataFrame":
+    """Rows as columns that keep whole numbers whole and hold NaN, NA or None where a run has no value."""
+    import pandas as pd
+
+    overrides = list(dict.fromkeys(key for row in rows for key in row["_overrides"]))
+    roles = list(dict.fromkeys(role for row in rows for role in row["_roles"]))
+    names = ["folder", "status", "dataset", *(key for key in overrides if key not in COLUMNS or key == SEED)]
+    names += [SEED] if SEED not in names else []
+    names += ["delivered", "seconds", *(f"{role}_{name}" for role in roles for name in STAGE_COLUMNS), "reason"]
+    frame = pd.DataFrame({name: _column(name, [row.get(name) for row in rows]) for name in names})
+    frame.attrs["overrides"] = [key for key in overrides if key in frame]
+    return frame
+
+
+def _column(name: str, values: list[Any]) -> "pd.Series":
+    """A column of whole numbers, numbers or booleans where all values are such, else of objects."""
+    import pandas as pd
+
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {bool}:
+        return pd.Series(values, dtype="boolean")
+    if kinds == {int} and max(abs(value) for value in values if value is not None) < 2**63:
+        return pd.Series(values, dtype="Int64")
+    if kinds <= {int, float} and (kinds or name.endswith(SCORES)):
+        return pd.Series([None if value is None else float(value) for value in values], dtype="float64")
+    return pd.Series(values, dtype="object")
+
+
+def _as_number(value: Any) -> tuple[bool, float, str]:
+    number = isinstance(value, int | float)
+    return not number, float(value) if number else 0.0, str(value)

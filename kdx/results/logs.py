@@ -1,0 +1,46 @@
+"""The epochs of a stage, from the CSV file that its training writes."""
+
+import csv
+import io
+import math
+from pathlib import Path
+
+from kdx.errors import KdxError
+from kdx.files import read_bytes
+
+
+def read_log(stage_folder: Path) -> list[dict[str, float]]:
+    """The epochs of a stage so far, from its folder; none where it has no log."""
+    logs = sorted((stage_folder / "logs").glob("*_log.csv"))
+    return read_csv(logs[0]) if logs else []
+
+
+def read_csv(path: Path) -> list[dict[str, float]]:
+    """The rows of an epoch log as numbers; what is blank, or not finite as a user's own loss term may be, is left out.
+
+    `KdxError` names the line and the column of what is no epoch log.
+    """
+    try:
+        text = read_bytes(path).decode()
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        if "epoch" not in (reader.fieldnames or ()):
+            raise KdxError(f"{path}: no epoch log: its first line names no column epoch")
+        return [_numbers(row, f"{path}: line {reader.line_num}") for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise KdxError(f"{path}: no epoch log ({error})") from error
+
+
+def _numbers(row: dict[str, str | None], where: str) -> dict[str, float]:
+    if None in row or None in row.values():  # csv's way to say that the line is longer or shorter than the header
+        raise KdxError(f"{where}: has another number of cells than the header")
+    numbers = {key: _number(text or "nan", f"{where}: {key}") for key, text in row.items()}
+    if not 1 <= numbers["epoch"] <= 2**53:
+        raise KdxError(f"{where}: epoch={row['epoch']}: a number of at least 1 is needed")
+    return {key: value for key, value in numbers.items() if math.isfinite(value)}
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise KdxError(f"{where}={text[:50]!r}: a number is needed") from None

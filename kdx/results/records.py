@@ -1,0 +1,233 @@
+"""Typed records of runs and sweeps: the only reader and writer of summary.json and sweep.json."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, NotRequired, TypedDict
+
+import msgspec
+from msgspec import Meta
+
+from kdx.errors import KdxError
+from kdx.files import as_record, read_json, read_record, write_json
+
+SUMMARY = "summary.json"
+SWEEP = "sweep.json"
+
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Positive = Annotated[float, Meta(gt=0, le=1e300)]
+NotNegative = Annotated[float, Meta(ge=0, le=1e300)]
+Percent = Annotated[float, Meta(ge=0, le=100)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+FilePath = Annotated[str, Meta(pattern=r"^[^\0]{1,4096}$")]
+RoleName = Annotated[str, Meta(pattern=r"^[^\0/]{1,100}$")]  # a folder's name
+JobNumber = Annotated[str, Meta(pattern=r"^[0-9]{1,9}$")]
+
+
+class ScoresOnValidation(TypedDict):
+    """What the chosen epoch reached on the validation split."""
+
+    accuracy: Percent
+    loss: NotRequired[float]
+    precision: NotRequired[Percent]
+    recall: NotRequired[Percent]
+    f1_score: NotRequired[Percent]
+    auc: NotRequired[Share | None]
+
+
+class ClassScores(TypedDict):
+    """Precision, recall and F1 in percent and the number of images, each by class number."""
+
+    precision: list[Percent]
+    recall: list[Percent]
+    f1_score: list[Percent]
+    support: list[Count]
+
+
+class Calibration(TypedDict):
+    """Expected calibration error in percent, and its bins: mean confidence, accuracy, number of images."""
+
+    ece: Percent
+    confidence: list[Share]
+    accuracy: list[Share]
+    count: list[Count]
+
+
+class ScoresOnTest(TypedDict):
+    """All scores on the test split. The confusion matrix is (C, C), or (L, 2, 2) of a multi-label set."""
+
+    accuracy: Percent
+    f1_score: Percent
+    auc: Share | None
+    loss: NotRequired[float]
+    precision: NotRequired[Percent]
+    recall: NotRequired[Percent]
+    confusion_matrix: NotRequired[list[list[Count | list[Count]]]]
+    per_class: NotRequired[ClassScores]
+    calibration: NotRequired[Calibration]
+    num_samples: NotRequired[Count]
+    guide_agreement: NotRequired[Percent]
+    epoch: NotRequired[Count]
+
+
+class Timing(TypedDict):
+    """Costs of a network on one device."""
+
+    latency_ms_batch_1: Positive
+    images_per_s_batch_1: Positive
+    latency_ms_batch_64: Positive
+    images_per_s_batch_64: Positive
+    peak_memory_mb: NotNegative
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that is done: trained, reused or loaded. `checkpoint` is relative to the run's folder.
+
+    `efficiency` holds `parameters` and `multiply_adds` of one image, and a `Timing` for each device.
+    """
+
+    network: str
+    status: str
+    fingerprint: str
+    checkpoint: FilePath
+    epoch: Count
+    parameters: Count
+    validation: ScoresOnValidation
+    test: ScoresOnTest
+    seconds: NotNegative
+    stem: str | None = None
+    guide: str | None = None
+    guide_fingerprint: str | None = None
+    sha256: str | None = None
+    checkpoint_mb: NotNegative | None = None
+    efficiency: dict[str, Count | Timing] | None = None
+
+    @property
+    def timings(self) -> dict[str, Timing]:
+        """The measured costs by device."""
+        return {name: costs for name, costs in (self.efficiency or {}).items() if not isinstance(costs, int)}
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of one image; 0 where nothing was measured."""
+        counted = (self.efficiency or {}).get("multiply_adds", 0)
+        return counted if isinstance(counted, int) else 0
+
+
+@dataclass(frozen=True)
+class PlanEntry:
+    """What was to be done about a stage: train, reuse or load it."""
+
+    role: RoleName
+    action: str = ""
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One file or data set that a result comes from, with its hash."""
+
+    what: str
+    name: str
+    hash: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as summary.json tells it, where each stage that is done is a key of its own beside these."""
+
+    status: str = "open"
+    error: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    plan: list[PlanEntry] = field(default_factory=list)
+    surroundings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, Any] = field(default_factory=dict)
+    git_commit: str | None = None
+    class_names: list[str] = field(default_factory=list)
+    data_notes: list[str] = field(default_factory=list)
+    seed: int | None = None
+    lineage: list[Origin] = field(default_factory=list)
+    stages: dict[str, Stage] = field(default_factory=dict)
+
+    @property
+    def delivered(self) -> str | None:
+        """The role of the stage that a finished run was to deliver: the last one of its plan."""
+        return self.plan[-1].role if self.plan and self.plan[-1].role in self.stages else None
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """A job of a sweep: its state, and once it has ended, its seconds and the accuracy or the reason of its failure."""
+
+    overrides: list[str]
+    folder: str = ""
+    state: str = "open"
+    seconds: NotNegative | None = None
+    value: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    jobs: dict[JobNumber, SweepJob]
+
+
+def read_run(folder: Path) -> Run:
+    """The run in a folder; `KdxError` where it holds none, or that names what in summary.json is not as it must be."""
+    path = folder / SUMMARY
+    if not path.exists():
+        raise KdxError(f"{folder}: no run: {SUMMARY} is missing")
+    raw = read_json(path)
+    if not isinstance(raw, dict):
+        raise KdxError(f"{path}: not a summary of kdx: an object with a status and a plan is needed")
+    head = as_record({key: value for key, value in raw.items() if key != "stages"}, Run, path)
+    stages = {}
+    for role in (entry.role for entry in head.plan if entry.role in raw):
+        stages[role] = as_record(raw[role], Stage, path, role)
+        _check_sizes(stages[role], len(head.class_names), f"{path}: {role}")
+    return replace(head, stages=stages)
+
+
+def read_stages(folder: Path) -> dict[str, Stage]:
+    """The stages of a run that are done, by role; `KdxError` where there is none yet."""
+    stages = read_run(folder).stages
+    if not stages:
+        raise KdxError(f"{folder}: no stage of this run is finished yet")
+    return stages
+
+
+def write_run(folder: Path, run: Run) -> None:
+    """Write summary.json; each role that is done is a key of its own."""
+    told = msgspec.to_builtins(run)
+    write_json(folder / SUMMARY, told | told.pop("stages"))
+
+
+def read_sweep(folder: Path) -> dict[str, SweepJob]:
+    """The jobs that sweep.json lists, by number; none where there is no such file."""
+    path = folder / SWEEP
+    return read_record(path, _Sweep).jobs if path.exists() else {}
+
+
+def write_sweep(folder: Path, jobs: Mapping[str, SweepJob]) -> None:
+    """Write sweep.json."""
+    write_json(folder / SWEEP, msgspec.to_builtins(_Sweep(dict(jobs))))
+
+
+def _check_sizes(stage: Stage, names: int, where: str) -> None:
+    """`KdxError` unless what is listed by class, by bin and by device has one length, and costs are complete."""
+    scores, bins = stage.test.get("per_class"), stage.test.get("calibration")
+    if scores is not None:
+        classes, matrix = len(scores["support"]), stage.test.get("confusion_matrix", [])
+        lengths = {len(values) for values in scores.values()} | {names or classes, len(matrix) or classes}  # type: ignore[arg-type]
+        counts = {isinstance(cell, int) for row in matrix for cell in row}
+        widths = {len(row) for row in matrix} - {classes if counts == {True} else 2}
+        if lengths != {classes} or not classes or widths or len(counts) > 1:
+            raise KdxError(f"{where}.test: scores by class of {sorted(lengths | widths)} classes: one number is needed")
+    if bins is not None and len({len(bins[key]) for key in ("confidence", "accuracy", "count")}) > 1:
+        raise KdxError(f"{where}.test.calibration: its lists differ in length")
+    costs = stage.efficiency
+    if costs is not None:
+        counted = all(isinstance(costs.get(key), int) for key in ("parameters", "multiply_adds"))
+        if not counted or len(costs) - len(stage.timings) != 2 or not stage.timings:
+            raise KdxError(f"{where}.efficiency: parameters, multiply_adds and the timings of a device are needed")
