@@ -14,7 +14,7 @@ from kdx.data.batches import Preprocessing, resized
 from kdx.data.pictures import fitted, read_picture
 from kdx.deploy.run_loader import load_stage, network_of
 from kdx.errors import KdxError
-from kdx.metrics.classification import probabilities
+from kdx.metrics.logits import probabilities
 
 CARD = "kdx_card"  # the key under which every format carries the card
 MOST_IMAGES = 4096  # in a batch whose size a file fixes
