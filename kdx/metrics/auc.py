@@ -5,9 +5,11 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from kdx.metrics.logits import probabilities
 from kdx.tasks import BINARY, MULTI_LABEL
 
-ROWS = 4096  # images whose exponentials are held in float64 at once
+ROWS = 4096  # images whose probabilities are computed at once
+TABLE = 2**23  # probabilities that are held in float64 at once: 64 MB
 
 
 def area_under_curve(scores: Tensor, labels: Tensor, task: str) -> float | None:
@@ -16,7 +18,7 @@ def area_under_curve(scores: Tensor, labels: Tensor, task: str) -> float | None:
 
 
 def auc_of_logits(logits: Tensor, labels: Tensor, task: str) -> float | None:
-    """`area_under_curve` of the probabilities of logits (N, C), of which there is never an (N, C) table in float64."""
+    """`area_under_curve` of the probabilities of logits (N, C), which are not held in float64 all at once."""
     return _mean_area(_columns(logits, task), labels, task)
 
 
@@ -31,15 +33,16 @@ def _mean_area(columns: Iterable[Tensor], labels: Tensor, task: str) -> float | 
         truth = (labels[:, number] == 1 if task == MULTI_LABEL else labels == number).long()
         if 0 < int(truth.sum()) < len(truth):
             areas.append(float(tmf.binary_auroc(column, truth, validate_args=False)))
-    return sum(areas) / len(areas) if areas else None
+    return min(1.0, sum(areas) / len(areas)) if areas else None  # float32 sums end a little above 1, too
 
 
 def _columns(logits: Tensor, task: str) -> Iterator[Tensor]:
-    """`probabilities` class by class, so that there is never an (N, C) table in float64."""
-    if task == MULTI_LABEL:
-        yield from (column.double().sigmoid() for column in logits.unbind(dim=1))
-        return
-    top = logits.amax(dim=1).double()
-    rows = zip(logits.split(ROWS), top.split(ROWS), strict=True)
-    total = torch.cat([(part.double() - highest[:, None]).exp().sum(dim=1) for part, highest in rows])
-    yield from ((column.double() - top).exp() / total for column in logits.unbind(dim=1))
+    """`probabilities` class by class; where they need more than one table, the softmax is taken again for each."""
+    images, classes = logits.shape
+    width = max(1, min(classes, TABLE // max(1, images)))
+    for first in range(0, classes, width):
+        table = torch.empty(min(width, classes - first), images, dtype=torch.float64)
+        for row in range(0, images, ROWS):
+            part = probabilities(logits[row : row + ROWS], task)
+            table[:, row : row + ROWS] = part[:, first : first + width].T
+        yield from table
