@@ -17,7 +17,7 @@ from kdx.data.pictures import fitted, read_picture
 from kdx.deploy.run_loader import load_stage, network_of
 from kdx.errors import KdxError
 from kdx.files import as_record, parse_json
-from kdx.metrics.classification import probabilities
+from kdx.metrics.logits import probabilities
 from kdx.tasks import TASKS
 
 CARD = "kdx_card"  # the key under which every format carries the card

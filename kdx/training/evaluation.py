@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from kdx.data.batches import Batches
 from kdx.losses.hard import HardLoss
 from kdx.losses.objective import Lesson
-from kdx.metrics.classification import agreement, full_scores
+from kdx.metrics.agreement import agreement
+from kdx.metrics.classification import full_scores
 from kdx.training.runtime import Precision
 
 

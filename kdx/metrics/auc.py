@@ -1,0 +1,48 @@
+"""The area under the ROC curve, class by class, by torchmetrics."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from kdx.metrics.logits import probabilities
+from kdx.tasks import BINARY, MULTI_LABEL
+
+ROWS = 4096  # images whose probabilities are computed at once
+TABLE = 2**23  # probabilities that are held in float64 at once: 64 MB
+
+
+def area_under_curve(scores: Tensor, labels: Tensor, task: str) -> float | None:
+    """AUC of probabilities (N, C); None where no class has both positive and negative images."""
+    return _mean_area(scores.cpu().unbind(dim=1), labels.cpu(), task)
+
+
+def auc_of_logits(logits: Tensor, labels: Tensor, task: str) -> float | None:
+    """`area_under_curve` of the probabilities of logits (N, C), which are not held in float64 all at once."""
+    return _mean_area(_columns(logits, task), labels, task)
+
+
+def _mean_area(columns: Iterable[Tensor], labels: Tensor, task: str) -> float | None:
+    """The mean AUC of each class's scores (N,), of those that have one; torchmetrics' sort needs O(N) a class."""
+    import torchmetrics.functional.classification as tmf  # seconds, and needed at a stage's end only
+
+    areas = []
+    for number, column in enumerate(columns):
+        if task == BINARY and number != 1:
+            continue
+        truth = (labels[:, number] == 1 if task == MULTI_LABEL else labels == number).long()
+        if 0 < int(truth.sum()) < len(truth):
+            areas.append(float(tmf.binary_auroc(column, truth, validate_args=False)))
+    return min(1.0, sum(areas) / len(areas)) if areas else None  # float32 sums end a little above 1, too
+
+
+def _columns(logits: Tensor, task: str) -> Iterator[Tensor]:
+    """`probabilities` class by class; where they need more than one table, the softmax is taken again for each."""
+    images, classes = logits.shape
+    width = max(1, min(classes, TABLE // max(1, images)))
+    for first in range(0, classes, width):
+        table = torch.empty(min(width, classes - first), images, dtype=torch.float64)
+        for row in range(0, images, ROWS):
+            part = probabilities(logits[row : row + ROWS], task)
+            table[:, row : row + ROWS] = part[:, first : first + width].T
+        yield from table
