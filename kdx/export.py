@@ -14,7 +14,7 @@ from kdx.deploy.load import CARD, MOST_IMAGES, Card, Deployed, Model, answers, f
 from kdx.deploy.run_loader import load_data, load_stage
 from kdx.errors import KdxError
 from kdx.files import write_atomic
-from kdx.metrics.classification import predict
+from kdx.metrics.logits import predict
 
 USAGE = """
 python -m kdx.export RUN_DIR [role=student] [format=onnx|torch_export|safetensors] [quantize=int8] [opset=18]

@@ -4,7 +4,9 @@ import sklearn.metrics
 import torch
 from medmnist.evaluator import getACC, getAUC
 
-from kdx.metrics.classification import area_under_curve, epoch_scores, full_scores, predict, probabilities
+from kdx.metrics.auc import area_under_curve
+from kdx.metrics.classification import epoch_scores, full_scores
+from kdx.metrics.logits import predict, probabilities
 
 
 def random_logits(rows: int, columns: int, seed: int = 0) -> torch.Tensor:

@@ -4,12 +4,10 @@ from typing import Any
 
 from torch import Tensor
 
-from kdx.metrics.auc import area_under_curve, auc_of_logits
+from kdx.metrics.auc import auc_of_logits
 from kdx.metrics.calibration import calibration
 from kdx.metrics.counts import averages, confusions, count, per_class
-from kdx.metrics.logits import predict, probabilities
-
-__all__ = ["area_under_curve", "epoch_scores", "full_scores", "predict", "probabilities"]
+from kdx.metrics.logits import predict
 
 
 def epoch_scores(predictions: Tensor, labels: Tensor, task: str, num_classes: int) -> dict[str, float]:

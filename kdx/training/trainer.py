@@ -14,7 +14,8 @@ from kdx.data.batches import Batch, Batches
 from kdx.errors import KdxError
 from kdx.losses.objective import Lesson
 from kdx.memory import peak_mb, start_peak
-from kdx.metrics.classification import epoch_scores, predict
+from kdx.metrics.classification import epoch_scores
+from kdx.metrics.logits import predict
 from kdx.models.features import Outputs
 from kdx.reproducibility import RandomState
 from kdx.training.averaging import Average
