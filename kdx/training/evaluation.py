@@ -10,6 +10,7 @@ from kdx.losses.hard import HardLoss
 from kdx.losses.objective import Lesson
 from kdx.metrics.agreement import agreement
 from kdx.metrics.classification import full_scores
+from kdx.metrics.logits import require_numbers
 from kdx.training.runtime import Precision
 
 
@@ -31,6 +32,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Loss by the labels alone, all scores, and the agreement with a guide's logits (N, C), of a network on a split."""
     logits = logits_of(network, batches, precision)
+    require_numbers(logits, "the network")
     loss = float(HardLoss(task)(logits, Lesson(batches.labels, torch.arange(len(batches.labels)))))
     scores = {
         "loss": loss,
