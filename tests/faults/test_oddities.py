@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kdx.chain.index import own_folder
 from kdx.files import TEMP_PREFIX, hash_path, read_hashes, set_aside, verify_hash, write_with_hash
 from tests.faults.toy import result_of, run_toy
 
@@ -107,3 +108,16 @@ def dying_at_the_second(work: Callable[..., None]) -> Callable[..., None]:
         work(*arguments)
 
     return die
+
+
+def test_a_run_above_others_removes_no_file_that_they_write(tmp_path: Path) -> None:
+    """Its own leftovers go, also those in its stages' folders."""
+    ours = [tmp_path / f"{TEMP_PREFIX}x", tmp_path / "teacher" / "logs" / f"{TEMP_PREFIX}x"]
+    theirs = [tmp_path / "other" / "teacher" / f"{TEMP_PREFIX}x", tmp_path / "deep" / "er" / f"{TEMP_PREFIX}x"]
+    for path in (*ours, *theirs):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "other" / ".lock").touch()
+    (tmp_path / "deep" / "er" / ".hydra").mkdir()
+    with own_folder(tmp_path):
+        assert [path.exists() for path in (*ours, *theirs)] == [False, False, True, True]
