@@ -121,7 +121,7 @@ def test_a_waiting_run_takes_over_and_ends_like_clean(start: Start, tmp_path: Pa
     until(lambda: someone_waits(tmp_path))
     os.kill(first.pid, signal.SIGKILL)
     output = finish(second)
-    assert second.returncode == 0 and "going on after epoch 1 of" in output, output
+    assert second.returncode == 0 and "resumed after epoch 1 of" in output, output
     (tmp_path / "clean").mkdir()
     finish(start(tmp_path / "clean", kdx_environment, *SLOW_TEACHER, "stage=teacher"))
     ours, theirs = (next((tmp_path / where).rglob("index/*.json")) for where in ("outputs", "clean"))
@@ -146,10 +146,10 @@ def test_interrupted_sweep_saves_its_jobs_and_ends_like_clean(
     (summary,) = tmp_path.rglob("0/summary.json")
     assert json.loads(summary.read_text())["status"] == "stopped"
     latest = torch.load(summary.parent / "teacher/checkpoints/latest.pth", weights_only=True)
-    assert latest["partial"]["step"] == 3  # of the second epoch: nothing of it is lost
+    assert latest["progress"]["epoch_under_way"]["step"] == 3  # of the second epoch: nothing of it is lost
     sweep = ["--multirun", *SLOW_TEACHER, "stage=teacher", "seed=1,2"]
     again = finish(start(tmp_path, kdx_environment, *sweep, f"hydra.sweep.dir={summary.parent.parent}"))
-    assert "2 of 2 jobs finished" in again and "going on after epoch 1, step 3 of" in again, again
+    assert "2 of 2 jobs finished" in again and "resumed after epoch 1, step 3 of" in again, again
     (tmp_path / "clean").mkdir()
     finish(start(tmp_path / "clean", kdx_environment, *sweep))
     (ours,), (theirs,) = summary.parent.rglob("best_acc_*.pth"), (tmp_path / "clean").rglob("0/**/best_acc_*.pth")
@@ -174,7 +174,7 @@ def test_a_signal_to_the_sweep_or_to_its_whole_group_saves_all_jobs(
     assert [json.loads(path.read_text())["status"] for path in summaries] == ["stopped", "stopped"]
     for path in summaries:
         latest = torch.load(path.parent / "teacher/checkpoints/latest.pth", weights_only=True)
-        assert latest["partial"]["step"] in (1, 2, 3)  # of the second epoch
+        assert latest["progress"]["epoch_under_way"]["step"] in (1, 2, 3)  # of the second epoch
 
 
 def test_a_signal_to_a_search_saves_its_jobs(start: Start, tmp_path: Path, kdx_environment, gate) -> None:

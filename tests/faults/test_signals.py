@@ -38,7 +38,7 @@ def test_sigterm_saves_inside_the_epoch_and_the_told_command_ends_it(
     told = output.split("to go on: kdx ")[1].splitlines()[0]
     again = start(tmp_path, kdx_environment, *shlex.split(told))
     output = finish(again)
-    assert again.returncode == 0 and "going on after epoch 1, step 3 of" in output, output
+    assert again.returncode == 0 and "resumed after epoch 1, step 3 of" in output, output
     (tmp_path / "clean").mkdir()
     finish(start(tmp_path / "clean", kdx_environment, *STAGE))
     (clean,) = (tmp_path / "clean").rglob("best_acc_*.pth")
