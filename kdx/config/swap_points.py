@@ -18,18 +18,19 @@ ANY: dict[str, Rule] = {"_target_": TARGET, "_partial_": Flag(), "_recursive_": 
 KD: dict[str, Rule] = {
     "temperature": Real(above=0, most=10_000),
     "alpha": Real(least=0, most=1),
+    "standardise": Flag(),
     "cache_logits": Flag(),
     "lr": Nullable(LEARNING_RATE),
 }
 LAYERS = Either((Text(needed="the name of a layer, or stages, last_map, pooled is needed"), ListOf(Text(), fewest=1)))
-METHOD: dict[str, Rule] = {  # of kdx.losses, whose alpha is a weight like any other
+SHARED_BY_ALPHA = (".Hinton", ".KnowledgeDistillationLoss")  # alpha of the soft loss, 1 - alpha of the hard one
+METHOD: dict[str, Rule] = {  # of the others in kdx.losses, whose alpha is a weight like any other
     **KD,
     "alpha": NOT_NEGATIVE,
     "beta": NOT_NEGATIVE,
     "gamma": NOT_NEGATIVE,
     "alpha_temperature": KD["temperature"],
     "temperatures": ListOf(KD["temperature"], fewest=1),
-    "standardise": Flag(),
     "power": Real(above=0, most=100),
     "start": KD["temperature"],
     "span": KD["temperature"],
@@ -114,7 +115,7 @@ ALWAYS = ("lr", "cache_logits")  # read by kdx itself, whatever the _target_
 
 def rules_of(swap_point: str, target: object) -> dict[str, Rule]:
     """The rules for the keys of a swap point that names this `_target_`."""
-    method = str(target).startswith("kdx.losses.") and not str(target).endswith(".KnowledgeDistillationLoss")
+    method = str(target).startswith("kdx.losses.") and not str(target).endswith(SHARED_BY_ALPHA)
     table = METHOD if swap_point == "kd" and method else SWAP_POINTS[swap_point]
     shipped = target is None or str(target).startswith(SHIPPED)
     return ANY | (table if shipped else {key: rule for key, rule in table.items() if key in ALWAYS})
