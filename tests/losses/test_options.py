@@ -1,6 +1,9 @@
 """Every option of conf/kd is built from its file and makes a training step, or is refused by name."""
 
+import re
+
 import pytest
+import yaml
 
 from kdx.chain.check import check_stage
 from kdx.chain.context import load_dataset, make_workplace
@@ -33,3 +36,12 @@ def test_logits_cannot_stand_for_features() -> None:
     place = make_workplace(settings, load_dataset(settings))
     with pytest.raises(KdxError, match="kd.cache_logits=true: kdx.losses.ReviewKD looks at layers"):
         check_stage(place, settings.stage("student"), {"assistant": tiny.wide(3, 1)})
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"none"}))
+def test_an_option_opens_with_its_command_and_its_paper(name: str) -> None:
+    text = (CONF / "kd" / f"{name}.yaml").read_text()
+    opening = text[: text.index("_target_")]
+    assert f"kd={name}" in opening or name == "hinton"
+    assert re.search(r"\d{4}\.\d{4,5}|CVPR 2023", opening)
+    assert {"hard", "weight", "lr", "cache_logits"} <= set(yaml.safe_load(text))
