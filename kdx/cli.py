@@ -29,12 +29,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdx.config.paths import anchored
-from kdx.config.ranges import printable
 from kdx.config.schema import Settings
 from kdx.config.settings import check_hydra_keys, flat_keys, read_settings
 from kdx.errors import BusyError, KdxError, suggest
 from kdx.process import USER_ERROR, Running, command_process
 from kdx.run_folder import FolderBefore
+from kdx.text import harmless
 from kdx.training.stopping import Stopped
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,13 @@ class BelowError(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno < logging.ERROR
+
+
+class HarmlessFormatter(logging.Formatter):
+    """For every handler: names of classes and files may hold what a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return harmless(super().format(record), keep="\n\t")
 
 
 class ReportAtEnd(Callback):
@@ -138,7 +145,7 @@ def _tell(error: str, cause: Exception | None = None) -> None:
     if not shown or not log.isEnabledFor(logging.ERROR):
         if cause is not None:
             traceback.print_exception(cause)
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {harmless(error)}", file=sys.stderr)
 
 
 @contextmanager
@@ -154,7 +161,7 @@ def one_line_errors(conf: Path) -> Iterator[Running]:
             except (KdxError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
                 if asked == "1":
                     raise
-                print(f"error: {printable(explain(error, conf))}", file=sys.stderr)
+                print(f"error: {harmless(explain(error, conf))}", file=sys.stderr)
                 raise SystemExit(USER_ERROR) from None
     finally:
         for name, value in before.items():
@@ -239,6 +246,10 @@ def compose_jobs(conf: Path, base: Sequence[str], jobs: Sequence[Sequence[str]])
 def compose_line(conf: Path, arguments: Sequence[str]) -> tuple[DictConfig, list[str], list[str]]:
     """A command line's config, the part of it with which a job finds the same files, and its overrides."""
     args = _parse(conf, arguments)
+    kept = {"overrides", "config_name", "config_dir"}
+    for option, value in vars(args).items():
+        if value not in (None, False) and option not in kept:
+            raise KdxError(f"--{option.replace('_', '-')}: has no meaning here; choose --config-dir, --config-name")
     base = ["--config-name", args.config_name or "config"]
     if args.config_dir:
         base += ["--config-dir", str(Path(args.config_dir).resolve())]

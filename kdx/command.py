@@ -17,7 +17,6 @@ from kdx.process import USER_ERROR, command_process
 from kdx.text import harmless
 
 SOME_FAILED = 1
-MOST_DIGITS = 18
 MOST_SHOWN = 80  # characters of a value in an error
 
 
@@ -72,11 +71,15 @@ class Count:
     def read(self, text: str) -> int | None:
         if text == "null" and self.default is None:
             return None
-        if not re.fullmatch(f"[0-9]{{1,{MOST_DIGITS}}}", text) or int(text) < self.least:
-            raise ValueError(f"a whole number of at least {self.least} is needed, at most {self.most}")
-        if int(text) > self.most:
+        digits = re.fullmatch("0*([0-9]+)", text)
+        if digits is not None and len(digits[1]) > len(str(self.most)):  # Python refuses to read the longest
             raise ValueError(f"a whole number of at most {self.most} is needed")
-        return int(text)
+        number = -1 if digits is None else int(digits[1])
+        if number < self.least:
+            raise ValueError(f"a whole number of at least {self.least} is needed")
+        if number > self.most:
+            raise ValueError(f"a whole number of at most {self.most} is needed")
+        return number
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,7 @@ def read_line(arguments: Sequence[str], keys: Mapping[str, Key]) -> tuple[list[s
         if _is_word(argument, keys):
             words.append(argument)
             continue
-        name, text = _split(argument, keys, rest)
+        name, text = split_key(argument, keys, rest)
         key = keys[name]
         if name in given:
             raise KdxError(f"{name}: given twice")
@@ -211,7 +214,7 @@ def read_line(arguments: Sequence[str], keys: Mapping[str, Key]) -> tuple[list[s
     return words, given
 
 
-def _split(argument: str, keys: Mapping[str, Key], rest: list[str]) -> tuple[str, str]:
+def split_key(argument: str, keys: Mapping[str, Key], rest: list[str]) -> tuple[str, str]:
     """A key's name and the text of its value, taken from `rest` where it stands there."""
     given, equals, text = argument.removeprefix("--").partition("=")
     name = given.replace("-", "_")

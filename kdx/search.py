@@ -12,8 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdx import cli
+from kdx.command import Flag, Key, Text, asks_for_help, split_key
+from kdx.config import ranges
 from kdx.config.checks import Problems
-from kdx.config.ranges import Flag, Real, Rule
 from kdx.config.schema import SearchSchema, Settings
 from kdx.config.settings import explain_key, flat_keys, read_settings
 from kdx.errors import KdxError, suggest
@@ -29,6 +30,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+USAGE = """
+python -m kdx.search experiment=search_kd [key=value...] [trials=N] [n_jobs=N] [prune=true|false] [name=NAME]
+                     [--config-dir DIR] [--config-name NAME]
+
+Searches for values of the keys that search.space lists, with kdx's keys as for a run. trials, n_jobs, prune and name
+stand for search.trials and so on, also as --trials N. What is told on validation decides; started again, a search of
+the same name goes on.
+"""
+OWN: dict[str, Key] = {"name": Text(), "trials": Text(), "n_jobs": Text(), "prune": Flag()}  # read_search checks them
 POLL_SECONDS = 1.0
 STAGES = "stages"  # attribute of a study: what its trials train, at some places in the space
 INSTEAD_OF = "instead_of"  # marks a trial that repeats one which died with an earlier search
@@ -67,6 +77,19 @@ def search(wish: SearchSchema, settings: Settings, program: Program, overrides: 
     return folder
 
 
+def as_overrides(arguments: Sequence[str]) -> list[str]:
+    """A command line whose own keys of the search, in any spelling, became `search.key=value`; the rest as it is."""
+    overrides, rest = [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        given, equals, _ = argument.removeprefix("--").partition("=")
+        if given.replace("-", "_") in OWN and (equals or argument.startswith("--")):
+            overrides.append("search.{}={}".format(*split_key(argument, OWN, rest)))
+        else:
+            overrides.append(argument)
+    return overrides
+
+
 def read_search(config: DictConfig) -> SearchSchema:
     """The checked wishes of a search."""
     if config.get("search") is None:
@@ -90,7 +113,7 @@ def read_search(config: DictConfig) -> SearchSchema:
 def _is_space(space: dict[str, Any]) -> bool:
     if set(space) == {"choices"}:
         return bool(space["choices"])
-    rules: dict[str, Rule] = {"low": Real(), "high": Real(), "log": Flag()}
+    rules: dict[str, ranges.Rule] = {"low": ranges.Real(), "high": ranges.Real(), "log": ranges.Flag()}
     space = {"log": False, **space}
     if set(space) != set(rules) or any(rule.problem(space[key]) is not None for key, rule in rules.items()):
         return False
@@ -183,11 +206,16 @@ def _tell(study: "optuna.Study", trial: "optuna.Trial", job: Job, end: JobEnd | 
 def main() -> None:
     cli.share_processors()
     with cli.one_line_errors(CONF) as command:
+        if asks_for_help(sys.argv[1:]):
+            print(USAGE.strip())
+            return
         command.answers = False  # the study and the report have all that is printed
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+        console = logging.StreamHandler(sys.stdout)
+        console.setFormatter(cli.HarmlessFormatter("%(message)s"))
+        logging.basicConfig(level=logging.INFO, handlers=[console])
         if importlib.util.find_spec("optuna") is None:
             raise KdxError('the search needs optuna: pip install -e ".[search]" in the checkout of kdx')
-        config, base, overrides = cli.compose_line(CONF, sys.argv[1:])
+        config, base, overrides = cli.compose_line(CONF, as_overrides(sys.argv[1:]))
         settings, wish = read_settings(config), read_search(config)
         program = Program(run_main, CONF, tuple(base), cli.compose_jobs)
         try:

@@ -2,19 +2,27 @@
 
 import csv
 import io
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 import kdx.data.__main__ as data
 import kdx.report.__main__ as report
 import kdx.visualize.__main__ as visualize
-from kdx import export, predict
+from kdx import cli, export, predict, search
 from kdx.command import Choice, Command, Count, Flag, Names, Text, run_command
+from kdx.config.settings import read_settings
+from kdx.data import from_arrays
+from kdx.data.description import log_description
 from kdx.errors import KdxError
 from kdx.text import csv_text, harmless, markdown_text
+from tests import tiny
+from tests.conftest import CONF
 
 COMMANDS = {
     "export": export.COMMAND,
@@ -91,7 +99,7 @@ def test_names_stand_with_commas_or_as_words(line: str) -> None:
         ("F samples=nan", "samples=nan: a whole number of at least 1 is needed"),
         ("F samples=null", "samples=null: a whole number of at least 1 is needed"),
         ("F samples=101", "samples=101: a whole number of at most 100 is needed"),
-        ("F samples=" + 5000 * "9", "999...: a whole number of at least 1 is needed, at most 100"),
+        ("F samples=" + 5000 * "9", "999...: a whole number of at most 100 is needed"),
         ("F batch=9", "batch=9: a whole number of at most 8 is needed"),
         ("F prepare=a,,b", "prepare=a,,b: names are needed"),
         ("F --prepare", "prepare: a value is missing"),
@@ -218,6 +226,62 @@ def test_markdown_holds_no_html_no_cells_and_no_lines_of_others() -> None:
     assert markdown_text("kd.temperature=2 batch_size=8") == "kd.temperature=2 batch_size=8"
 
 
-def test_help_needs_no_folder() -> None:
-    done = subprocess.run([sys.executable, "-m", "kdx.report", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("python -m kdx.report DIR...")
+@pytest.mark.parametrize("module", ["kdx.report", "kdx.search"])
+def test_help_needs_nothing(module: str, tmp_path: Path) -> None:
+    """kdx.search took --help for Hydra's and began to search."""
+    done = subprocess.run([sys.executable, "-m", module, "x=1", "--help"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith(f"python -m {module} ") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "trials=3 n_jobs=2 prune=false name=x",
+        "--trials 3 --n-jobs=2 --prune=false --name x",
+        "--n_jobs 2 --trials=3 --prune false name=x",
+        "search.trials=3 search.n_jobs=2 search.prune=false search.name=x",
+    ],
+)
+def test_the_searchs_own_keys_have_the_same_grammar(line: str) -> None:
+    config, base, overrides = cli.compose_line(CONF, search.as_overrides(["experiment=search_kd", *line.split()]))
+    wish = search.read_search(config)
+    assert (wish.trials, wish.n_jobs, wish.prune, wish.name) == (3, 2, False, "x")
+    assert overrides[0] == "experiment=search_kd" and "search.trials=3" in overrides
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--trails 3", "unknown option --trails"),
+        ("--trials", "trials: a value is missing, write trials=VALUE"),
+        ("--multirun", "--multirun: has no meaning here; choose --config-dir, --config-name"),
+        ("--cfg job", "--cfg: has no meaning here"),
+        ("--trials x", "search.trials"),
+        ("trials=0", "search.trials=0"),
+        ("trials", "trials: a value is missing"),
+    ],
+)
+def test_what_a_search_does_not_know_is_one_line(line: str, message: str) -> None:
+    with pytest.raises((KdxError, HydraException)) as error:
+        config, _, _ = cli.compose_line(CONF, search.as_overrides(["experiment=search_kd", *line.split()]))
+        read_settings(config)
+        search.read_search(config)
+    assert message in cli.explain(error.value, CONF)
+
+
+def test_logs_show_names_of_others_harmlessly(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    console = logging.StreamHandler()
+    console.setFormatter(cli.HarmlessFormatter("%(message)s"))
+    console.emit(logging.makeLogRecord({"msg": "class \x1b[2J\x9b1m\u202e\nnext\tline"}))
+    assert capfd.readouterr().err == "class \\x1b[2J\\x9b1m\\u202e\nnext\tline\n"
+    hydra = OmegaConf.load(CONF / "config.yaml").hydra
+    for node in (OmegaConf.load(CONF / "hydra" / "job_logging" / "kdx.yaml"), hydra.hydra_logging):
+        assert {entry["class"] for entry in node.formatters.values()} == {"kdx.cli.HarmlessFormatter"}
+
+
+def test_numbers_of_classes_are_told_on_lines_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
+    names = ["\x1b[2J", "a\n[error] all is lost", "c"]
+    data_set = from_arrays("tiny", tiny.arrays(), task="multi-class", class_names=names)
+    with caplog.at_level(logging.INFO):
+        log_description(data_set)
+    assert all(line.isprintable() for line in caplog.messages) and "\\x1b[2J" in caplog.text

@@ -11,6 +11,7 @@ import torch
 
 from kdx import cli
 from kdx.config.settings import build, read_settings
+from kdx.search import as_overrides
 from tests.conftest import CONF, REPO, compose_config
 
 README = (REPO / "README.md").read_text()
@@ -34,7 +35,7 @@ def test_command_is_valid(command: str) -> None:
     elif program == "python" and arguments[0] == "-m":
         module = importlib.import_module(arguments[1])
         if arguments[1] == "kdx.search":
-            cli.compose_line(CONF, arguments[2:])
+            cli.compose_line(CONF, as_overrides(arguments[2:]))
         else:
             command = importlib.import_module(f"{module.__name__}.__main__") if hasattr(module, "__path__") else module
             command.COMMAND.read(arguments[2:])

@@ -57,3 +57,15 @@ def test_layer_with_maps_is_found() -> None:
     assert (
         last_map_layer(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)), torch.zeros(1, 1, 8, 8)) is None
     )
+
+
+def test_figures_are_whole_or_absent_and_errors_one_line(tmp_path: Path) -> None:
+    maps = torch.rand(4, 5, 5)
+    for name in ("a.png", "b.svg", "c"):
+        visualize_feature_maps(maps, save_path=tmp_path / "new" / name)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.png", "b.svg", "c.png"]
+    with pytest.raises(KdxError, match=r"a\.xyz: Format 'xyz' is not supported"):
+        visualize_feature_maps(maps, save_path=tmp_path / "a.xyz")
+    (tmp_path / "file").touch()
+    with pytest.raises(KdxError, match="cannot make the folder"):
+        visualize_feature_maps(maps, save_path=tmp_path / "file" / "a.png")

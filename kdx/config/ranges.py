@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from omegaconf import MISSING
 
 from kdx.errors import suggest
+from kdx.text import harmless
 
 LARGEST = 2**63 - 1  # what a tensor's int64 holds
 LONGEST = 4096  # characters of a text, PATH_MAX of Linux
@@ -218,12 +219,7 @@ def shown(value: Any) -> str:
     if isinstance(value, int) and abs(value) > LARGEST**4:  # Python refuses to print the longest ones
         return "a number of more than 70 digits"
     text = str(value)
-    return printable(text if len(text) <= SHOWN else text[:SHOWN] + "...")
-
-
-def printable(text: str) -> str:
-    """Text whose control characters are escaped: one line, which no terminal obeys."""
-    return "".join(letter if bad_text(letter) is None else ascii(letter)[1:-1] for letter in text)
+    return harmless(text if len(text) <= SHOWN else text[:SHOWN] + "...")
 
 
 def leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:

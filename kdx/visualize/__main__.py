@@ -100,7 +100,7 @@ def _draw_side_by_side(image: Tensor, panels: dict[str, Tensor], title: str, pat
     for position, (name, heat) in enumerate([("image", None), *panels.items()]):
         axes = figure.add_subplot(1, 1 + len(panels), position + 1)
         axes.set_axis_off()
-        axes.set_title(name, fontsize=8)
+        axes.set_title(name, fontsize=8, parse_math=False)
         axes.imshow(shown, extent=(0, width, height, 0), interpolation="nearest")
         if heat is not None:
             axes.imshow(heat.numpy(), extent=(0, width, height, 0), cmap="viridis", alpha=0.75, interpolation="nearest")

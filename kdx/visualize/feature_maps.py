@@ -1,5 +1,6 @@
 """Pictures of what a layer sees. Figures need no display."""
 
+import io
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from kdx.errors import KdxError
+from kdx.files import write_atomic
 from kdx.models.networks import capture_features
 
 
@@ -118,5 +120,11 @@ def label_text(label: Tensor) -> str:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    """Write a figure in the format that the file's name ends in, PNG where it ends in none."""
+    path = path if path.suffix else path.with_suffix(".png")
+    drawn = io.BytesIO()
+    try:
+        figure.savefig(drawn, dpi=100, format=path.suffix[1:])
+    except ValueError as error:  # matplotlib's word for a format that it does not write
+        raise KdxError(f"{path}: {str(error).splitlines()[0]}") from error
+    write_atomic(path, drawn.getvalue())
