@@ -22,6 +22,7 @@ from kdx.chain.chain import run_chain
 from kdx.config.schema import Settings
 from kdx.config.settings import read_settings
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored, and so inherited, under nohup
 cli.add_plugins()  # before Hydra looks for plugins, once a process
 atexit.register(gc.unfreeze)
 gc.freeze()  # what torch's import made: each of the chains' garbage collections would go through it, 0.2 s

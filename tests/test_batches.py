@@ -16,12 +16,12 @@ def numbered(count: int, size: int = 4) -> Split:
 
 
 def order_of(batches: Batches, epoch: int, start: int = 0) -> list[int]:
-    return [int(label) for _, labels, _ in batches.epoch(epoch, start) for label in labels]
+    return [int(label) for batch in batches.epoch(epoch, start) for label in batch.labels]
 
 
 def test_an_epoch_sees_every_image_once_with_its_label() -> None:
     batches = Batches(numbered(10), PLAIN, batch_size=4, device=CPU, shuffle=True)
-    seen = [(images, labels) for images, labels, _ in batches.epoch(1)]
+    seen = [(batch.images, batch.labels) for batch in batches.epoch(1)]
     assert [len(labels) for _, labels in seen] == [4, 4, 2] and len(batches) == 3
     assert sorted(order_of(batches, 1)) == list(range(10))
     for images, labels in seen:
@@ -56,7 +56,7 @@ def test_an_epoch_can_go_on_from_a_step() -> None:
     batches = Batches(split, PLAIN, batch_size=4, device=CPU, shuffle=True, augment=["crop", "jitter"])
     whole, rest = list(batches.epoch(2)), list(batches.epoch(2, start=3))
     assert len(rest) == len(whole) - 3
-    for (images, labels, _), (again, labels_again, _) in zip(whole[3:], rest, strict=True):
+    for (images, labels, *_), (again, labels_again, *_) in zip(whole[3:], rest, strict=True):
         assert torch.equal(images, again) and torch.equal(labels, labels_again)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from kdx.chain.code import Sources
 from kdx.errors import KdxError
-from kdx.losses import KnowledgeDistillationLoss
+from kdx.losses import Hinton
 from tests.conftest import TinyRun
 
 MINE = {
@@ -167,7 +167,7 @@ def test_named_checkpoint_and_latest_mean_another_teacher_once_its_code_is_edite
 def test_formula_of_ours_has_a_version(tiny_run, monkeypatch: pytest.MonkeyPatch) -> None:
     chain = ["epochs=1", "stage.deliver=student", "stage.student.guide=teacher", "model.teacher=kdx.thin:resnet8"]
     tiny_run(*chain)
-    monkeypatch.setattr(KnowledgeDistillationLoss, "version", 2, raising=False)
+    monkeypatch.setattr(Hinton, "version", 2)
     assert tiny_run(*chain).statuses() == {"teacher": "reused", "student": "trained"}
     monkeypatch.setattr(sys.modules["kdx.models.thin"], "VERSION", 2, raising=False)
     assert tiny_run(*chain).statuses() == {"teacher": "trained", "student": "trained"}

@@ -68,7 +68,7 @@ def test_data_pickles() -> None:
         data.train, Preprocessing((0.5,), (0.5,)), batch_size=4, device=torch.device("cpu"), augment=["crop"]
     )
     again = pickle.loads(pickle.dumps(batches))
-    for (images, labels, _), (same, same_labels, _) in zip(batches.epoch(1), again.epoch(1), strict=True):
+    for (images, labels, *_), (same, same_labels, *_) in zip(batches.epoch(1), again.epoch(1), strict=True):
         assert torch.equal(images, same) and torch.equal(labels, same_labels)
 
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from kdx.chain.context import Workplace, network_spec
 from kdx.chain.parts import Parts, build_parts
-from kdx.chain.stage import make_trainer
+from kdx.chain.stage import make_trainer, raise_if_out_of_memory
 from kdx.config.schema import StageSettings
 from kdx.data.dataset import Split
 from kdx.errors import KdxError
@@ -59,9 +58,10 @@ def _try_step(place: Workplace, stage: StageSettings, parts: Parts, teachers: Ma
 def _attempt(work: Callable[[], Any], stage: StageSettings, parts: Parts) -> None:
     try:
         work()
-    except (KdxError, torch.OutOfMemoryError, MemoryError):
+    except KdxError:
         raise
     except Exception as error:  # a user's own code may raise anything
+        raise_if_out_of_memory(error, stage)
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise KdxError(f"{_culprit(error, stage, parts)} fails in a training step ({reason})") from error
 

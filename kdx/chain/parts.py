@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from kdx.chain.context import Workplace, network_spec
 from kdx.config.schema import StageSettings
-from kdx.config.settings import build
+from kdx.config.settings import arguments_of, build
 from kdx.errors import KdxError
 from kdx.losses.distillation import Distillation, Term, Weight, as_objective
 from kdx.losses.hard import HardLoss
@@ -23,6 +23,7 @@ from kdx.training.learner import Learner
 from kdx.training.schedules import Schedule
 
 HINTON = "kdx.losses.Hinton"
+TERM_KEYS = ("hard", "weight", "lr")  # of any method; what else its file holds is its own
 
 
 @dataclass
@@ -85,8 +86,10 @@ def _objective(place: Workplace, stage: StageSettings) -> Distillation:
     hard_loss = HardLoss(place.dataset.task)
     if not stage.distilled:
         return Distillation(hard_loss, Weight.of(1))
-    target, given = stage.kd["_target_"], {key: stage.kd.get(key) for key in ("hard", "weight")}
-    own = {key: value for key, value in stage.kd.items() if key not in ("hard", "weight", "lr")}
+    target = stage.kd["_target_"]
+    ours = set(TERM_KEYS) - arguments_of(target)  # a user's own loss may have a number of such a name
+    given = {key: stage.kd.get(key) if key in ours else None for key in ("hard", "weight")}
+    own = {key: value for key, value in stage.kd.items() if key not in ours}
     if target == HINTON:
         share = own.pop("alpha", None)  # weighs both parts, where they have no weights of their own
         if share is not None:

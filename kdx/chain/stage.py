@@ -200,9 +200,13 @@ def _fit(trainer: Trainer, stage: StageSettings, keeper: Keeper, after_epoch: Ca
     try:
         return trainer.fit(keeper, after_epoch)
     except (MemoryError, RuntimeError) as error:
-        memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not memory:
-            raise
+        raise_if_out_of_memory(error, stage)
+        raise
+
+
+def raise_if_out_of_memory(error: Exception, stage: StageSettings) -> None:
+    """`KdxError` that says what to lower, where an error means that memory ran out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         raise KdxError(
             f"{stage.role}: out of memory with batch_size={stage.batch_size}; "
             f"lower stage.{stage.role}.batch_size or set amp=bf16; what was saved is sound"

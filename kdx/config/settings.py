@@ -1,13 +1,14 @@
 """From a composed config to plain, checked settings. Nothing behind this file sees a config; it imports no torch."""
 
 import copy
+import inspect
 import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -94,6 +95,14 @@ def build(node: dict[str, Any], key: str, *arguments: Any) -> Any:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", reason)
         near = suggest(unknown[1], rules_of(key, node["_target_"])) if unknown is not None else ""
         raise KdxError(f"{key}: {node['_target_']} cannot be built: {reason}{near}") from error
+
+
+def arguments_of(target: str) -> set[str]:
+    """The names of the arguments that a `_target_` takes by name; none where it cannot be found or says nothing."""
+    try:
+        return set(inspect.signature(get_object(target)).parameters)
+    except (HydraException, ImportError, TypeError, ValueError):
+        return set()
 
 
 def keep_environment(node: Any) -> Any:
