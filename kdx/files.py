@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import tempfile
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -120,7 +121,7 @@ def set_aside(path: Path, why: object) -> None:
 
     Does nothing where it is gone: another run may have done so.
     """
-    aside = (path.with_name(f"{path.name}.damaged{number}") for number in ("", *map("-{}".format, range(2, 1000))))
+    aside = (path.with_name(f"{path.name}.damaged{number}") for number in chain([""], map("-{}".format, count(2))))
     target = next(other for other in aside if not os.path.lexists(other))
     try:
         path.rename(target)

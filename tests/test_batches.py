@@ -75,7 +75,7 @@ def test_images_that_a_card_has_no_room_for_come_from_the_host(monkeypatch: pyte
     from_host = list(make().epoch(2, start=1))
     assert len(on_device) == len(from_host) == 7
     for one, two in zip(on_device, from_host, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(one[:4], two[:4], strict=True)) and one.known is two.known is None
 
 
 def test_a_last_batch_of_one_is_dropped_in_training_only() -> None:

@@ -19,7 +19,7 @@ from kdx.models.networks import capture_features, check_network
 from kdx.trackers.trackers import check_tracker
 from kdx.training.teachers import Teacher
 
-IMAGES = 4  # of which the trial step is made
+IMAGES = 2  # of which the trial step is made: what an image costs is not known yet
 
 
 def check_stage(place: Workplace, stage: StageSettings, teachers: Mapping[str, nn.Module]) -> nn.Module:
