@@ -10,6 +10,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 import torch
 import torchvision
 from msgspec import Meta
+from torch.nn.parameter import is_lazy
 
 import kdx
 from kdx.errors import DamagedError, KdxError
@@ -181,16 +182,34 @@ def remove_checkpoint(path: Path) -> None:
 
 
 def load_weights(network: torch.nn.Module, content: dict[str, Any], path: Path) -> None:
-    """Strictly load a checkpoint's weights; `KdxError` for other names or shapes, or weights that are not finite."""
+    """Strictly load a checkpoint's weights; float16, bfloat16 and float64 become the network's own type.
+
+    `KdxError` for other names or shapes, for tensors of another kind than the network's (int8, bool or complex weights
+    would load, as other numbers), and for weights that are not finite once they are loaded.
+    """
     weights = content["model"]
+    for key, own in network.state_dict().items():
+        if key in weights and not is_lazy(own) and _kind(own) != _kind(weights[key]):
+            raise KdxError(f"{path}: {key} holds {_kind(weights[key])}, the network needs {_kind(own)}")
     try:
         network.load_state_dict(weights, strict=True)
-    except (RuntimeError, AttributeError) as error:
+    except (RuntimeError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise KdxError(f"{path}: its weights do not fit the network ({reason})") from error
-    bad = [key for key, value in weights.items() if value.is_floating_point() and not torch.isfinite(value).all()]
-    if bad:
-        raise KdxError(f"{path}: weights that are not finite in {bad[0]}")
+    for key, own in network.state_dict().items():  # as loaded: a finite float64 may be too large for float32
+        if isinstance(own, torch.Tensor) and own.is_floating_point() and not torch.isfinite(own).all():
+            raise KdxError(f"{path}: weights that are not finite in {key}")
+
+
+def _kind(value: Any) -> str:
+    """What a tensor holds, as far as one may be copied into another without becoming other numbers."""
+    if not isinstance(value, torch.Tensor):
+        return f"a {type(value).__name__}"
+    if value.layout is not torch.strided:
+        return f"{value.dtype} ({value.layout})"
+    if value.is_floating_point():
+        return "floating-point numbers"
+    return str(value.dtype) if value.is_complex() or value.dtype is torch.bool else "whole numbers"
 
 
 def check_identity(path: Path, actual: dict[str, Any], expected: dict[str, Any]) -> None:

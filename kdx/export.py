@@ -14,7 +14,7 @@ from kdx.deploy.load import CARD, MOST_IMAGES, Card, Deployed, Model, answers, f
 from kdx.deploy.run_loader import load_data, load_stage
 from kdx.errors import KdxError
 from kdx.files import write_atomic
-from kdx.metrics.logits import predict
+from kdx.metrics.logits import predict, require_numbers
 
 USAGE = """
 python -m kdx.export RUN_DIR [role=student] [format=onnx|torch_export|safetensors] [quantize=int8] [opset=18]
@@ -93,6 +93,8 @@ def export_stage(
 def _compare(plain: Model, model: Model, card: Card, images: Tensor, labels: Tensor) -> str:
     """Largest difference of logits and both accuracies on the same images."""
     expected, given = answers(plain, card, images), answers(model, card, images)
+    require_numbers(expected, f"the {card.role}")
+    require_numbers(given, "the exported network")
     difference = float((expected - given).abs().max())
     before, after = (
         100 * float((predict(logits, card.task) == labels).double().mean()) for logits in (expected, given)

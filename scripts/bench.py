@@ -256,7 +256,14 @@ def jobs(rounds: int) -> Iterator[Row]:
     yield from job_rows(rounds)
 
 
-PARTS = (loop, levers, freed, validation, frameworks, pipelines, scaling, memory, jobs, together, sweep)
+def scores(rounds: int) -> Iterator[Row]:
+    """Seconds and memory of scoring a split, at any number of classes."""
+    from bench_scores import score_rows
+
+    yield from score_rows(rounds, _in_own_process)
+
+
+PARTS = (loop, levers, freed, validation, frameworks, pipelines, scaling, memory, scores, jobs, together, sweep)
 
 
 def table(rows: Sequence[Row]) -> str:

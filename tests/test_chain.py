@@ -269,6 +269,16 @@ def test_named_guide_that_says_nothing_of_its_scores_is_refused_before_training(
     assert sorted(tmp_path.rglob("*.pth")) == before
 
 
+def test_named_guide_that_answers_nan_teaches_nobody(tiny_run, tmp_path: Path) -> None:
+    content = torch.load(tiny_run("stage.deliver=teacher").checkpoint("teacher"), weights_only=True)
+    content["model"]["norm.running_var"].fill_(-1)
+    save_checkpoint(tmp_path / "nan.pth", content)
+    before = sorted(tmp_path.rglob("*.pth"))
+    with pytest.raises(KdxError, match=r"nan.pth: the network gives no numbers"):
+        tiny_run("stage.deliver=assistant", f"stage.teacher.checkpoint='{tmp_path / 'nan.pth'}'")
+    assert sorted(tmp_path.rglob("*.pth")) == before
+
+
 def test_measuring_a_guide_for_the_report_leaves_it_as_it_was(tiny_run, monkeypatch: pytest.MonkeyPatch) -> None:
     """It teaches next, in the memory format of the run: what is measured is a copy."""
     layouts = []

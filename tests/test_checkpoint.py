@@ -3,6 +3,7 @@ import pickle
 import random
 import stat
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,54 @@ def test_prefixed_keys_and_nan_weights_are_refused(tmp_path: Path) -> None:
     state["head.bias"][0] = float("nan")
     with pytest.raises(KdxError, match="not finite in head.bias"):
         load_weights(tiny.network(3, 1), {"model": state}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "told"),
+    [
+        (
+            "head.weight",
+            lambda weight: weight.to(torch.int8),
+            "head.weight holds whole numbers, .* needs floating-point",
+        ),
+        ("head.weight", lambda weight: weight > 0, "holds torch.bool"),
+        ("head.weight", lambda weight: weight.to(torch.complex64), "holds torch.complex64"),
+        ("head.weight", lambda weight: weight.to_sparse(), "torch.sparse_coo"),
+        ("head.weight", lambda weight: weight.tolist(), "holds a list"),
+        (
+            "head.weight",
+            lambda weight: torch.full_like(weight, 1e300, dtype=torch.float64),
+            "not finite in head.weight",
+        ),
+        ("norm.running_var", lambda weight: weight.to(torch.int64), "norm.running_var holds whole numbers"),
+        ("norm.num_batches_tracked", lambda count: count.float(), "num_batches_tracked holds floating-point"),
+        ("norm.num_batches_tracked", lambda count: count.bool(), "num_batches_tracked holds torch.bool"),
+    ],
+)
+def test_weights_that_would_load_as_other_numbers_are_refused(key: str, change: Callable, told: str) -> None:
+    state = tiny.network(3, 1).state_dict()
+    state[key] = change(state[key])
+    with pytest.raises(KdxError, match=f"^a.pth: .*{told}"):
+        load_weights(tiny.network(3, 1), {"model": state}, Path("a.pth"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_load(dtype: torch.dtype) -> None:
+    state = {
+        key: value.to(dtype) if value.is_floating_point() else value
+        for key, value in tiny.network(3, 1).state_dict().items()
+    }
+    network = tiny.network(3, 1)
+    load_weights(network, {"model": state}, Path("a.pth"))
+    assert torch.equal(network.get_parameter("head.weight"), state["head.weight"].float())
+
+
+def test_weights_of_a_lazy_layer_load() -> None:
+    whole = tiny.flat(3, 1)
+    whole(torch.zeros(2, 1, 8, 8))
+    network = tiny.flat(3, 1)
+    load_weights(network, {"model": whole.state_dict()}, Path("a.pth"))
+    assert torch.equal(network.get_parameter("1.weight"), whole.get_parameter("1.weight"))
 
 
 def test_other_format_and_missing_file_are_told(saved: Path) -> None:

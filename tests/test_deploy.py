@@ -208,6 +208,22 @@ def test_a_network_that_answers_nan_is_told(run_dir: Path, tmp_path: Path) -> No
     assert "nan" in refused(lambda: ask(tmp_path / "nan.pth", name))
 
 
+def test_finite_weights_that_give_nan_are_neither_answered_nor_shipped(run_dir: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_dir, run)
+    path = next(run.glob("student/checkpoints/best_acc_*.pth"))
+    content = load_checkpoint(path)
+    key = next(name for name in content["model"] if name.endswith("running_var"))
+    content["model"][key] = torch.full_like(content["model"][key], -1)
+    save_checkpoint(path, content)
+    (picture,) = draw_digits(tmp_path, 0)
+    assert "its network answers with numbers that are not finite" in refused(lambda: ask(run, picture))
+    output = tmp_path / "net.safetensors"
+    with pytest.raises(KdxError, match="^the student gives no numbers .* for 64 of 64 images"):
+        export.export_stage([str(run)], **EXPORT | {"format": "safetensors", "output": str(output)})
+    assert not output.exists()
+
+
 def refused(work: Callable[[], list[str]]) -> str:
     """The one error, wherever it is told."""
     try:

@@ -208,6 +208,13 @@ def test_evaluation_counts_every_image(tmp_path: Path) -> None:
     assert 0 <= scores["auc"] <= 1
 
 
+def test_finite_weights_that_give_nan_are_never_a_score(tmp_path: Path) -> None:
+    training = make_training(tmp_path)
+    training.network.get_buffer("norm.running_var").fill_(-1)
+    with pytest.raises(KdxError, match=r"gives no numbers \(NaN or inf\) for 30 of 30 images"):
+        evaluate(training.network, training.trainer.val, training.trainer.precision, "multi-class", 3)
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 3, 100])
 def test_step_schedule_for_any_number_of_epochs(epochs: int) -> None:
     """pitfall(22): one epoch is enough."""

@@ -12,7 +12,7 @@ from kdx.chain.check import check_stage
 from kdx.chain.context import Workplace, identity, network_code, stage_fingerprint
 from kdx.chain.index import FinishedStage, StageIndex, fingerprint
 from kdx.chain.logits import logits_to_come
-from kdx.chain.stage import Loaded, load_network
+from kdx.chain.stage import Loaded, check_answers, load_network
 from kdx.checkpoint import check_identity, load_hashed
 from kdx.config.schema import StageSettings
 from kdx.errors import KdxError
@@ -88,6 +88,7 @@ def check_plan(place: Workplace, plan: Sequence[Step], run_dir: Path) -> dict[st
         else:
             loaded[step.role] = load_network(place, step.stage, step.checkpoint)
             networks[step.role] = loaded[step.role].network
+            check_answers(place, step.stage, networks[step.role], step.checkpoint)
         if step.finished is not None:
             here, there = place.surroundings(), step.finished.surroundings
             differ = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,16 @@ from kdx.chain.parts import Parts, build_parts
 from kdx.checkpoint import check_identity, load_hashed, load_weights, versions
 from kdx.config.schema import StageSettings
 from kdx.data.batches import Batches
-from kdx.data.dataset import Dataset
+from kdx.data.dataset import Dataset, Split
 from kdx.epoch_log import EpochLogger
 from kdx.errors import KdxError
 from kdx.files import as_record, relative, write_atomic, write_json
+from kdx.metrics.logits import require_numbers
 from kdx.models.features import Layers
 from kdx.models.networks import NetworkSpec, build_network, count_parameters
 from kdx.results import ScoresOnValidation
 from kdx.trackers.trackers import open_tracker
-from kdx.training.evaluation import evaluate
+from kdx.training.evaluation import evaluate, logits_of
 from kdx.training.keeper import Keeper, is_due
 from kdx.training.progress import Best
 from kdx.training.runtime import match_layout
@@ -34,6 +35,8 @@ from kdx.training.teachers import LogitsCache, Teacher
 from kdx.training.trainer import Recipe, Trainer
 
 log = logging.getLogger(__name__)
+
+FEW = 4  # images by which a loaded network is tried
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,13 @@ def load_network(place: Workplace, stage: StageSettings, checkpoint: Path) -> Lo
     load_weights(network, content, checkpoint)
     guide = content["meta"].get("guide_fingerprint")
     return Loaded(place.precision.place(network), sha256, content["epoch"], content["validation"], guide)
+
+
+def check_answers(place: Workplace, stage: StageSettings, network: nn.Module, checkpoint: Path) -> None:
+    """`KdxError` where a loaded network gives no numbers for the first images of the validation split."""
+    few = Split(*place.dataset.val.first(FEW))
+    logits = logits_of(network, _batches(place, stage, "val", replace(place.dataset, val=few)), place.precision)
+    require_numbers(logits, f"{checkpoint}: the network")
 
 
 def train_stage(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kdx.errors import KdxError
 from kdx.losses.objective import Facts, Lesson, Objective
-from kdx.losses.pairs import check_pairs, fitting_mode, resized, words
+from kdx.losses.pairs import averaged, check_pairs, fitting_mode, words
 from kdx.models.features import Outputs
 
 LARGEST_KERNEL = 7  # without padding, to shrink a map by up to 6 pixels; beyond that the map is averaged down
@@ -42,7 +42,7 @@ def _convolution(channels_in: int, channels: int, size: Sequence[int], target: S
 def _averaged_or_enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
     if any(side < target for side, target in zip(maps.shape[2:], size, strict=True)):
         return F.interpolate(maps, list(size), mode="nearest")
-    return resized(maps, size)
+    return averaged(maps, size)
 
 
 class FitNet(Objective):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from kdx.errors import KdxError
@@ -37,12 +37,26 @@ def one_pair(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> tuple[Tens
 def to_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Maps (B, C, H, W) averaged down to the smaller height and width of the two."""
     size = [min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True)]
-    return resized(student, size), resized(teacher, size)
+    return averaged(student, size), averaged(teacher, size)
 
 
-def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps averaged to (height, width); themselves where they have it."""
-    return maps if list(maps.shape[2:]) == list(size) else F.adaptive_avg_pool2d(maps, (size[0], size[1]))
+def averaged(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (B, C, H, W) averaged to (height, width), as adaptive pooling does; themselves where they have that size.
+
+    By matrices: the gradient of torch's own has other bits in every run on CUDA.
+    """
+    if list(maps.shape[2:]) == list(size):
+        return maps
+    rows, columns = (_windows(side, parts, maps) for side, parts in zip(maps.shape[2:], size, strict=True))
+    return rows @ maps @ columns.T
+
+
+def _windows(side: int, parts: int, like: Tensor) -> Tensor:
+    """The weights (parts, side) of the means over as many windows, which overlap where they cannot be equal."""
+    part, place = torch.arange(parts, device=like.device)[:, None], torch.arange(side, device=like.device)
+    first, last = part * side // parts, ((part + 1) * side - 1) // parts
+    inside = ((place >= first) & (place <= last)).to(like.dtype)
+    return inside / inside.sum(dim=1, keepdim=True)
 
 
 def fitting_mode(adapters: nn.Module, training: bool, images: int) -> None:

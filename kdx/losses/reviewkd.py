@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdx.losses.objective import Facts, Lesson, Objective, total
-from kdx.losses.pairs import check_pairs, fitting_mode, words
+from kdx.losses.pairs import averaged, check_pairs, fitting_mode, words
 from kdx.losses.ranges import count
 from kdx.models.features import Outputs
 
@@ -21,7 +21,7 @@ def pyramid_loss(student: Tensor, teacher: Tensor) -> Tensor:
         if side < student.shape[2]:
             weight /= 2
             weights += weight
-            small, target = (F.adaptive_avg_pool2d(maps, side) for maps in (student, teacher))
+            small, target = (averaged(maps, (side, side)) for maps in (student, teacher))
             loss = loss + weight * F.mse_loss(small, target)
     return loss / weights
 

@@ -1,6 +1,7 @@
 """The area under the ROC curve, class by class, by torchmetrics."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -10,6 +11,17 @@ from kdx.tasks import BINARY, MULTI_LABEL
 
 ROWS = 4096  # images whose probabilities are computed at once
 TABLE = 2**23  # probabilities that are held in float64 at once: 64 MB
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Thousands of short operations: threads that wait for each other cost more than they do where cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def area_under_curve(scores: Tensor, labels: Tensor, task: str) -> float | None:
@@ -22,17 +34,30 @@ def auc_of_logits(logits: Tensor, labels: Tensor, task: str) -> float | None:
     return _mean_area(_columns(logits, task), labels, task)
 
 
+def has_auc(labels: Tensor, task: str, num_classes: int) -> bool:
+    """Whether some class that counts has both positive and negative images."""
+    classes = [1] if task == BINARY else range(num_classes)
+    positives = (int(_truth(labels, task, number).sum()) for number in classes)
+    return any(0 < count < len(labels) for count in positives)
+
+
+def _truth(labels: Tensor, task: str, number: int) -> Tensor:
+    """0 or 1 for each image: whether it is of a class, or has a label."""
+    return (labels[:, number] == 1 if task == MULTI_LABEL else labels == number).long()
+
+
 def _mean_area(columns: Iterable[Tensor], labels: Tensor, task: str) -> float | None:
     """The mean AUC of each class's scores (N,), of those that have one; torchmetrics' sort needs O(N) a class."""
     import torchmetrics.functional.classification as tmf  # seconds, and needed at a stage's end only
 
     areas = []
-    for number, column in enumerate(columns):
-        if task == BINARY and number != 1:
-            continue
-        truth = (labels[:, number] == 1 if task == MULTI_LABEL else labels == number).long()
-        if 0 < int(truth.sum()) < len(truth):
-            areas.append(float(tmf.binary_auroc(column, truth, validate_args=False)))
+    with one_thread():
+        for number, column in enumerate(columns):
+            if task == BINARY and number != 1:
+                continue
+            truth = _truth(labels, task, number)
+            if 0 < int(truth.sum()) < len(truth):
+                areas.append(float(tmf.binary_auroc(column, truth, validate_args=False)))
     return min(1.0, sum(areas) / len(areas)) if areas else None  # float32 sums end a little above 1, too
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kdx.metrics.auc import auc_of_logits
+from kdx.metrics.auc import auc_of_logits, one_thread
 from kdx.metrics.calibration import calibration
 from kdx.metrics.counts import averages, confusions, count, per_class
 from kdx.metrics.logits import predict
@@ -27,11 +27,13 @@ def full_scores(logits: Tensor, labels: Tensor, task: str, num_classes: int) -> 
     Takes O(N + C^2) memory beside the logits.
     """
     logits, labels = logits.cpu(), labels.cpu()
-    predictions = predict(logits, task)
-    counts = count(predictions, labels, task, num_classes)
-    scores: dict[str, Any] = dict(averages(counts, task))
-    scores["auc"] = auc_of_logits(logits, labels, task)
-    scores |= confusions(predictions, labels, counts, task, num_classes)
-    scores["per_class"] = per_class(counts)
-    scores["calibration"] = calibration(logits, labels, task)
-    return scores
+    with one_thread():
+        predictions = predict(logits, task)
+        counts = count(predictions, labels, task, num_classes)
+        return {
+            **averages(counts, task),
+            "auc": auc_of_logits(logits, labels, task),
+            **confusions(predictions, labels, counts, task, num_classes),
+            "per_class": per_class(counts),
+            "calibration": calibration(logits, labels, task),
+        }

@@ -12,11 +12,11 @@ from kdx.report.tables import aligned, markdown
 from kdx.results import (
     Configuration,
     as_text,
-    epochs,
     grid,
     grouped,
     load_sweep,
     override_keys,
+    read_csv,
     roles_of,
     swept_keys,
 )
@@ -125,12 +125,12 @@ def _stage_table(best: Configuration) -> Table:
 
 
 def _job_table(frame: "pd.DataFrame") -> Table:
-    keys = swept_keys(frame)
+    keys, roles = swept_keys(frame), roles_of(frame)
     rows = []
     for job, run in _jobs(frame):
         delivered = run["delivered"]
         done = ["" if delivered is None else f"{run[f'{delivered}_{name}']:.2f}" for name in SCORES[:2]]
-        statuses = {role: run[f"{role}_status"] for role in roles_of(frame) if run[f"{role}_status"] is not None}
+        statuses = {role: run[f"{role}_status"] for role in roles if run[f"{role}_status"] is not None}
         trained = " ".join(role for role, status in statuses.items() if status == "trained")
         reused = " ".join(role for role, status in statuses.items() if status != "trained")
         values = [as_text(run[key]) for key in keys]
@@ -172,25 +172,25 @@ def _pictures(
     drawn = _heat_map(frame, groups, rows_key, columns_key)
     if drawn is not None:
         parts += [page.heading("Mean validation accuracy"), drawn]
-    lines = {}
+    lines, keys = {}, swept_keys(frame)
     for job, run in _jobs(frame):
-        table = _epochs_of(run)
-        if table is not None:
-            name = job + " " + " ".join(f"{key}={as_text(run[key])}" for key in swept_keys(frame))
-            lines[name] = list(zip(table["epoch"], table["val_accuracy"], strict=True))
+        points = _points_of(run)
+        if points:
+            name = job + " " + " ".join(f"{key}={as_text(run[key])}" for key in keys)
+            lines[name] = points
     if lines:
         drawing = curves(lines, "epoch", "validation accuracy, %")
         parts += [page.heading("All jobs"), page.picture(drawing, "Validation accuracy of each job's last stage.")]
     return parts
 
 
-def _epochs_of(run: dict[str, Any]) -> "pd.DataFrame | None":
-    """The epochs of a job's last stage, also of one that it still trains; None where it has no log."""
+def _points_of(run: dict[str, Any]) -> list[tuple[float, float]]:
+    """Validation accuracy by epoch of a job's last stage, also of one that it still trains; none without a log."""
     logs = sorted(Path(run["folder"]).glob("*/logs/*_log.csv"), key=lambda path: path.stat().st_mtime_ns)
     if run["delivered"] is not None:
         logs = list(Path(run[f"{run['delivered']}_checkpoint"]).parent.parent.glob("logs/*_log.csv"))
-    table = epochs(logs[-1]) if logs else None
-    return None if table is None or "val_accuracy" not in table else table.dropna(subset="val_accuracy")
+    rows = read_csv(logs[-1]) if logs else []
+    return [(row["epoch"], row["val_accuracy"]) for row in rows if "val_accuracy" in row]
 
 
 def _heat_map(

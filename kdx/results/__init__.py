@@ -10,6 +10,7 @@ from kdx.results.frame import load_sweep as load_sweep
 from kdx.results.frame import override_keys as override_keys
 from kdx.results.frame import roles_of as roles_of
 from kdx.results.frame import swept_keys as swept_keys
+from kdx.results.logs import read_csv as read_csv
 from kdx.results.logs import read_log as read_log
 from kdx.results.overrides import as_text as as_text
 from kdx.results.records import SUMMARY as SUMMARY

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ class Configuration:
 
     values: dict[str, Any]
     runs: "pd.DataFrame"
+    _stages: dict[str | None, "pd.DataFrame"] = field(default_factory=dict, repr=False)  # made once a role
 
     @property
     def roles(self) -> list[str]:
@@ -62,16 +63,16 @@ class Configuration:
 
     def stages(self, role: str | None = None) -> "pd.DataFrame":
         """STAGE_COLUMNS of every run's stage of a role (None: the delivered one); runs that share one count once."""
-        import pandas as pd
+        if role not in self._stages:
+            import pandas as pd
 
-        roles = [role or run for run in self.runs["delivered"]]
-        rows = [
-            {name: run.get(f"{wanted}_{name}") for name in STAGE_COLUMNS}
-            for wanted, run in zip(roles, self.runs.to_dict("records"), strict=True)
-        ]
-        return (
-            pd.DataFrame(rows, columns=list(STAGE_COLUMNS)).dropna(subset="fingerprint").drop_duplicates("fingerprint")
-        )
+            rows = [
+                {name: run.get(f"{role or run['delivered']}_{name}") for name in STAGE_COLUMNS}
+                for run in self.runs.to_dict("records")
+            ]
+            table = pd.DataFrame(rows, columns=list(STAGE_COLUMNS))
+            self._stages[role] = table.dropna(subset="fingerprint").drop_duplicates("fingerprint")
+        return self._stages[role]
 
     def scores(self, name: str, role: str | None = None) -> "pd.Series":
         """One score, e.g. `test_accuracy`, of each of these stages."""
@@ -157,11 +158,12 @@ def configurations(frame: "pd.DataFrame", role: str | None = None) -> "pd.DataFr
 
     names = [name for name in STAGE_COLUMNS if name.startswith(("val_", "test_"))]
     rows = []
-    for group in grouped(frame):
+    groups = grouped(frame)
+    for group in groups:
         stages = group.stages(role)[names].astype(float)
         summed = {f"{name}_{how}": getattr(stages[name], how)() for name in names for how in ("mean", "std")}
         rows.append({**group.values, "n": len(stages), **summed})
-    keys = list(dict.fromkeys(key for group in grouped(frame) for key in group.values))
+    keys = list(dict.fromkeys(key for group in groups for key in group.values))
     columns = [*keys, "n", *(f"{name}_{how}" for name in names for how in ("mean", "std"))]
     return pd.DataFrame(rows, columns=columns).sort_values("val_accuracy_mean", ascending=False, ignore_index=True)
 
@@ -173,6 +175,9 @@ def grid(frame: "pd.DataFrame", rows: str, columns: str, value: str = "val_accur
     """
     import pandas as pd
 
+    keys = override_keys(frame)
+    if rows == columns or not {rows, columns} <= set(keys):
+        raise KdxError(f"{rows}, {columns}: choose two of {', '.join(key for key in keys if key != SEED)}")
     found = [
         {rows: group.values[rows], columns: group.values[columns], value: score}
         for group in grouped(frame)

@@ -54,7 +54,10 @@ class Calibration(TypedDict):
 
 
 class ScoresOnTest(TypedDict):
-    """All scores on the test split. The confusion matrix is (C, C), or (L, 2, 2) of a multi-label set."""
+    """All scores on the test split.
+
+    The confusion matrix is (C, C), or (L, 2, 2) of a multi-label set; of many classes its cells above 0 are kept.
+    """
 
     accuracy: Percent
     f1_score: Percent
@@ -62,7 +65,8 @@ class ScoresOnTest(TypedDict):
     loss: NotRequired[float]
     precision: NotRequired[Percent]
     recall: NotRequired[Percent]
-    confusion_matrix: NotRequired[list[list[Count | list[Count]]]]
+    confusion_matrix: NotRequired[list[list[Count | list[Count]]] | None]
+    confusion_cells: NotRequired[list[tuple[Count, Count, Count]]]  # label, prediction, images
     per_class: NotRequired[ClassScores]
     calibration: NotRequired[Calibration]
     num_samples: NotRequired[Count]
@@ -218,7 +222,7 @@ def _check_sizes(stage: Stage, names: int, where: str) -> None:
     """`KdxError` unless what is listed by class, by bin and by device has one length, and costs are complete."""
     scores, bins = stage.test.get("per_class"), stage.test.get("calibration")
     if scores is not None:
-        classes, matrix = len(scores["support"]), stage.test.get("confusion_matrix", [])
+        classes, matrix = len(scores["support"]), stage.test.get("confusion_matrix") or []
         lengths = {len(values) for values in scores.values()} | {names or classes, len(matrix) or classes}  # type: ignore[arg-type]
         counts = {isinstance(cell, int) for row in matrix for cell in row}
         widths = {len(row) for row in matrix} - {classes if counts == {True} else 2}

@@ -30,9 +30,12 @@ def evaluate(
     num_classes: int,
     guide_logits: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Loss by the labels alone, all scores, and the agreement with a guide's logits (N, C), of a network on a split."""
+    """Loss by the labels alone, all scores, and the agreement with a guide's logits (N, C), of a network on a split.
+
+    `KdxError` where its logits are no numbers: it has no scores.
+    """
     logits = logits_of(network, batches, precision)
-    require_numbers(logits, "the network")
+    require_numbers(logits, f"the {batches.name or 'network'}")
     loss = float(HardLoss(task)(logits, Lesson(batches.labels, torch.arange(len(batches.labels)))))
     scores = {
         "loss": loss,

@@ -11,6 +11,7 @@ from kdx.losses.dkd import decoupled_losses
 from kdx.losses.draws import draw_others
 from kdx.losses.hinton import soft_loss
 from kdx.losses.objective import Facts, Lesson, Objective
+from kdx.losses.pairs import averaged
 from kdx.losses.pskd import partial_softmax_loss
 from kdx.losses.standardisation import standardise
 from kdx.models.features import Outputs
@@ -388,6 +389,12 @@ def test_banks_move_in_training_only_and_only_the_images_own_rows() -> None:
     method.train()(*pair, lesson())
     changed = (method.bank_student != before).any(dim=1).nonzero()[:, 0]
     assert changed.tolist() == lesson().indices.tolist() and torch.isfinite(method.log_z).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 4), (3, 5), (7, 6), (9, 12), (8, 12)])
+def test_maps_are_averaged_as_by_adaptive_pooling(size: tuple[int, int]) -> None:
+    maps = torch.randn(2, 3, 9, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(averaged(maps, size), torch.nn.functional.adaptive_avg_pool2d(maps, size), atol=1e-12)
 
 
 # Numbers
