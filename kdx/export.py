@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdx.command import Choice, Command, Count, Key, Text, run_command
-from kdx.deploy.load import CARD, MOST_IMAGES, Card, Deployed, Model, answers, filled, load_model, needs, pixels_of
+from kdx.deploy.load import CARD, MOST_IMAGES, Card, Deployed, answers, filled, load_model, needs, pixels_of
 from kdx.deploy.run_loader import load_data, load_stage
 from kdx.errors import KdxError
 from kdx.files import write_atomic
@@ -72,6 +72,9 @@ def export_stage(
     card = Card.of(stage.meta, stage.checkpoint)
     dataset = load_data(stage, data_dir, data)
     plain = Deployed(stage.network, card).eval()
+    images, labels = dataset.test.first(samples)
+    expected = answers(plain, card, images)
+    require_numbers(expected, f"the {card.role}")  # before its file is made
     if format == "onnx":
         content = _onnx(plain, card, opset or OPSET, batch)
         if quantize:
@@ -82,7 +85,7 @@ def export_stage(
         tried = Path(folder) / path.name
         tried.write_bytes(content)
         model, _ = load_model(tried, network=network, trust=True)
-        compared = _compare(plain, model, card, *dataset.test.first(samples))
+        compared = _compare(expected, answers(model, card, images), labels, card)
     write_atomic(path, content)
     what = [format, f"opset {opset or OPSET}"] if format == "onnx" else [format]
     what += [quantize or "float32", f"batches of {batch}" if batch else "batches of any size"]
@@ -90,10 +93,8 @@ def export_stage(
     return f"wrote {path} ({', '.join(what)}; {sizes})\n{compared}"
 
 
-def _compare(plain: Model, model: Model, card: Card, images: Tensor, labels: Tensor) -> str:
-    """Largest difference of logits and both accuracies on the same images."""
-    expected, given = answers(plain, card, images), answers(model, card, images)
-    require_numbers(expected, f"the {card.role}")
+def _compare(expected: Tensor, given: Tensor, labels: Tensor, card: Card) -> str:
+    """Largest difference of PyTorch's and the file's logits (N, C), and both accuracies."""
     require_numbers(given, "the exported network")
     difference = float((expected - given).abs().max())
     before, after = (
@@ -101,7 +102,7 @@ def _compare(plain: Model, model: Model, card: Card, images: Tensor, labels: Ten
     )
     scale = float(expected.abs().max())
     return (
-        f"on {len(images)} test images: largest difference {difference:.2e} (logits up to {scale:.1f}); "
+        f"on {len(labels)} test images: largest difference {difference:.2e} (logits up to {scale:.1f}); "
         f"accuracy {after:.2f} %, in PyTorch {before:.2f} % ({after - before:+.2f})"
     )
 
