@@ -33,7 +33,7 @@ class Preparation(TypedDict):
     white: NotRequired[Annotated[float, Meta(gt=0, le=2**32)] | None]
 
 
-class Identity(TypedDict, total=False):
+class Metadata(TypedDict, total=False):
     """What a checkpoint says of its network and data, and an exported file's card likewise."""
 
     dataset: str
@@ -59,7 +59,7 @@ class _Content:
 
     epoch: Annotated[int, Meta(ge=0, le=2**53)] = 0
     validation: dict[str, float] = field(default_factory=dict)
-    meta: Identity = field(default_factory=Identity)
+    meta: Metadata = field(default_factory=Metadata)
 
 
 @dataclass(kw_only=True)
@@ -212,7 +212,7 @@ def _kind(value: Any) -> str:
     return str(value.dtype) if value.is_complex() or value.dtype is torch.bool else "whole numbers"
 
 
-def check_identity(path: Path, actual: dict[str, Any], expected: dict[str, Any]) -> None:
+def check_metadata(path: Path, actual: dict[str, Any], expected: dict[str, Any]) -> None:
     """`KdxError` that names each fact in which what a checkpoint says of itself differs from what is needed."""
     if not actual:
         raise KdxError(f"{path}: says nothing of its network, classes and data set (no 'meta'): it cannot be checked")

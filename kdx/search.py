@@ -44,31 +44,31 @@ STAGES = "stages"  # attribute of a study: what its trials train, at some places
 INSTEAD_OF = "instead_of"  # marks a trial that repeats one which died with an earlier search
 
 
-def search(wish: SearchSchema, settings: Settings, program: Program, overrides: Sequence[str], cpus: int) -> Path:
+def search(requested: SearchSchema, settings: Settings, program: Program, overrides: Sequence[str], cpus: int) -> Path:
     """Run the trials that are left of a search; the folder that holds its study and its trials.
 
     Each trial is a job with the overrides that the sampler proposes. Its last stage's validation accuracy, epoch by
     epoch, decides whether it is pruned; what it delivers is told to the sampler. The test split has no say.
     """
-    folder = Path(settings.output_dir) / "search" / wish.name
+    folder = Path(settings.output_dir) / "search" / requested.name
     folder.mkdir(parents=True, exist_ok=True)
-    study = _open_study(wish, folder, settings.seed)
-    stages = fingerprints_of(program, [[*overrides, *place] for place in _places_in(wish.space)])
+    study = _open_study(requested, folder, settings.seed)
+    stages = fingerprints_of(program, [[*overrides, *place] for place in _places_in(requested.space)])
     _refuse_other_search(study, stages, folder)
     pool = Pool(program, [], cpus)
     under_way: dict[int, tuple[optuna.Trial, Job]] = {}
     try:
-        while under_way or _trials_left(study, wish):
-            while len(under_way) < wish.n_jobs and len(under_way) < _trials_left(study, wish):
+        while under_way or _trials_left(study, requested):
+            while len(under_way) < requested.n_jobs and len(under_way) < _trials_left(study, requested):
                 trial = study.ask()
-                values = tuple(f"{key}={_propose(trial, key, space)}" for key, space in wish.space.items())
+                values = tuple(f"{key}={_propose(trial, key, space)}" for key, space in requested.space.items())
                 job = Job(trial.number, (*overrides, *values), folder / str(trial.number))
-                under_way[pool.start(job, len(under_way), wish.n_jobs)] = (trial, job)
+                under_way[pool.start(job, len(under_way), requested.n_jobs)] = (trial, job)
             for sentinel, job, end in pool.ends(POLL_SECONDS):
                 trial, _ = under_way.pop(sentinel)
                 _tell(study, trial, job, end)
             for sentinel, (trial, job) in list(under_way.items()):
-                if wish.prune and _falls_behind(trial, job, settings.deliver[-1]):
+                if requested.prune and _falls_behind(trial, job, settings.deliver[-1]):
                     pool.end(sentinel)
                     under_way.pop(sentinel)
                     _tell(study, trial, job, None)
@@ -95,19 +95,19 @@ def read_search(config: DictConfig) -> SearchSchema:
     if config.get("search") is None:
         raise KdxError("search=None: what to search for is needed, e.g. experiment=search_kd")
     try:
-        wish = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SearchSchema), config.search))
+        requested = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SearchSchema), config.search))
     except OmegaConfBaseException as error:
         raise KdxError("search." + explain_key(error)) from error
-    assert isinstance(wish, SearchSchema)
+    assert isinstance(requested, SearchSchema)
     problems = Problems()
-    for key, space in wish.space.items():
+    for key, space in requested.space.items():
         if OmegaConf.select(config, key, default=problems) is problems:
             problems.add("search.space", key, f"no such key{suggest(key, flat_keys(config))}")
         if not _is_space(space):
             needed = "{low, high, log} with low < high (above 0 if log), or {choices: [...]} is needed"
             problems.add(f"search.space.{key}", space, needed)
     problems.raise_if_any()
-    return wish
+    return requested
 
 
 def _is_space(space: dict[str, Any]) -> bool:
@@ -120,16 +120,16 @@ def _is_space(space: dict[str, Any]) -> bool:
     return space["low"] < space["high"] and (space["low"] > 0 or not space["log"])
 
 
-def _open_study(wish: SearchSchema, folder: Path, seed: int) -> "optuna.Study":
+def _open_study(requested: SearchSchema, folder: Path, seed: int) -> "optuna.Study":
     """The search's study in its sqlite file; trials that died with an earlier search are queued again."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        study_name=wish.name,
+        study_name=requested.name,
         storage=f"sqlite:///{folder / 'study.db'}",
         sampler=optuna.samplers.TPESampler(seed=seed),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=3) if wish.prune else optuna.pruners.NopPruner(),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3) if requested.prune else optuna.pruners.NopPruner(),
         direction="maximize",
         load_if_exists=True,
     )
@@ -162,12 +162,12 @@ def _refuse_other_search(study: "optuna.Study", stages: list[dict[str, str]], fo
         )
 
 
-def _trials_left(study: "optuna.Study", wish: SearchSchema) -> int:
+def _trials_left(study: "optuna.Study", requested: SearchSchema) -> int:
     """How many trials are still to end well or be pruned; none once as many have failed, lest it goes on for ever."""
     trials = study.get_trials(deepcopy=False)
     states = [trial.state.name for trial in trials]
     failed = states.count("FAIL") - sum(INSTEAD_OF in trial.user_attrs for trial in trials)  # the dead did not fail
-    return 0 if failed >= wish.trials else wish.trials - states.count("COMPLETE") - states.count("PRUNED")
+    return 0 if failed >= requested.trials else requested.trials - states.count("COMPLETE") - states.count("PRUNED")
 
 
 def _propose(trial: "optuna.Trial", key: str, space: dict[str, Any]) -> Any:
@@ -216,15 +216,15 @@ def main() -> None:
         if importlib.util.find_spec("optuna") is None:
             raise KdxError('the search needs optuna: pip install -e ".[search]" in the checkout of kdx')
         config, base, overrides = cli.compose_line(CONF, as_overrides(sys.argv[1:]))
-        settings, wish = read_settings(config), read_search(config)
+        settings, requested = read_settings(config), read_search(config)
         program = Program(run_main, CONF, tuple(base), cli.compose_jobs)
         try:
-            folder = search(wish, settings, program, overrides, os.cpu_count() or 1)
+            folder = search(requested, settings, program, overrides, os.cpu_count() or 1)
         except ValueError as error:  # optuna's word for a space that changed under an old search's name
-            raise KdxError(f"search.name={wish.name}: {error}; choose another name or space") from error
+            raise KdxError(f"search.name={requested.name}: {error}; choose another name or space") from error
         print(write_report(folder))
         if not (load_sweep(folder)["status"] == "finished").any():
-            raise KdxError(f"search.name={wish.name}: no trial ended well; see {folder}")
+            raise KdxError(f"search.name={requested.name}: no trial ended well; see {folder}")
 
 
 if __name__ == "__main__":

@@ -38,14 +38,14 @@ def lightning_epoch(case: Case) -> Callable[[], None]:
     class Distillation(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.student, self.guide = case.network(case.student), case.network(case.guide).requires_grad_(False)
+            self.student, self.teacher = case.network(case.student), case.network(case.teacher).requires_grad_(False)
             self.objective = KnowledgeDistillationLoss(4.0, 0.7)
 
         def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> Tensor:
             images, labels = batch
-            self.guide.eval()
+            self.teacher.eval()
             with torch.no_grad():
-                taught = self.guide(images).float()
+                taught = self.teacher(images).float()
             logits = self.student(images).float()
             loss = self.objective(logits, taught, labels)
             self.log("loss", loss, prog_bar=True)
@@ -107,7 +107,7 @@ def torchdistill_epoch(case: Case) -> Callable[[], None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         box = get_distillation_box(
-            *(case.network(case.guide), case.network(case.student), {"train": Pictures(case)}, config),
+            *(case.network(case.teacher), case.network(case.student), {"train": Pictures(case)}, config),
             *(torch.device(case.device), None, False, 1),
         )
     number = 0

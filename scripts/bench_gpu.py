@@ -69,16 +69,16 @@ def peak_flops(device: str, size: int, rounds: int) -> float:
 
 
 def step_flops(case: Case) -> int:
-    """FLOPs of a step of one image: the guide's pass, and forward and backward of the student."""
+    """FLOPs of a step of one image: the teacher's pass, and forward and backward of the student."""
     plain = replace(case, device="cpu", half=None, channels_last=False, compile_mode=None)
-    guide, student, images = (
-        plain.network(case.guide).eval(),
+    teacher, student, images = (
+        plain.network(case.teacher).eval(),
         plain.network(case.student).train(),
         torch.zeros(2, 3, case.size, case.size),
     )
     with FlopCounterMode(display=False) as counter:
         with torch.no_grad():
-            taught = guide(images)
+            taught = teacher(images)
         KnowledgeDistillationLoss()(student(images), taught, torch.zeros(2, dtype=torch.long)).backward()
     return counter.get_total_flops() // 2
 

@@ -50,7 +50,7 @@ def flops(name: str) -> int:
 def gains(teacher: float, assistant: float, student: float, cached: float, first: float) -> dict[str, float]:
     """How many times cheaper than nine whole chains each way is, from what one epoch of each stage costs.
 
-    `cached` is the student's with its guide's logits known, `first` what it costs to ask for them, once a sweep.
+    `cached` is the student's with its teacher's logits known, `first` what it costs to ask for them, once a sweep.
     """
     chain = 9 * (teacher + assistant + student)
     return {
@@ -71,8 +71,8 @@ def gains_by_steps(rounds: int) -> dict[str, float]:
     precision = choose_precision("auto", torch.device("cpu"))
     teacher, assistant, student = NETWORKS.values()
     case = Case(None, teacher, STEM, 4 * BATCH, half=precision.half, channels_last=precision.channels_last)
-    cases = {"teacher": case, "assistant": replace(case, guide=teacher, student=assistant)}
-    cases["student"] = replace(case, guide=assistant, student=student)
+    cases = {"teacher": case, "assistant": replace(case, teacher=teacher, student=assistant)}
+    cases["student"] = replace(case, teacher=assistant, student=student)
     cases["cached"] = replace(cases["student"], cached=True)
     seconds = interleave({name: bare_loop(case) for name, case in cases.items()}, rounds)
     cost = {name: statistics.median(times) for name, times in seconds.items()}

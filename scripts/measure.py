@@ -37,7 +37,7 @@ PIXELS = Preprocessing((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 class Case:
     """A distillation step: who teaches whom, on how many images of which size, and how it is computed."""
 
-    guide: str | None = "kdx.thin:resnet20"
+    teacher: str | None = "kdx.thin:resnet20"
     student: str = "kdx.thin:resnet8"
     stem: str = "imagenet"
     images: int = 2048
@@ -82,17 +82,17 @@ def sync(device: str) -> None:
 def bare_step(case: Case) -> Callable[[], None]:
     """A step of nothing but the mathematics, on float tensors that are in place already; one batch after the other."""
     student, precision, scaler = case.network(case.student).train(), case.precision(), case.precision().scaler()
-    guide = None if case.guide is None else case.network(case.guide).eval()
+    teacher = None if case.teacher is None else case.network(case.teacher).eval()
     if case.compile_mode:
-        compile_networks([student] if guide is None else [student, guide], case.compile_mode)
+        compile_networks([student] if teacher is None else [student, teacher], case.compile_mode)
     optimizer = case.optimizer(student)
-    objective = None if guide is None else KnowledgeDistillationLoss(4.0, 0.7)
+    objective = None if teacher is None else KnowledgeDistillationLoss(4.0, 0.7)
     plain = case.batches(shuffle=False, augment=())
     batches = [(batch.images, batch.labels) for batch in plain.epoch(0)]
     known: list[Tensor] = []
-    if case.cached and guide is not None:
+    if case.cached and teacher is not None:
         with precision.no_gradient(), precision.autocast():
-            known = [guide(images).float().clone() for images, _ in batches]
+            known = [teacher(images).float().clone() for images, _ in batches]
         known = [logits.clone() for logits in known]  # out of inference mode: plain tensors, which may enter a loss
     numbers = itertools.cycle(range(len(batches)))
 
@@ -100,11 +100,13 @@ def bare_step(case: Case) -> Callable[[], None]:
         number = next(numbers)
         images, labels = batches[number]
         taught = known[number] if known else None
-        optimizer.zero_grad(set_to_none=True)  # this and the guide before the activations come: needs the least memory
+        optimizer.zero_grad(
+            set_to_none=True
+        )  # this and the teacher before the activations come: needs the least memory
         with precision.autocast():
-            if guide is not None and not known:
+            if teacher is not None and not known:
                 with torch.no_grad():
-                    taught = guide(images).float()
+                    taught = teacher(images).float()
             logits = student(images).float()
         loss = cross_entropy(logits, labels) if objective is None else objective(logits, taught, labels)
         scaler.scale(loss).backward()
@@ -129,10 +131,10 @@ def bare_loop(case: Case) -> Callable[[], None]:
 def kdx_trainer(case: Case, folder: Path) -> tuple[Trainer, Keeper]:
     """A trainer as a stage makes it, and its keeper."""
     student, precision = case.network(case.student), case.precision()
-    terms = {} if case.guide is None else {"kd": Term(Hinton(4.0), Weight.of(0.7))}
+    terms = {} if case.teacher is None else {"kd": Term(Hinton(4.0), Weight.of(0.7))}
     objective = Distillation(HardLoss("multi-class"), Weight.of(0.3 if terms else 1), terms)
     cache = LogitsCache(folder / "cache", case.classes) if case.cached else None
-    teachers = {} if case.guide is None else {"teacher": Teacher(case.network(case.guide), precision, cache=cache)}
+    teachers = {} if case.teacher is None else {"teacher": Teacher(case.network(case.teacher), precision, cache=cache)}
     blank = Outputs(torch.zeros(2, case.classes))
     objective.prepare([Facts("multi-class", case.classes, case.images, blank, blank)][: len(teachers)])
     trainer = Trainer(

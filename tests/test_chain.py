@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdx.chain.context import load_dataset, make_workplace
+from kdx.chain.context import load_dataset, make_run_context
 from kdx.chain.index import StageIndex
 from kdx.chain.plan import make_plan
-from kdx.chain.stage import Guide, train_stage
+from kdx.chain.stage import FinishedTeacher, train_stage
 from kdx.checkpoint import save_checkpoint
 from kdx.config.schema import Settings
 from kdx.errors import KdxError
@@ -25,7 +25,7 @@ def fingerprints(*overrides: str) -> dict[str, str]:
 
 
 def plan_of(settings: Settings, outputs: Path = Path("nowhere")) -> list:
-    return make_plan(make_workplace(settings, load_dataset(settings)), StageIndex(outputs))
+    return make_plan(make_run_context(settings, load_dataset(settings)), StageIndex(outputs))
 
 
 def test_a_run_leaves_the_files_of_the_contract(tiny_run) -> None:
@@ -283,10 +283,10 @@ def test_measuring_a_guide_for_the_report_leaves_it_as_it_was(tiny_run, monkeypa
     """It teaches next, in the memory format of the run: what is measured is a copy."""
     layouts = []
 
-    def spy(*given, guides: dict[str, Guide], **options):
-        for weight in [weight for guide in guides.values() for weight in guide.network.parameters()]:
+    def spy(*given, teachers: dict[str, FinishedTeacher], **options):
+        for weight in [weight for teacher in teachers.values() for weight in teacher.network.parameters()]:
             layouts.append(weight.is_contiguous(memory_format=torch.channels_last) if weight.ndim == 4 else True)
-        return train_stage(*given, guides=guides, **options)
+        return train_stage(*given, teachers=teachers, **options)
 
     monkeypatch.setattr("kdx.chain.chain.train_stage", spy)
     tiny_run("stage.deliver=assistant", "model.teacher=kdx.thin:resnet8", "report=true", "channels_last=true")
@@ -296,10 +296,10 @@ def test_measuring_a_guide_for_the_report_leaves_it_as_it_was(tiny_run, monkeypa
 def test_network_is_freed_when_nobody_needs_it_any_more(tiny_run, monkeypatch: pytest.MonkeyPatch) -> None:
     taught = []
 
-    def spy(*given, guides: dict[str, Guide], **options):
+    def spy(*given, teachers: dict[str, FinishedTeacher], **options):
         assert all(teacher() is None for teacher in taught)
-        taught.extend(weakref.ref(guide.network) for guide in guides.values())
-        return train_stage(*given, guides=guides, **options)
+        taught.extend(weakref.ref(teacher.network) for teacher in teachers.values())
+        return train_stage(*given, teachers=teachers, **options)
 
     monkeypatch.setattr("kdx.chain.chain.train_stage", spy)
     tiny_run("stage.deliver=teacher")
@@ -362,7 +362,7 @@ def test_flip_is_refused_where_it_changes_the_class() -> None:
         settings = settings_of(
             "dataset.name=digits", "dataset.source._target_=kdx.data.sources.load_digits", "dataset.augment=[flip]"
         )
-        make_workplace(settings, load_dataset(settings))
+        make_run_context(settings, load_dataset(settings))
 
 
 def test_pretrained_reaches_the_stages_it_is_set_for() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdx.checkpoint import check_identity, load_checkpoint, load_weights, remove_checkpoint, save_checkpoint
+from kdx.checkpoint import check_metadata, load_checkpoint, load_weights, remove_checkpoint, save_checkpoint
 from kdx.errors import KdxError
 from kdx.files import write_atomic, write_json
 from tests import tiny
@@ -104,9 +104,9 @@ def test_deflated_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_told_by_name(saved: Path) -> None:
     """pitfall(3): a checkpoint says what it is, and that is compared, not only the shapes."""
     with pytest.raises(KdxError, match="network is 'tiny', needed 'resnet18'; num_classes is None, needed 10"):
-        check_identity(saved, load_checkpoint(saved)["meta"], {"network": "resnet18", "num_classes": 10})
+        check_metadata(saved, load_checkpoint(saved)["meta"], {"network": "resnet18", "num_classes": 10})
     with pytest.raises(KdxError, match="says nothing"):
-        check_identity(saved, {}, {"network": "resnet18"})
+        check_metadata(saved, {}, {"network": "resnet18"})
     with pytest.raises(KdxError, match="do not fit the network"):
         load_weights(tiny.wide(3, 1), load_checkpoint(saved), saved)
 

@@ -1,4 +1,4 @@
-"""Run a chain: carry its plan out, guides first, and tell it in summary.json."""
+"""Run a chain: carry its plan out, teachers first, and tell it in summary.json."""
 
 import logging
 import subprocess
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import kdx
-from kdx.chain.context import Workplace, load_dataset, make_workplace, network_code, network_spec
+from kdx.chain.context import RunContext, load_dataset, make_run_context, network_code, network_spec
 from kdx.chain.finished import refuse_other_run
 from kdx.chain.index import FinishedStage, StageIndex, own_folder
-from kdx.chain.plan import Step, check_plan, describe_plan, make_plan, reuse_finished
-from kdx.chain.stage import Guide, Loaded, Outcome, load_network, scores_on_test, train_stage
+from kdx.chain.plan import PlannedStage, check_plan, describe_plan, make_plan, reuse_finished
+from kdx.chain.stage import FinishedTeacher, LoadedStage, Outcome, load_network, scores_on_test, train_stage
 from kdx.checkpoint import versions
 from kdx.config.schema import Settings
 from kdx.data.description import log_description
@@ -37,19 +37,19 @@ def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) 
     Raises `KdxError` before the first training step for whatever in any stage cannot work.
     """
     index = StageIndex(Path(settings.output_dir))
-    place = make_workplace(settings, load_dataset(settings))
-    if place.device.type == "cpu" and not settings.activation_checkpointing:  # which asks for little memory
+    context = make_run_context(settings, load_dataset(settings))
+    if context.device.type == "cpu" and not settings.activation_checkpointing:  # which asks for little memory
         keep_freed_memory()
-    plan = make_plan(place, index)
+    plan = make_plan(context, index)
     log.info("%s", "\n".join(describe_plan(plan)))
-    log_description(place.dataset)
-    loaded = check_plan(place, plan, run_dir)
+    log_description(context.dataset)
+    loaded = check_plan(context, plan, run_dir)
     if settings.plan:
         return None
     make_folder(index.folder)
     with own_folder(run_dir), listening() as stop:
         refuse_other_run(run_dir, plan)
-        stages = _Run(place, plan, index, run_dir, overrides, stop, loaded).deliver()
+        stages = _Run(context, plan, index, run_dir, overrides, stop, loaded).deliver()
     log.info("\n%s\n", stage_table(stages))
     if settings.report:
         log.info("%s\n", write_run_report(run_dir))
@@ -58,45 +58,46 @@ def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) 
 
 
 class _Run:
-    """The steps of a plan under way in one run folder."""
+    """The stages of a plan under way in one run folder."""
 
     def __init__(
         self,
-        place: Workplace,
-        plan: Sequence[Step],
+        context: RunContext,
+        plan: Sequence[PlannedStage],
         index: StageIndex,
         run_dir: Path,
         overrides: Sequence[str],
         stop: StopRequest,
-        loaded: dict[str, Loaded],
+        loaded: dict[str, LoadedStage],
     ) -> None:
-        self.place, self.plan, self.index, self.run_dir = place, plan, index, run_dir
+        self.context, self.plan, self.index, self.run_dir = context, plan, index, run_dir
         self.stop, self.loaded = stop, loaded
-        self.steps: dict[str, Step] = {}
+        self.done: dict[str, PlannedStage] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.record = Run(
             overrides=list(overrides),
             plan=[PlanEntry(s.role, s.action, s.fingerprint) for s in plan],
-            surroundings=place.surroundings(),
+            surroundings=context.surroundings(),
             versions=versions(),
             git_commit=_git_commit(),
-            class_names=list(place.dataset.class_names),
-            data_notes=list(place.dataset.notes),
-            seed=place.settings.seed,
-            lineage=[Origin("data", place.dataset.name, place.dataset.digest)],
+            class_names=list(context.dataset.class_names),
+            data_notes=list(context.dataset.notes),
+            seed=context.settings.seed,
+            lineage=[Origin("data", context.dataset.name, context.dataset.digest)],
         )
 
     def deliver(self) -> dict[str, Stage]:
-        """Carry all steps out; the record of each stage."""
+        """Carry all stages out; the record of each stage."""
         try:
-            with worker_errors(self.place.settings.num_workers):
-                for step in self.plan:
+            with worker_errors(self.context.settings.num_workers):
+                for intended in self.plan:
                     self.stop.raise_if_asked()
                     self.write_summary("running")
-                    step, outcome = self.train_or_wait(step) if step.action == "train" else (step, self.take(step))
-                    self.steps[step.role], self.outcomes[step.role] = step, outcome
-                    self.describe(step, outcome)
-                    self.forget_all_but(self.plan[len(self.steps) :])
+                    trained = intended.action == "train"
+                    planned, outcome = self.train_or_wait(intended) if trained else (intended, self.take(intended))
+                    self.done[planned.role], self.outcomes[planned.role] = planned, outcome
+                    self.describe(planned, outcome)
+                    self.forget_all_but(self.plan[len(self.done) :])
                     full_cleanup()
         except Stopped as stopped:
             self.write_summary("stopped", str(stopped))
@@ -107,36 +108,36 @@ class _Run:
         self.write_summary("finished")
         return self.record.stages
 
-    def train_or_wait(self, step: Step) -> tuple[Step, Outcome]:
+    def train_or_wait(self, planned: PlannedStage) -> tuple[PlannedStage, Outcome]:
         """Train a stage, unless another run trains the same one: then wait for it and reuse the result."""
-        folder, stop = self.run_dir / step.role, self.stop.raise_if_asked
-        with self.index.claim(step.fingerprint, step.role, folder, stop) as (earlier, waited):
-            reusable = waited or self.place.settings.reuse != "never"
-            finished = self.index.find(step.fingerprint) if reusable else None
-            reuse = None if finished is None else reuse_finished(self.place, step.stage, finished, self.index)
+        folder, stop = self.run_dir / planned.role, self.stop.raise_if_asked
+        with self.index.claim(planned.fingerprint, planned.role, folder, stop) as (earlier, waited):
+            reusable = waited or self.context.settings.reuse != "never"
+            finished = self.index.find(planned.fingerprint) if reusable else None
+            reuse = None if finished is None else reuse_finished(self.context, planned.stage, finished, self.index)
             if reuse is not None:
                 return reuse, self.take(reuse)
-            return step, self.train(step, earlier if waited or self.place.settings.resume else None)
+            return planned, self.train(planned, earlier if waited or self.context.settings.resume else None)
 
-    def train(self, step: Step, earlier: Path | None) -> Outcome:
-        """Train a stage under its guide and file it in the index."""
+    def train(self, planned: PlannedStage, earlier: Path | None) -> Outcome:
+        """Train a stage under its teacher and file it in the index."""
         outcome = train_stage(
-            self.place,
-            step.stage,
-            self.run_dir / step.role,
-            own=step.fingerprint,
-            guides=self.guides_of(step),
+            self.context,
+            planned.stage,
+            self.run_dir / planned.role,
+            own=planned.fingerprint,
+            teachers=self.teachers_of(planned),
             earlier=earlier,
             stop=self.stop,
         )
         self.index.add(
             FinishedStage(
-                fingerprint=step.fingerprint,
-                role=step.role,
-                network=step.stage.network,
-                dataset=self.place.dataset.name,
-                data_digest=self.place.dataset.digest,
-                num_classes=self.place.dataset.num_classes,
+                fingerprint=planned.fingerprint,
+                role=planned.role,
+                network=planned.stage.network,
+                dataset=self.context.dataset.name,
+                data_digest=self.context.dataset.digest,
+                num_classes=self.context.dataset.num_classes,
                 checkpoint=self.index.entry_path(outcome.checkpoint),
                 sha256=outcome.sha256,
                 epoch=outcome.epoch,
@@ -144,54 +145,57 @@ class _Run:
                 test=outcome.test,
                 seconds=outcome.seconds,
                 finished=datetime.now(UTC).isoformat(),
-                surroundings=self.place.surroundings(),
-                code=network_code(self.place, step.stage),
+                surroundings=self.context.surroundings(),
+                code=network_code(self.context, planned.stage),
             )
         )
         return outcome
 
-    def take(self, step: Step) -> Outcome:
+    def take(self, planned: PlannedStage) -> Outcome:
         """The outcome of a stage that exists: as filed, or tested now if it is a named checkpoint."""
-        assert step.checkpoint is not None
-        loaded = self.load(step, step.checkpoint)
+        assert planned.checkpoint is not None
+        loaded = self.load(planned, planned.checkpoint)
         parameters, guide = count_parameters(loaded.network), loaded.guide_fingerprint
-        if step.finished is not None:
-            done = step.finished
-            return Outcome(step.checkpoint, done.sha256, done.epoch, done.validation, done.test, parameters, 0.0, guide)
-        test = scores_on_test(self.place, step.stage, loaded.network)
-        return Outcome(step.checkpoint, loaded.sha256, loaded.epoch, loaded.validation, test, parameters, 0.0, guide)
+        if planned.finished is not None:
+            done = planned.finished
+            return Outcome(
+                planned.checkpoint, done.sha256, done.epoch, done.validation, done.test, parameters, 0.0, guide
+            )
+        test = scores_on_test(self.context, planned.stage, loaded.network)
+        return Outcome(planned.checkpoint, loaded.sha256, loaded.epoch, loaded.validation, test, parameters, 0.0, guide)
 
-    def load(self, step: Step, checkpoint: Path) -> Loaded:
+    def load(self, planned: PlannedStage, checkpoint: Path) -> LoadedStage:
         """A stage that is done, from its checkpoint unless it is still here."""
-        if step.role not in self.loaded:
-            self.loaded[step.role] = load_network(self.place, step.stage, checkpoint)
-        return self.loaded[step.role]
+        if planned.role not in self.loaded:
+            self.loaded[planned.role] = load_network(self.context, planned.stage, checkpoint)
+        return self.loaded[planned.role]
 
-    def forget_all_but(self, steps: Sequence[Step]) -> None:
-        """Free the networks that these steps, which are to come, neither take nor are taught by."""
-        needed = {step.role for step in steps} | {step.stage.guide for step in steps if step.action == "train"}
+    def forget_all_but(self, stages: Sequence[PlannedStage]) -> None:
+        """Free the networks that these stages, which are to come, neither take nor are taught by."""
+        needed = {planned.role for planned in stages}
+        needed |= {planned.stage.guide for planned in stages if planned.action == "train" and planned.stage.guide}
         for role in self.loaded.keys() - needed:
             del self.loaded[role]
 
-    def guides_of(self, step: Step) -> dict[str, Guide]:
+    def teachers_of(self, planned: PlannedStage) -> dict[str, FinishedTeacher]:
         """Who teaches a stage, by role."""
-        guides = {}
-        for role in [step.stage.guide] if step.stage.guide else []:
+        teachers = {}
+        for role in [planned.stage.guide] if planned.stage.guide else []:
             outcome = self.outcomes[role]
-            network = self.load(self.steps[role], outcome.checkpoint).network
+            network = self.load(self.done[role], outcome.checkpoint).network
             del self.loaded[role]  # it may be compiled for this stage: who teaches another one is loaded again
-            guides[role] = Guide(network, self.steps[role].fingerprint, outcome.sha256)
-        return guides
+            teachers[role] = FinishedTeacher(network, self.done[role].fingerprint, outcome.sha256)
+        return teachers
 
-    def describe(self, step: Step, outcome: Outcome) -> None:
+    def describe(self, planned: PlannedStage, outcome: Outcome) -> None:
         """Record a stage that is done."""
-        self.record.lineage.append(Origin(step.role, step.stage.network, outcome.sha256))
-        self.record.stages[step.role] = Stage(
-            network=step.stage.network,
-            stem=network_spec(self.place, step.stage).stem,
-            status={"train": "trained", "reuse": "reused", "load": "loaded"}[step.action],
-            fingerprint=step.fingerprint,
-            guide=step.stage.guide,
+        self.record.lineage.append(Origin(planned.role, planned.stage.network, outcome.sha256))
+        self.record.stages[planned.role] = Stage(
+            network=planned.stage.network,
+            stem=network_spec(self.context, planned.stage).stem,
+            status={"train": "trained", "reuse": "reused", "load": "loaded"}[planned.action],
+            fingerprint=planned.fingerprint,
+            guide=planned.stage.guide,
             guide_fingerprint=outcome.guide_fingerprint,
             checkpoint=relative(outcome.checkpoint, self.run_dir),
             sha256=outcome.sha256,
@@ -201,19 +205,19 @@ class _Run:
             test=cast(ScoresOnTest, outcome.test),
             seconds=round(outcome.seconds, 3),
             checkpoint_mb=outcome.checkpoint.stat().st_size / 1e6,
-            efficiency=self.costs_of(step, outcome),
+            efficiency=self.costs_of(planned, outcome),
         )
 
-    def costs_of(self, step: Step, outcome: Outcome) -> dict[str, Any] | None:
+    def costs_of(self, planned: PlannedStage, outcome: Outcome) -> dict[str, Any] | None:
         """What the stage's network costs to use, where a report is wanted."""
-        if not self.place.settings.report:
+        if not self.context.settings.report:
             return None
-        network = self.load(step, outcome.checkpoint).network
-        spec, (height, width) = network_spec(self.place, step.stage), self.place.input_size
+        network = self.load(planned, outcome.checkpoint).network
+        spec, (height, width) = network_spec(self.context, planned.stage), self.context.input_size
         try:
-            return measure_network(network, (spec.in_channels, height, width), self.place.device)
+            return measure_network(network, (spec.in_channels, height, width), self.context.device)
         except (RuntimeError, MemoryError) as error:  # a batch of 64 may not fit; the result stands without it
-            log.warning("the costs of the %s cannot be measured: %s", step.role, str(error).split("\n")[0])
+            log.warning("the costs of the %s cannot be measured: %s", planned.role, str(error).split("\n")[0])
             return None
 
     def write_summary(self, status: str, error: str | None = None) -> None:

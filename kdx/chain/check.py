@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from kdx.chain.context import Workplace, network_spec
+from kdx.chain.context import RunContext, network_spec
 from kdx.chain.parts import Parts, build_parts
 from kdx.chain.stage import make_trainer, raise_if_out_of_memory
 from kdx.config.schema import StageSettings
@@ -22,29 +22,29 @@ from kdx.training.teachers import Teacher
 IMAGES = 2  # of which the trial step is made: what an image costs is not known yet
 
 
-def check_stage(place: Workplace, stage: StageSettings, teachers: Mapping[str, nn.Module]) -> nn.Module:
+def check_stage(context: RunContext, stage: StageSettings, teachers: Mapping[str, nn.Module]) -> nn.Module:
     """Build everything of a stage, make one training step of it, and throw it away; its network, untrained.
 
     `teachers` are networks like those that will teach it, trained or not.
     """
-    check_tracker(place.settings.logger)
-    parts = build_parts(place, stage, teachers)
+    check_tracker(context.settings.logger)
+    parts = build_parts(context, stage, teachers)
     network = parts.learner.network
-    check_network(network, network_spec(place, stage), place.input_size, stage.batch_size)
+    check_network(network, network_spec(context, stage), context.input_size, stage.batch_size)
     untouched = copy.deepcopy(network.state_dict())
-    _try_step(place, stage, parts, teachers)
+    _try_step(context, stage, parts, teachers)
     network.load_state_dict(untouched)  # what a wild step made of it must not teach in the next stage's trial
-    _check_drawn_layer(place, stage, network)
+    _check_drawn_layer(context, stage, network)
     return network
 
 
-def _try_step(place: Workplace, stage: StageSettings, parts: Parts, teachers: Mapping[str, nn.Module]) -> None:
+def _try_step(context: RunContext, stage: StageSettings, parts: Parts, teachers: Mapping[str, nn.Module]) -> None:
     """One step of loss, backward, optimizer and scaler on real images, then the schedule to its end."""
-    few = min(IMAGES, stage.batch_size, len(place.dataset.train))
-    split = Split(*place.dataset.train.first(max(few, min(2, len(place.dataset.train)))))
-    asked = {role: Teacher(net, place.precision, parts.teacher_layers[role]) for role, net in teachers.items()}
+    few = min(IMAGES, stage.batch_size, len(context.dataset.train))
+    split = Split(*context.dataset.train.first(max(few, min(2, len(context.dataset.train)))))
+    asked = {role: Teacher(net, context.precision, parts.teacher_layers[role]) for role, net in teachers.items()}
     plain = replace(stage, cache_logits=False)
-    trainer = make_trainer(place, plain, parts, asked, replace(place.dataset, train=split, val=split))
+    trainer = make_trainer(context, plain, parts, asked, replace(context.dataset, train=split, val=split))
     try:
         trainer.learner.train()
         _attempt(lambda: trainer.train_step(next(trainer.train.epoch(1)), 1, 1), stage, parts)
@@ -83,11 +83,11 @@ def _culprit(error: Exception, stage: StageSettings, parts: Parts) -> str:
     return found
 
 
-def _check_drawn_layer(place: Workplace, stage: StageSettings, network: nn.Module) -> None:
-    wish = place.settings.visualize
-    if not wish.samples or wish.layer is None:
+def _check_drawn_layer(context: RunContext, stage: StageSettings, network: nn.Module) -> None:
+    requested = context.settings.visualize
+    if not requested.samples or requested.layer is None:
         return
-    with capture_features(network, wish.layer) as seen:
-        check_network(network, network_spec(place, stage), place.input_size, stage.batch_size)
+    with capture_features(network, requested.layer) as seen:
+        check_network(network, network_spec(context, stage), context.input_size, stage.batch_size)
     if not seen or seen[0].ndim != 4:
-        raise KdxError(f"visualize.layer={wish.layer}: gives no maps in the {stage.role}; choose an earlier layer")
+        raise KdxError(f"visualize.layer={requested.layer}: gives no maps in the {stage.role}; choose an earlier layer")

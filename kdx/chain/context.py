@@ -17,7 +17,7 @@ from kdx.training.runtime import Precision, choose_device, choose_precision
 
 
 @dataclass(frozen=True)
-class Workplace:
+class RunContext:
     """What all stages of a run share: settings, data, preprocessing, device and precision."""
 
     settings: Settings
@@ -60,89 +60,89 @@ def load_dataset(settings: Settings) -> Dataset:
     return dataset
 
 
-def make_workplace(settings: Settings, dataset: Dataset) -> Workplace:
+def make_run_context(settings: Settings, dataset: Dataset) -> RunContext:
     """Choose preprocessing, device and precision for a data set."""
     device = choose_device(settings.device)
     if dataset.mirrored and "flip" in settings.augment:
         raise KdxError(f"dataset.augment={list(settings.augment)}: a flip changes the class of {dataset.name}'s images")
     preprocessing = _choose_preprocessing(settings, dataset)
     precision = choose_precision(settings.amp, device, settings.channels_last, settings.compile)
-    return Workplace(settings, dataset, preprocessing, precision)
+    return RunContext(settings, dataset, preprocessing, precision)
 
 
-def network_spec(place: Workplace, stage: StageSettings) -> NetworkSpec:
+def network_spec(context: RunContext, stage: StageSettings) -> NetworkSpec:
     """The stage's network for this data set."""
-    height, width = place.dataset.image_shape[1:]
-    size = place.preprocessing.resize or max(height, width)
+    height, width = context.dataset.image_shape[1:]
+    size = context.preprocessing.resize or max(height, width)
     return NetworkSpec(
         name=stage.network,
-        num_classes=place.dataset.num_classes,
-        in_channels=place.preprocessing.channels,
+        num_classes=context.dataset.num_classes,
+        in_channels=context.preprocessing.channels,
         pretrained=stage.pretrained,
-        freeze_backbone=place.settings.freeze_backbone,
-        stem=resolve_stem(place.settings.stem, stage.network, stage.pretrained, size),
+        freeze_backbone=context.settings.freeze_backbone,
+        stem=resolve_stem(context.settings.stem, stage.network, stage.pretrained, size),
     )
 
 
-def stage_fingerprint(place: Workplace, stage: StageSettings, guide_fingerprint: str | None) -> str:
+def stage_fingerprint(context: RunContext, stage: StageSettings, guide_fingerprint: str | None) -> str:
     """Hash of exactly what determines the stage's weights."""
     facts: dict[str, Any] = {
         "role": stage.role,  # seeds are derived from it
         "data": {
-            "digest": place.dataset.digest,
-            "augment": list(place.settings.augment),
-            **_plain(place.preprocessing),
+            "digest": context.dataset.digest,
+            "augment": list(context.settings.augment),
+            **_plain(context.preprocessing),
         },
-        "network": asdict(network_spec(place, stage)),
+        "network": asdict(network_spec(context, stage)),
         "optimizer": stage.optimizer,
         "scheduler": stage.scheduler,
         "epochs": stage.epochs,
         "batch_size": stage.batch_size,
-        "accumulate": place.settings.accumulate,  # batch-norm sees the parts
-        "amp": place.settings.amp,
-        "seed": place.settings.seed,
-        "code": data_code(place) | network_code(place, stage),
+        "accumulate": context.settings.accumulate,  # batch-norm sees the parts
+        "amp": context.settings.amp,
+        "seed": context.settings.seed,
+        "code": data_code(context) | network_code(context, stage),
     }
     for node in (stage.optimizer, stage.scheduler, stage.kd if stage.distilled else {}):
-        facts["code"] |= place.sources.of_node(node)
+        facts["code"] |= context.sources.of_node(node)
     if stage.distilled:
         facts |= {"kd": stage.kd, "guide": guide_fingerprint}
     return fingerprint(facts)
 
 
-def network_code(place: Workplace, stage: StageSettings) -> dict[str, str]:
+def network_code(context: RunContext, stage: StageSettings) -> dict[str, str]:
     """The code of a user's own network; nothing for the others."""
-    return place.sources.of(stage.network) if ":" in stage.network else {}
+    return context.sources.of(stage.network) if ":" in stage.network else {}
 
 
-def data_code(place: Workplace) -> dict[str, str]:
+def data_code(context: RunContext) -> dict[str, str]:
     """The code of a user's own data set.
 
     It counts beside the digest, which need not show it: images may be decoded when they are asked for, and a user's
     own `Dataset` states its digest itself.
     """
-    return place.sources.of_node(place.settings.source)
+    return context.sources.of_node(context.settings.source)
 
 
-def identity(place: Workplace, stage: StageSettings) -> dict[str, Any]:
+def metadata(context: RunContext, stage: StageSettings) -> dict[str, Any]:
     """What a checkpoint must say of itself to stand for this stage's network on this data."""
-    spec = network_spec(place, stage)
+    spec = network_spec(context, stage)
     return {
-        "dataset": place.dataset.name,
-        "data_digest": place.dataset.digest,
-        "task": place.dataset.task,
-        "num_classes": place.dataset.num_classes,
-        "class_names": list(place.dataset.class_names),
+        "dataset": context.dataset.name,
+        "data_digest": context.dataset.digest,
+        "task": context.dataset.task,
+        "num_classes": context.dataset.num_classes,
+        "class_names": list(context.dataset.class_names),
         "network": spec.name,
         "stem": spec.stem,
         "in_channels": spec.in_channels,
-        "image_shape": list(place.dataset.image_shape),
-        "preprocessing": _plain(place.preprocessing) | _white(place.dataset),
+        "image_shape": list(context.dataset.image_shape),
+        "preprocessing": _plain(context.preprocessing) | _white(context.dataset),
     }
 
 
 def _choose_preprocessing(settings: Settings, dataset: Dataset) -> Preprocessing:
-    """One preprocessing for the whole chain, since a guide and its pupil see the same batch.
+    """One preprocessing for the whole chain, since a teacher and its student see the same batch.
 
     `auto` is ImageNet's as soon as one stage starts from ImageNet weights.
     """

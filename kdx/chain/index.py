@@ -99,9 +99,9 @@ class StageIndex:
 
     def add(self, stage: FinishedStage) -> None:
         """File a stage; the atomic appearance of its entry is what makes it finished."""
-        told = asdict(stage)
+        record = asdict(stage)
         make_way(self.folder / f"{stage.fingerprint}.json")
-        write_json(self.folder / f"{stage.fingerprint}.json", told | {ENTRY_HASH: _hash(ENTRY_FORMAT, told)})
+        write_json(self.folder / f"{stage.fingerprint}.json", record | {ENTRY_HASH: _hash(ENTRY_FORMAT, record)})
 
     def find(self, wanted: str) -> FinishedStage | None:
         """The stage with this fingerprint, if it is finished and its checkpoint still there."""
@@ -165,10 +165,10 @@ class StageIndex:
     def _read(self, path: Path) -> FinishedStage | None:
         """The entry, if its checkpoint is still there; one that is damaged is set aside under another name."""
         try:
-            told = read_json(path)
-            if not isinstance(told, dict) or told.pop(ENTRY_HASH, None) != _hash(ENTRY_FORMAT, told):
+            record = read_json(path)
+            if not isinstance(record, dict) or record.pop(ENTRY_HASH, None) != _hash(ENTRY_FORMAT, record):
                 raise DamagedError(f"{path}: damaged (its content does not have the hash that it states)")
-            stage = as_record(told, FinishedStage, path)
+            stage = as_record(record, FinishedStage, path)
             return stage if os.path.isfile(self.path_of(stage)) else None
         except DamagedError as error:
             set_aside(path, error)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kdx.chain.context import Workplace, network_spec
+from kdx.chain.context import RunContext, network_spec
 from kdx.config.schema import StageSettings
 from kdx.config.settings import arguments_of, build
 from kdx.errors import KdxError
@@ -36,54 +36,54 @@ class Parts:
     teacher_layers: Mapping[str, Layers]  # by the teacher's role
 
 
-def build_parts(place: Workplace, stage: StageSettings, teachers: Mapping[str, nn.Module]) -> Parts:
+def build_parts(context: RunContext, stage: StageSettings, teachers: Mapping[str, nn.Module]) -> Parts:
     """The stage's parts on the device, under these networks of its teachers.
 
     The network's first weights depend on (seed, role) only, and the objective's as well.
     """
-    settings = place.settings
+    settings = context.settings
     setup_reproducibility(derive_seed(settings.seed, stage.role, "init"), settings.deterministic, settings.threads)
-    network = _network(place, stage)
-    objective = _objective(place, stage)
-    images = torch.zeros(2, network_spec(place, stage).in_channels, *place.input_size, device=place.device)
+    network = _network(context, stage)
+    objective = _objective(context, stage)
+    images = torch.zeros(2, network_spec(context, stage).in_channels, *context.input_size, device=context.device)
     student_layers = resolve_layers(network, objective.layers, images)
     teacher_layers = {role: resolve_layers(net, objective.teacher_layers, images) for role, net in teachers.items()}
     with torch.random.fork_rng(devices=[]):  # what a method draws must not change what the network draws later
         torch.manual_seed(derive_seed(settings.seed, stage.role, "objective"))
-        student = _say(network, student_layers, images, place.dataset.num_classes)
+        student = _say(network, student_layers, images, context.dataset.num_classes)
         known = [
             Facts(
-                task=place.dataset.task,
-                num_classes=place.dataset.num_classes,
-                train_size=len(place.dataset.train),
+                task=context.dataset.task,
+                num_classes=context.dataset.num_classes,
+                train_size=len(context.dataset.train),
                 student=student,
-                teacher=_say(teachers[role], layers, images, place.dataset.num_classes),
+                teacher=_say(teachers[role], layers, images, context.dataset.num_classes),
             )
             for role, layers in teacher_layers.items()
         ]
         objective.prepare(known)
-    learner = Learner(network, objective.to(place.device), place.precision, student_layers)
+    learner = Learner(network, objective.to(context.device), context.precision, student_layers)
     optimizer = build(stage.optimizer, "optimizer", _groups(learner, stage.kd.get("lr")))
     return Parts(learner, optimizer, Schedule(build(stage.scheduler, "scheduler", optimizer)), teacher_layers)
 
 
-def _network(place: Workplace, stage: StageSettings) -> nn.Module:
-    spec = network_spec(place, stage)
+def _network(context: RunContext, stage: StageSettings) -> nn.Module:
+    spec = network_spec(context, stage)
     try:
-        network = build_network(spec, place.settings.download)
+        network = build_network(spec, context.settings.download)
     except KdxError as error:
         reason = str(error).removeprefix(f"model '{stage.network}': ")
         raise KdxError(f"model.{stage.role}={stage.network}: {reason}") from error
-    if place.settings.activation_checkpointing:
+    if context.settings.activation_checkpointing:
         recompute_blocks(network)
     if any(map(is_lazy, network.parameters())):  # their shapes come with the first images
         with eval_mode(network), torch.no_grad():
-            network(torch.zeros(2, spec.in_channels, *place.input_size))
-    return place.precision.place(network)
+            network(torch.zeros(2, spec.in_channels, *context.input_size))
+    return context.precision.place(network)
 
 
-def _objective(place: Workplace, stage: StageSettings) -> Distillation:
-    hard_loss = HardLoss(place.dataset.task)
+def _objective(context: RunContext, stage: StageSettings) -> Distillation:
+    hard_loss = HardLoss(context.dataset.task)
     if not stage.distilled:
         return Distillation(hard_loss, Weight.of(1))
     target = stage.kd["_target_"]
@@ -102,9 +102,9 @@ def _objective(place: Workplace, stage: StageSettings) -> Distillation:
         raise KdxError(f"kd: {target} is no loss of three arguments ({error})") from error
     except ValueError as error:
         raise KdxError(f"kd: {error}") from error
-    refused = method.refusal(place.dataset.task, place.dataset.num_classes)
+    refused = method.refusal(context.dataset.task, context.dataset.num_classes)
     if refused is not None:
-        raise KdxError(f"kd: {target} {refused} (dataset {place.dataset.name})")
+        raise KdxError(f"kd: {target} {refused} (dataset {context.dataset.name})")
     if stage.cache_logits and method.layers:
         raise KdxError(f"kd.cache_logits=true: {target} looks at layers of the teacher, and logits only are kept")
     return Distillation(hard_loss, hard, {"kd": Term(method, weight)})

@@ -9,11 +9,11 @@ from pathlib import Path
 from torch import nn
 
 from kdx.chain.check import check_stage
-from kdx.chain.context import Workplace, identity, network_code, stage_fingerprint
+from kdx.chain.context import RunContext, metadata, network_code, stage_fingerprint
 from kdx.chain.index import FinishedStage, StageIndex, fingerprint
 from kdx.chain.logits import logits_to_come
-from kdx.chain.stage import Loaded, check_answers, load_network
-from kdx.checkpoint import check_identity, load_hashed
+from kdx.chain.stage import LoadedStage, check_answers, load_network
+from kdx.checkpoint import check_metadata, load_hashed
 from kdx.config.schema import StageSettings
 from kdx.errors import KdxError
 from kdx.files import hash_file, relative
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Step:
+class PlannedStage:
     """What the plan does about one stage: `train` it, `reuse` a finished one, or `load` a named checkpoint."""
 
     stage: StageSettings
@@ -37,65 +37,68 @@ class Step:
         return self.stage.role
 
 
-def make_plan(place: Workplace, index: StageIndex) -> list[Step]:
-    """The steps that deliver what is asked for, guides first; a reused stage needs no guide."""
-    settings = place.settings
-    steps: dict[str, Step] = {}
+def make_plan(context: RunContext, index: StageIndex) -> list[PlannedStage]:
+    """The stages that deliver what is asked for, teachers first; a reused stage needs no teacher."""
+    settings = context.settings
+    stages: dict[str, PlannedStage] = {}
     for stage in settings.stages:
-        guide = steps[stage.guide].fingerprint if stage.guide else None
-        steps[stage.role] = _find(place, stage, stage_fingerprint(place, stage, guide), index)
+        guide = stages[stage.guide].fingerprint if stage.guide else None
+        stages[stage.role] = _find(context, stage, stage_fingerprint(context, stage, guide), index)
     needed = set(settings.deliver)
-    for step in reversed(steps.values()):
-        if step.role in needed and step.action == "train":
-            if step.stage.guide:
-                needed.add(step.stage.guide)
-            if step.role not in settings.deliver and settings.missing == "error":
+    for planned in reversed(stages.values()):
+        if planned.role in needed and planned.action == "train":
+            if planned.stage.guide:
+                needed.add(planned.stage.guide)
+            if planned.role not in settings.deliver and settings.missing == "error":
                 raise KdxError(
-                    f"stage.missing=error: no finished {step.role} ({step.stage.network} on {settings.dataset_name}, "
-                    f"fingerprint {step.fingerprint}) in {index.folder}: run stage={step.role} with the same values, "
-                    f"name a file with stage.{step.role}.checkpoint, or set stage.missing=train"
+                    f"stage.missing=error: no finished {planned.role} ({planned.stage.network} on "
+                    f"{settings.dataset_name}, fingerprint {planned.fingerprint}) in {index.folder}: run "
+                    f"stage={planned.role} with the same values, name a file with stage.{planned.role}.checkpoint, "
+                    "or set stage.missing=train"
                 )
-    return [step for step in steps.values() if step.role in needed]
+    return [planned for planned in stages.values() if planned.role in needed]
 
 
-def describe_plan(plan: Sequence[Step]) -> list[str]:
+def describe_plan(plan: Sequence[PlannedStage]) -> list[str]:
     """The plan in words, a line a stage."""
     lines = ["plan:"]
-    for step in plan:
-        stage = step.stage
-        how = {"train": f"train {stage.epochs} epochs", "reuse": "reuse", "load": "load"}[step.action]
-        if step.action == "train" and stage.guide:
+    for planned in plan:
+        stage = planned.stage
+        how = {"train": f"train {stage.epochs} epochs", "reuse": "reuse", "load": "load"}[planned.action]
+        if planned.action == "train" and stage.guide:
             how += f", taught by the {stage.guide}"
-        if step.checkpoint is not None:
-            how += f" {relative(step.checkpoint, Path.cwd())}"
-        lines.append(f"  {step.role:<10} {stage.network:<12} {step.fingerprint}  {how}")
+        if planned.checkpoint is not None:
+            how += f" {relative(planned.checkpoint, Path.cwd())}"
+        lines.append(f"  {planned.role:<10} {stage.network:<12} {planned.fingerprint}  {how}")
     return lines
 
 
-def check_plan(place: Workplace, plan: Sequence[Step], run_dir: Path) -> dict[str, Loaded]:
+def check_plan(context: RunContext, plan: Sequence[PlannedStage], run_dir: Path) -> dict[str, LoadedStage]:
     """Build all that will be trained and load all that will be used: what fails, fails now. Returns what was loaded."""
     parameters = []
-    loaded: dict[str, Loaded] = {}
+    loaded: dict[str, LoadedStage] = {}
     networks: dict[str, nn.Module] = {}
     logits = 0
-    for step in plan:
-        if step.checkpoint is None:
-            guides = [step.stage.guide] if step.stage.guide else []
-            networks[step.role] = check_stage(place, step.stage, {role: networks[role] for role in guides})
-            parameters.append(count_parameters(networks[step.role]))
-            guide = loaded.get(step.stage.guide or "")
-            logits += logits_to_come(place, step.stage, None if guide is None else guide.sha256)
+    for planned in plan:
+        if planned.checkpoint is None:
+            guides = [planned.stage.guide] if planned.stage.guide else []
+            networks[planned.role] = check_stage(context, planned.stage, {role: networks[role] for role in guides})
+            parameters.append(count_parameters(networks[planned.role]))
+            guide = loaded.get(planned.stage.guide or "")
+            logits += logits_to_come(context, planned.stage, None if guide is None else guide.sha256)
         else:
-            loaded[step.role] = load_network(place, step.stage, step.checkpoint)
-            networks[step.role] = loaded[step.role].network
-            check_answers(place, step.stage, networks[step.role], step.checkpoint)
-        if step.finished is not None:
-            here, there = place.surroundings(), step.finished.surroundings
+            loaded[planned.role] = load_network(context, planned.stage, planned.checkpoint)
+            networks[planned.role] = loaded[planned.role].network
+            check_answers(context, planned.stage, networks[planned.role], planned.checkpoint)
+        if planned.finished is not None:
+            here, there = context.surroundings(), planned.finished.surroundings
             differ = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
             if differ:
-                log.info("note: the reused %s was made with %s: its last bits may differ", step.role, "; ".join(differ))
-    _check_space(parameters, run_dir, logits, Path(place.settings.output_dir))
-    place.sources.confirm()  # now that everything has been imported
+                log.info(
+                    "note: the reused %s was made with %s: its last bits may differ", planned.role, "; ".join(differ)
+                )
+    _check_space(parameters, run_dir, logits, Path(context.settings.output_dir))
+    context.sources.confirm()  # now that everything has been imported
     return loaded
 
 
@@ -126,36 +129,38 @@ def _nearest(folder: Path) -> Path:
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
-def reuse_finished(place: Workplace, stage: StageSettings, finished: FinishedStage, index: StageIndex) -> Step | None:
-    """A step that reuses a finished stage, or None where its checkpoint is damaged or does not fit."""
+def reuse_finished(
+    context: RunContext, stage: StageSettings, finished: FinishedStage, index: StageIndex
+) -> PlannedStage | None:
+    """A planned stage that reuses a finished stage, or None where its checkpoint is damaged or does not fit."""
     path = index.path_of(finished)
     try:
         content, _ = load_hashed(path, known=finished.sha256, mapped=True)
-        check_identity(path, content["meta"], identity(place, stage))
+        check_metadata(path, content["meta"], metadata(context, stage))
     except KdxError as error:
         log.warning("%s: this %s is not reused", error, stage.role)
         return None
-    return Step(stage, "reuse", finished.fingerprint, path, finished)
+    return PlannedStage(stage, "reuse", finished.fingerprint, path, finished)
 
 
-def _find(place: Workplace, stage: StageSettings, own: str, index: StageIndex) -> Step:
-    """The stage as a step: from the checkpoint that is named, from the index, or to be trained."""
-    settings = place.settings
+def _find(context: RunContext, stage: StageSettings, own: str, index: StageIndex) -> PlannedStage:
+    """What the plan does about a stage: from the checkpoint that is named, from the index, or to be trained."""
+    settings = context.settings
     if stage.checkpoint is not None:
         path = Path(stage.checkpoint)
         if not path.is_file():
             raise KdxError(f"stage.{stage.role}.checkpoint={stage.checkpoint}: no such file")
-        facts = {"sha256": hash_file(path), "network": stage.network, "code": network_code(place, stage)}
-        return Step(stage, "load", f"file:{fingerprint(facts)}", path)
+        facts = {"sha256": hash_file(path), "network": stage.network, "code": network_code(context, stage)}
+        return PlannedStage(stage, "load", f"file:{fingerprint(facts)}", path)
     exact = None if settings.reuse == "never" else index.find(own)
     candidates = [] if exact is None else [exact]
     if settings.reuse == "latest" and stage.role in settings.teachers():
         candidates += index.newest_first(
             role=stage.role,
             network=stage.network,
-            code=network_code(place, stage),
-            data_digest=place.dataset.digest,
-            num_classes=place.dataset.num_classes,
+            code=network_code(context, stage),
+            data_digest=context.dataset.digest,
+            num_classes=context.dataset.num_classes,
         )
-    steps = (reuse_finished(place, stage, finished, index) for finished in candidates)
-    return next((step for step in steps if step is not None), Step(stage, "train", own))
+    stages = (reuse_finished(context, stage, finished, index) for finished in candidates)
+    return next((planned for planned in stages if planned is not None), PlannedStage(stage, "train", own))

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import kdx
-from kdx.chain.context import Workplace, identity, network_spec
+from kdx.chain.context import RunContext, metadata, network_spec
 from kdx.chain.logits import compile_mode, logits_folder
 from kdx.chain.parts import Parts, build_parts
-from kdx.checkpoint import check_identity, load_hashed, load_weights, versions
+from kdx.checkpoint import check_metadata, load_hashed, load_weights, versions
 from kdx.config.schema import StageSettings
 from kdx.data.batches import Batches
 from kdx.data.dataset import Dataset, Split
@@ -54,7 +54,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Guide:
+class FinishedTeacher:
     """A finished network that teaches; `sha256` is that of its checkpoint."""
 
     network: nn.Module
@@ -63,7 +63,7 @@ class Guide:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedStage:
     """The network of a finished stage, on the device, and what its checkpoint says of it."""
 
     network: nn.Module
@@ -73,35 +73,35 @@ class Loaded:
     guide_fingerprint: str | None
 
 
-def load_network(place: Workplace, stage: StageSettings, checkpoint: Path) -> Loaded:
+def load_network(context: RunContext, stage: StageSettings, checkpoint: Path) -> LoadedStage:
     """The stage's network with a checkpoint's weights; `KdxError` says what does not fit."""
     content, sha256 = load_hashed(checkpoint)
-    check_identity(checkpoint, content.get("meta", {}), identity(place, stage))
+    check_metadata(checkpoint, content.get("meta", {}), metadata(context, stage))
     if not {"epoch", "validation"} <= content.keys():
         raise KdxError(f"{checkpoint}: says nothing of its epoch and its scores on the validation split")
     as_record(content["validation"], ScoresOnValidation, checkpoint, "validation")
-    spec = network_spec(place, stage)
+    spec = network_spec(context, stage)
     blank = NetworkSpec(spec.name, spec.num_classes, spec.in_channels, stem=spec.stem)  # no ImageNet weights needed
-    network = build_network(blank, place.settings.download)
+    network = build_network(blank, context.settings.download)
     load_weights(network, content, checkpoint)
     guide = content["meta"].get("guide_fingerprint")
-    return Loaded(place.precision.place(network), sha256, content["epoch"], content["validation"], guide)
+    return LoadedStage(context.precision.place(network), sha256, content["epoch"], content["validation"], guide)
 
 
-def check_answers(place: Workplace, stage: StageSettings, network: nn.Module, checkpoint: Path) -> None:
+def check_answers(context: RunContext, stage: StageSettings, network: nn.Module, checkpoint: Path) -> None:
     """`KdxError` where a loaded network gives no numbers for the first images of the validation split."""
-    few = Split(*place.dataset.val.first(FEW))
-    logits = logits_of(network, _batches(place, stage, "val", replace(place.dataset, val=few)), place.precision)
+    few = Split(*context.dataset.val.first(FEW))
+    logits = logits_of(network, _batches(context, stage, "val", replace(context.dataset, val=few)), context.precision)
     require_numbers(logits, f"{checkpoint}: the network")
 
 
 def train_stage(
-    place: Workplace,
+    context: RunContext,
     stage: StageSettings,
     folder: Path,
     *,
     own: str,
-    guides: Mapping[str, Guide],
+    teachers: Mapping[str, FinishedTeacher],
     earlier: Path | None,
     stop: StopRequest,
 ) -> Outcome:
@@ -109,24 +109,24 @@ def train_stage(
 
     What a run that died left in `folder`, or else in `earlier`, is resumed.
     """
-    parts = build_parts(place, stage, {role: guide.network for role, guide in guides.items()})
-    teachers = {role: _teacher(place, stage, guide, parts.teacher_layers[role]) for role, guide in guides.items()}
-    trainer = make_trainer(place, stage, parts, teachers, place.dataset)
-    meta = {"role": stage.role, "fingerprint": own, "guide_fingerprint": _guide_fingerprint(guides)}
-    keeper = _keeper(place, stage, folder, trainer, meta, stop)
+    parts = build_parts(context, stage, {role: teacher.network for role, teacher in teachers.items()})
+    asked = {role: _teacher(context, stage, known, parts.teacher_layers[role]) for role, known in teachers.items()}
+    trainer = make_trainer(context, stage, parts, asked, context.dataset)
+    meta = {"role": stage.role, "fingerprint": own, "guide_fingerprint": _guide_fingerprint(teachers)}
+    keeper = _keeper(context, stage, folder, trainer, meta, stop)
     _leave_clean_script(folder)
     _resume(trainer, keeper, earlier)
     write_json(folder / "logs" / f"{file_stem(stage)}_config.json", meta | {"config": stage.config})
     try:
-        best = _fit(trainer, stage, keeper, _drawing(place, stage, parts.learner.network, folder))
+        best = _fit(trainer, stage, keeper, _drawing(context, stage, parts.learner.network, folder))
     finally:
         keeper.logger.close()
     checkpoint = folder / "checkpoints" / best.file
-    chosen = load_network(place, stage, checkpoint)
-    guide_logits = [teacher.of_split("test", _batches(place, stage, "test")) for teacher in teachers.values()]
-    test = scores_on_test(place, stage, chosen.network, guide_logits) | {"epoch": best.epoch}
+    chosen = load_network(context, stage, checkpoint)
+    teacher_logits = [teacher.of_split("test", _batches(context, stage, "test")) for teacher in asked.values()]
+    test = scores_on_test(context, stage, chosen.network, teacher_logits) | {"epoch": best.epoch}
     write_json(folder / "test_metrics.json", test)
-    _draw_feature_maps(place, stage, chosen.network, folder / "visualizations")
+    _draw_feature_maps(context, stage, chosen.network, folder / "visualizations")
     seconds = sum(row["epoch_time_sec"] for row in trainer.progress.history)
     return Outcome(
         checkpoint,
@@ -140,46 +140,46 @@ def train_stage(
     )
 
 
-def _guide_fingerprint(guides: Mapping[str, Guide]) -> str | None:
-    return next((guide.fingerprint for guide in guides.values()), None)
+def _guide_fingerprint(teachers: Mapping[str, FinishedTeacher]) -> str | None:
+    return next((teacher.fingerprint for teacher in teachers.values()), None)
 
 
-def _teacher(place: Workplace, stage: StageSettings, guide: Guide, layers: Layers) -> Teacher:
+def _teacher(context: RunContext, stage: StageSettings, known: FinishedTeacher, layers: Layers) -> Teacher:
     cache = (
-        LogitsCache(logits_folder(place, stage, guide.sha256), place.dataset.num_classes)
+        LogitsCache(logits_folder(context, stage, known.sha256), context.dataset.num_classes)
         if stage.cache_logits
         else None
     )
-    return Teacher(guide.network, place.precision, layers, cache)
+    return Teacher(known.network, context.precision, layers, cache)
 
 
 def make_trainer(
-    place: Workplace, stage: StageSettings, parts: Parts, teachers: Mapping[str, Teacher], dataset: Dataset
+    context: RunContext, stage: StageSettings, parts: Parts, teachers: Mapping[str, Teacher], dataset: Dataset
 ) -> Trainer:
     """The stage's trainer on the images of a data set."""
     recipe = Recipe(
         epochs=stage.epochs,
-        micro_batches=place.settings.accumulate,
-        compile_mode=compile_mode(place, stage),
+        micro_batches=context.settings.accumulate,
+        compile_mode=compile_mode(context, stage),
     )
     return Trainer(
         parts.learner,
         teachers,
-        _batches(place, stage, "train", dataset),
-        _batches(place, stage, "val", dataset),
+        _batches(context, stage, "train", dataset),
+        _batches(context, stage, "val", dataset),
         parts.optimizer,
         parts.schedule,
         recipe,
         name=stage.role,
-        task=place.dataset.task,
-        num_classes=place.dataset.num_classes,
+        task=context.dataset.task,
+        num_classes=context.dataset.num_classes,
     )
 
 
 def _keeper(
-    place: Workplace, stage: StageSettings, folder: Path, trainer: Trainer, meta: dict[str, Any], stop: StopRequest
+    context: RunContext, stage: StageSettings, folder: Path, trainer: Trainer, meta: dict[str, Any], stop: StopRequest
 ) -> Keeper:
-    settings = place.settings
+    settings = context.settings
     logger = EpochLogger(
         folder / "logs" / f"{file_stem(stage)}_log.csv",
         stage.role,
@@ -189,7 +189,7 @@ def _keeper(
     )
     return Keeper(
         folder / "checkpoints",
-        identity(place, stage) | meta | {"versions": versions(), "surroundings": place.surroundings()},
+        metadata(context, stage) | meta | {"versions": versions(), "surroundings": context.surroundings()},
         trainer.state,
         trainer.progress,
         logger,
@@ -235,41 +235,43 @@ def _resume(trainer: Trainer, keeper: Keeper, earlier: Path | None) -> None:
 
 
 def _draw_feature_maps(
-    place: Workplace, stage: StageSettings, network: nn.Module, folder: Path, split: str = "test"
+    context: RunContext, stage: StageSettings, network: nn.Module, folder: Path, split: str = "test"
 ) -> None:
     """`feature_maps_*.png` in `folder` of the first images of a split, where the network has maps to draw."""
-    wish = place.settings.visualize
-    if not wish.samples:
+    requested = context.settings.visualize
+    if not requested.samples:
         return
     from kdx.visualize.feature_maps import last_map_layer, save_feature_maps  # imports matplotlib
 
-    batches = _batches(place, stage, split).unshuffled()
-    layer = wish.layer or last_map_layer(network, next(batches.epoch(0)).images)
+    batches = _batches(context, stage, split).unshuffled()
+    layer = requested.layer or last_map_layer(network, next(batches.epoch(0)).images)
     if layer is not None:
         pairs = ((batch.images, batch.labels) for batch in batches.epoch(0))
-        save_feature_maps(network, pairs, layer, folder, wish.samples)
+        save_feature_maps(network, pairs, layer, folder, requested.samples)
 
 
-def _drawing(place: Workplace, stage: StageSettings, network: nn.Module, folder: Path) -> Callable[[int], None] | None:
+def _drawing(
+    context: RunContext, stage: StageSettings, network: nn.Module, folder: Path
+) -> Callable[[int], None] | None:
     """What draws feature maps of validation images every `visualize.every` epochs."""
-    every = place.settings.visualize.every
+    every = context.settings.visualize.every
     if not every:
         return None
 
     def draw(epoch: int) -> None:
         if is_due(epoch, every):
-            _draw_feature_maps(place, stage, network, folder / "visualizations" / f"epoch_{epoch:04d}", "val")
+            _draw_feature_maps(context, stage, network, folder / "visualizations" / f"epoch_{epoch:04d}", "val")
 
     return draw
 
 
 def scores_on_test(
-    place: Workplace, stage: StageSettings, network: nn.Module, guide_logits: Sequence[Tensor] = ()
+    context: RunContext, stage: StageSettings, network: nn.Module, teacher_logits: Sequence[Tensor] = ()
 ) -> dict[str, Any]:
-    """Loss and scores on the test split, and the agreement with the first guide's logits (N, C)."""
-    test, dataset = _batches(place, stage, "test"), place.dataset
-    known = guide_logits[0] if guide_logits else None
-    return evaluate(network, test, place.precision, dataset.task, dataset.num_classes, known)
+    """Loss and scores on the test split, and the agreement with the first teacher's logits (N, C)."""
+    test, dataset = _batches(context, stage, "test"), context.dataset
+    known = teacher_logits[0] if teacher_logits else None
+    return evaluate(network, test, context.precision, dataset.task, dataset.num_classes, known)
 
 
 def file_stem(stage: StageSettings) -> str:
@@ -277,14 +279,14 @@ def file_stem(stage: StageSettings) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', stage.network)}_{stage.role}"
 
 
-def _batches(place: Workplace, stage: StageSettings, split: str, dataset: Dataset | None = None) -> Batches:
-    settings = place.settings
+def _batches(context: RunContext, stage: StageSettings, split: str, dataset: Dataset | None = None) -> Batches:
+    settings = context.settings
     training = split == "train"
     return Batches(
-        getattr(dataset or place.dataset, split),
-        place.preprocessing,
+        getattr(dataset or context.dataset, split),
+        context.preprocessing,
         batch_size=stage.batch_size if training else 2 * stage.batch_size,
-        device=place.device,
+        device=context.device,
         seed=settings.seed,
         name=stage.role,
         augment=settings.augment if training else (),

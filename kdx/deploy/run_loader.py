@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypedDict
 from msgspec import Meta
 from torch import nn
 
-from kdx.checkpoint import Identity, load_checkpoint, load_weights
+from kdx.checkpoint import Metadata, load_checkpoint, load_weights
 from kdx.data.dataset import Dataset
 from kdx.data.imagefolder import load_imagefolder
 from kdx.data.sources import load_cifar, load_digits, load_medmnist
@@ -80,7 +80,7 @@ def load_stage(run_dir: Path, role: str, network: str | None = None) -> StoredSt
 
 def network_of(meta: dict[str, Any], path: Path, network: str | None = None) -> nn.Module:
     """The network that a checkpoint's or an exported file's description names, in eval mode, with fresh weights."""
-    known = as_record(meta, Identity, path, "meta")
+    known = as_record(meta, Metadata, path, "meta")
     try:
         name, classes, channels = known["network"], known["num_classes"], known["in_channels"]
         stem, names = known["stem"], known["class_names"]

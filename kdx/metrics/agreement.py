@@ -1,4 +1,4 @@
-"""How often a network says what its guide says."""
+"""How often a network says what its teacher says."""
 
 from torch import Tensor
 
@@ -6,6 +6,6 @@ from kdx.metrics.counts import percent
 from kdx.metrics.logits import predict
 
 
-def agreement(logits: Tensor, guide_logits: Tensor, task: str) -> float:
-    """On how many images (labels of a multi-label set) the network says what its guide says, in percent."""
-    return percent((predict(logits.cpu(), task) == predict(guide_logits.cpu(), task)).double().mean())
+def agreement(logits: Tensor, teacher_logits: Tensor, task: str) -> float:
+    """On how many images (labels of a multi-label set) the network says what its teacher says, in percent."""
+    return percent((predict(logits.cpu(), task) == predict(teacher_logits.cpu(), task)).double().mean())

@@ -84,7 +84,7 @@ def _curves(run_dir: Path, stages: Stages) -> list[str]:
     for role, stage in stages.items():
         place = (run_dir / stage.checkpoint).parent
         rows = read_log(place.parent) if place.name == "checkpoints" else []  # a named file has no log
-        # a distilled stage's val_loss has the guide in it: the part by the labels is what compares
+        # a distilled stage's val_loss has the teacher in it: the part by the labels is what compares
         by_labels = "val_hard_loss" if any("val_hard_loss" in row for row in rows) else "val_loss"
         wanted = [("accuracy", role, "val_accuracy"), ("loss", role, by_labels)]
         wanted += [("gap", f"{role}, {split}", f"{split}_loss") for split in ("train", "val")]
@@ -140,7 +140,7 @@ def _calibration(tests: dict[str, ScoresOnTest]) -> list[str]:
     drawing = bars_and_line(bins["confidence"], bins["accuracy"], bins["count"], ("confidence", "accuracy"))
     return [
         page.heading("Calibration and agreement, test split"),
-        page.table("calibration", ["stage", "ECE, %", "agrees with its guide, %"], rows),
+        page.table("calibration", ["stage", "ECE, %", "agrees with its teacher, %"], rows),
         page.picture(
             drawing, f"Reliability of the {role}: dots on the diagonal mean what they say; bars count images."
         ),

@@ -198,9 +198,9 @@ def _heat_map(
 ) -> str | None:
     """Mean accuracy on validation, which chooses, over two swept keys; the mean over all others."""
     keys = list(dict.fromkeys(key for group in groups for key in group.values))
-    for wish in (rows_key, columns_key):
-        if wish is not None and wish not in keys:
-            raise KdxError(f"{wish}: not swept here; choose two of {', '.join(keys)}")
+    for requested in (rows_key, columns_key):
+        if requested is not None and requested not in keys:
+            raise KdxError(f"{requested}: not swept here; choose two of {', '.join(keys)}")
     preferred = [*(key for key in GRID if key in keys), *(key for key in keys if key not in (*GRID, "kd"))]
     chosen = [rows_key, columns_key]
     for position in (0, 1):

@@ -203,8 +203,8 @@ def read_stages(folder: Path) -> dict[str, Stage]:
 
 def write_run(folder: Path, run: Run) -> None:
     """Write summary.json; each role that is done is a key of its own."""
-    told = msgspec.to_builtins(run)
-    write_json(folder / SUMMARY, told | told.pop("stages"))
+    record = msgspec.to_builtins(run)
+    write_json(folder / SUMMARY, record | record.pop("stages"))
 
 
 def read_sweep(folder: Path) -> dict[str, SweepJob]:

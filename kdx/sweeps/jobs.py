@@ -113,7 +113,7 @@ class Board:
                 raise KdxError(
                     f"hydra.sweep.dir={sweep_dir}: holds a sweep with another job {job.number}; choose another"
                 )
-        self.earlier = {key: told for key, told in known.items() if int(key) not in {job.number for job in jobs}}
+        self.earlier = {key: job for key, job in known.items() if int(key) not in {job.number for job in jobs}}
         for job in jobs:
             end = finished_before(job)
             if end is not None:
@@ -271,12 +271,12 @@ def _shared_stages(pool: Pool, jobs: Sequence[Job], sweep_dir: Path) -> list[lis
     process.start()
     process.join()
     try:
-        told = read_record(answer, list[list[tuple[int, str, str]]])
+        record = read_record(answer, list[list[tuple[int, str, str]]])
     except KdxError:
         log.warning("could not tell in advance what the jobs share: each looks for itself")
         return []
     waves = []
-    for depth, found in enumerate(told):
+    for depth, found in enumerate(record):
         wave = []
         for position, (number, role, own) in enumerate(found):
             overrides = (*jobs[number].overrides, f"stage.deliver={role}")
@@ -289,7 +289,7 @@ def _shared_stages(pool: Pool, jobs: Sequence[Job], sweep_dir: Path) -> list[lis
 def _scout(program: Program, jobs: list[list[str]], answer: Path, heard: Sequence[signal.Signals]) -> None:
     """Write, for every place in the chain, [job number, role, fingerprint] of the unfinished stages that jobs share."""
     end_with_parent(heard)
-    from kdx.chain.context import load_dataset, make_workplace
+    from kdx.chain.context import load_dataset, make_run_context
     from kdx.chain.index import StageIndex
     from kdx.chain.plan import make_plan
 
@@ -301,7 +301,7 @@ def _scout(program: Program, jobs: list[list[str]], answer: Path, heard: Sequenc
         try:
             if key not in data:
                 data[key] = load_dataset(settings)
-            plan = make_plan(make_workplace(settings, data[key]), StageIndex(Path(settings.output_dir)))
+            plan = make_plan(make_run_context(settings, data[key]), StageIndex(Path(settings.output_dir)))
         except KdxError:
             continue
         for depth, step in enumerate(plan):

@@ -14,7 +14,7 @@ from kdx.signals import heard_signals
 from kdx.sweeps.jobs import Job, Program, end_with_parent, finished_before, forkserver
 
 if TYPE_CHECKING:
-    from kdx.chain.context import Workplace
+    from kdx.chain.context import RunContext
 
 
 def refuse_other_plans(program: Program, jobs: Sequence[Job]) -> None:
@@ -96,9 +96,9 @@ def _fingerprints(program: Program, jobs: Sequence[list[str]]) -> list[dict[str,
     ]
 
 
-def _contexts(program: Program, jobs: Sequence[list[str]]) -> Iterator["Workplace | KdxError"]:
+def _contexts(program: Program, jobs: Sequence[list[str]]) -> Iterator["RunContext | KdxError"]:
     """What the stages of each job share, or why it cannot be had; a data set is loaded once."""
-    from kdx.chain.context import load_dataset, make_workplace
+    from kdx.chain.context import load_dataset, make_run_context
 
     data: dict[str, Any] = {}
     for settings in program.compose(program.conf, program.base, jobs):
@@ -106,6 +106,6 @@ def _contexts(program: Program, jobs: Sequence[list[str]]) -> Iterator["Workplac
         try:
             if key not in data:
                 data[key] = load_dataset(settings)
-            yield make_workplace(settings, data[key])
+            yield make_run_context(settings, data[key])
         except KdxError as error:
             yield error

@@ -28,9 +28,9 @@ def evaluate(
     precision: Precision,
     task: str,
     num_classes: int,
-    guide_logits: Tensor | None = None,
+    teacher_logits: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Loss by the labels alone, all scores, and the agreement with a guide's logits (N, C), of a network on a split.
+    """Loss by the labels alone, all scores, and the agreement with a teacher's logits (N, C), of a network on a split.
 
     `KdxError` where its logits are no numbers: it has no scores.
     """
@@ -42,6 +42,6 @@ def evaluate(
         **full_scores(logits, batches.labels, task, num_classes),
         "num_samples": len(batches.labels),
     }
-    if guide_logits is not None:
-        scores["guide_agreement"] = agreement(logits, guide_logits, task)
+    if teacher_logits is not None:
+        scores["guide_agreement"] = agreement(logits, teacher_logits, task)
     return scores

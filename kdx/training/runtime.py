@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdx.errors import KdxError
 
-COMPILE_PAYS_AFTER = 2000  # steps; compiling a network and its guide takes up to a minute
+COMPILE_PAYS_AFTER = 2000  # steps; compiling a network and its teacher takes up to a minute
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,16 @@ def choose_precision(
     return Precision(device, half, channels_last, cuda_graphs=compile_wish == "reduce-overhead")
 
 
-def choose_compile(wish: str, device: torch.device, steps: int) -> str | None:
+def choose_compile(requested: str, device: torch.device, steps: int) -> str | None:
     """The mode for `torch.compile`, or None to leave it out.
 
     `auto` compiles on CUDA where a compiler is there and the steps are many enough to pay for it; on CPU it gained
     nothing by itself.
     """
-    if wish == "auto":
+    if requested == "auto":
         pays = device.type == "cuda" and steps >= COMPILE_PAYS_AFTER and _can_compile()
-        wish = "default" if pays else "off"
-    return None if wish == "off" else wish
+        requested = "default" if pays else "off"
+    return None if requested == "off" else requested
 
 
 def choose_device(name: str) -> torch.device:

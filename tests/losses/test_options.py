@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from kdx.chain.check import check_stage
-from kdx.chain.context import load_dataset, make_workplace
+from kdx.chain.context import load_dataset, make_run_context
 from kdx.errors import KdxError
 from tests import tiny
 from tests.conftest import CONF, settings_of
@@ -20,22 +20,22 @@ MULTI_LABEL_ONLY = ("mld", "pskd")
 def test_an_option_makes_a_step_or_is_refused(name: str, more: tuple[str, ...]) -> None:
     one_map = ["kd.hint=-1"] if name == "fitnet" else []  # the tiny network has one stage
     settings = settings_of(f"kd={name}", *one_map, *more)
-    place = make_workplace(settings, load_dataset(settings))
+    context = make_run_context(settings, load_dataset(settings))
     teachers = {"assistant": tiny.wide(3, 1)}
     stage = settings.stage("student")
     if name in MULTI_LABEL_ONLY:
         with pytest.raises(KdxError, match="kd: kdx.losses.* choose"):
-            check_stage(place, stage, teachers)
+            check_stage(context, stage, teachers)
     else:
-        network = check_stage(place, stage, teachers if stage.distilled else {})
+        network = check_stage(context, stage, teachers if stage.distilled else {})
         assert sum(p.numel() for p in network.parameters()) > 0
 
 
 def test_logits_cannot_stand_for_features() -> None:
     settings = settings_of("kd=reviewkd", "kd.cache_logits=true")
-    place = make_workplace(settings, load_dataset(settings))
+    context = make_run_context(settings, load_dataset(settings))
     with pytest.raises(KdxError, match="kd.cache_logits=true: kdx.losses.ReviewKD looks at layers"):
-        check_stage(place, settings.stage("student"), {"assistant": tiny.wide(3, 1)})
+        check_stage(context, settings.stage("student"), {"assistant": tiny.wide(3, 1)})
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"none"}))
