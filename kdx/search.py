@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdx import cli
+from kdx import cli, ranges
 from kdx.command import Flag, Key, Text, asks_for_help, split_key
-from kdx.config import ranges
 from kdx.config.checks import Problems
 from kdx.config.schema import SearchSchema, Settings
 from kdx.config.settings import explain_key, flat_keys, read_settings

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 from kdx.config.checks import HYDRA_KEYS
-from kdx.config.ranges import Choice, Flag, Group, Nullable, Real, Rule, Whole
 from kdx.config.schema import ModelSchema, RoleSchema, Schema, StageSchema
 from kdx.config.settings import flat_keys
 from kdx.config.swap_points import SWAP_POINTS
+from kdx.ranges import Choice, Flag, Group, Nullable, Real, Rule, Whole
 from tests.conftest import TINY, compose_config
 from tests.forks import Forks
 

@@ -8,7 +8,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from kdx.config.ranges import (
+from kdx.config.schema import NETWORK, ModelSchema, RoleSchema, Schema, StageSchema
+from kdx.config.swap_points import SWAP_POINTS, rules_of
+from kdx.errors import KdxError, suggest
+from kdx.ranges import (
     Choice,
     Either,
     Flag,
@@ -24,9 +27,6 @@ from kdx.config.ranges import (
     shown,
     stray,
 )
-from kdx.config.schema import NETWORK, ModelSchema, RoleSchema, Schema, StageSchema
-from kdx.config.swap_points import SWAP_POINTS, rules_of
-from kdx.errors import KdxError, suggest
 
 MEDMNIST_SIZES = (28, 64, 128, 224)
 RESERVED_ROLES = {

@@ -9,8 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from kdx.config.checks import roles_of
-from kdx.config.ranges import Folder
 from kdx.config.schema import DatasetSchema, RoleSchema, Schema
+from kdx.ranges import Folder
 
 
 def anchored(config: DictConfig, start: Path) -> DictConfig:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from kdx.config.ranges import Anything, Choice, Either, Flag, Folder, Group, ListOf, Real, Text, Whole, key
+from kdx.ranges import Anything, Choice, Either, Flag, Folder, Group, ListOf, Real, Text, Whole, key
 
 # A key is declared once: its type, its rule, its default where conf has none. `| None` allows null. Swap points (kd,
 # optimizer, scheduler, dataset.source) are mappings, whose keys kdx.config.swap_points knows: a user's own _target_

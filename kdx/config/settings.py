@@ -21,10 +21,10 @@ from kdx.config.checks import (
     check_values,
     roles_of,
 )
-from kdx.config.ranges import leaves, shown
 from kdx.config.schema import RoleSchema, Schema, Settings, StageSettings
 from kdx.config.swap_points import rules_of
 from kdx.errors import KdxError, suggest
+from kdx.ranges import leaves, shown
 
 # ${kdx.start:...} names the output folder's first level: how the networks start.
 OmegaConf.register_new_resolver(

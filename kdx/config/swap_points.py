@@ -1,7 +1,7 @@
 """What the keys of the shipped optimizers, schedulers, losses and data sources may be. Imports no torch."""
 
-from kdx.config.ranges import Choice, Either, Flag, Folder, ListOf, Nullable, Real, Rule, Text, Whole
 from kdx.config.schema import EPOCHS, LEARNING_RATE, NAME, PIXELS
+from kdx.ranges import Choice, Either, Flag, Folder, ListOf, Nullable, Real, Rule, Text, Whole
 
 TARGET = Nullable(Text(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "the dotted name of a callable is needed", 300))
 MAYBE_FLAG = Nullable(Flag())
