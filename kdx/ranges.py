@@ -179,6 +179,20 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Ramp:
+    """A loss's weight: a number, or {from, to, until}, of which `until` is a share of all steps."""
+
+    def problem(self, value: Any) -> str | None:
+        weight = Real(least=0, most=1e9)
+        ramp = value if isinstance(value, Mapping) else {"from": value, "to": value, "until": 0}
+        if set(ramp) == {"from", "to", "until"}:
+            if all(weight.problem(ramp[key]) is None for key in ("from", "to")):
+                if Real(least=0, most=1).problem(ramp["until"]) is None:
+                    return None
+        return "a number of at least 0 is needed, or {from: 0, to: 1, until: 0.1}, until from 0 to 1 of all steps"
+
+
+@dataclass(frozen=True)
 class Anything:
     """Whatever is finite and printable: a user's own code, or a check of its own, decides."""
 

@@ -24,7 +24,7 @@ ROLES = ("teacher", "assistant", "student")
 OPTIONS = [  # the groups' choices, one of each row
     ["optimizer=adamw", "optimizer=adam", "optimizer=sgd"],
     ["scheduler=cosine", "scheduler=step", "scheduler=none"],
-    ["kd=hinton", "kd=none"],
+    ["kd=hinton", "kd=none", "kd=combined"],
 ]
 SOURCES = [[], ["dataset=digits"], ["dataset=imagefolder"], ["dataset=pathmnist"], ["dataset=cifar10"]]
 NUMBERS = (

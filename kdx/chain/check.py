@@ -72,8 +72,9 @@ def _culprit(error: Exception, stage: StageSettings, parts: Parts) -> str:
     found = f"model.{stage.role}={stage.network}:"
     for frame, _ in traceback.walk_tb(error.__traceback__):
         where = frame.f_locals.get("self")
-        if isinstance(where, Objective):
-            found = f"kd: {stage.kd['_target_']}"
+        term = parts.learner.objective.term_of(where) if isinstance(where, Objective) else None
+        if term is not None:
+            found = f"{term.key}: {term.target}"
         elif where is parts.optimizer:
             found = f"optimizer: {stage.optimizer['_target_']}"
         elif scheduler is not None and where is scheduler:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdx.chain.context import RunContext, network_spec
+from kdx.chain.objective import build_objective
 from kdx.config.schema import StageSettings
-from kdx.config.settings import arguments_of, build
+from kdx.config.settings import build
 from kdx.errors import KdxError
-from kdx.losses.distillation import Distillation, Term, Weight, as_objective
+from kdx.losses.distillation import Distillation, Weight
 from kdx.losses.hard import HardLoss
 from kdx.losses.objective import Facts
 from kdx.models.activation_checkpointing import recompute_blocks
@@ -21,9 +22,6 @@ from kdx.models.networks import build_network
 from kdx.reproducibility import derive_seed, setup_reproducibility
 from kdx.training.learner import Learner
 from kdx.training.schedules import Schedule
-
-HINTON = "kdx.losses.Hinton"
-TERM_KEYS = ("hard", "weight", "lr")  # of any method; what else its file holds is its own
 
 
 @dataclass
@@ -46,8 +44,8 @@ def build_parts(context: RunContext, stage: StageSettings, teachers: Mapping[str
     network = _network(context, stage)
     objective = _objective(context, stage)
     images = torch.zeros(2, network_spec(context, stage).in_channels, *context.input_size, device=context.device)
-    student_layers = resolve_layers(network, objective.layers, images)
-    teacher_layers = {role: resolve_layers(net, objective.teacher_layers, images) for role, net in teachers.items()}
+    student_layers = _resolved(objective, network, None, images)
+    teacher_layers = {role: _resolved(objective, net, role, images) for role, net in teachers.items()}
     with torch.random.fork_rng(devices=[]):  # what a method draws must not change what the network draws later
         torch.manual_seed(derive_seed(settings.seed, stage.role, "objective"))
         student = _say(network, student_layers, images, context.dataset.num_classes)
@@ -86,32 +84,20 @@ def _objective(context: RunContext, stage: StageSettings) -> Distillation:
     hard_loss = HardLoss(context.dataset.task)
     if not stage.distilled:
         return Distillation(hard_loss, Weight.of(1))
-    target = stage.kd["_target_"]
-    ours = set(TERM_KEYS) - arguments_of(target)  # a user's own loss may have a number of such a name
-    given = {key: stage.kd.get(key) if key in ours else None for key in ("hard", "weight")}
-    own = {key: value for key, value in stage.kd.items() if key not in ours}
-    if target == HINTON:
-        share = own.pop("alpha", None)  # weighs both parts, where they have no weights of their own
-        if share is not None:
-            given = {key: value if given[key] is None else given[key] for key, value in _shares(share).items()}
-    try:
-        method = as_objective(build(own, "kd"))
-        usual = {"hard": 0.0 if method.whole else 1.0, "weight": 1.0}
-        hard, weight = (Weight.of(usual[key] if value is None else value) for key, value in given.items())
-    except TypeError as error:
-        raise KdxError(f"kd: {target} is no loss of three arguments ({error})") from error
-    except ValueError as error:
-        raise KdxError(f"kd: {error}") from error
-    refused = method.refusal(context.dataset.task, context.dataset.num_classes)
-    if refused is not None:
-        raise KdxError(f"kd: {target} {refused} (dataset {context.dataset.name})")
-    if stage.cache_logits and method.layers:
-        raise KdxError(f"kd.cache_logits=true: {target} looks at layers of the teacher, and logits only are kept")
-    return Distillation(hard_loss, hard, {"kd": Term(method, weight)})
+    return build_objective(stage.kd, hard_loss, context.dataset, stage.cache_logits)
 
 
-def _shares(alpha: float) -> dict[str, float]:
-    return {"hard": 1 - alpha, "weight": alpha}
+def _resolved(objective: Distillation, network: nn.Module, role: str | None, images: Tensor) -> dict[str, Any]:
+    """The layers that each term's words stand for in the student, or in the teacher of a role; errors name the key."""
+    found: dict[str, Any] = {}
+    for term in objective.terms.values():
+        method = term.method
+        own = "layers" if role is None or method.teacher_layers is None else "teacher_layers"
+        try:
+            found |= resolve_layers(network, method.layers if role is None else method.words_of_teacher, images)
+        except KdxError as error:
+            raise KdxError(f"{term.key}.{own}: {error} (in the {role or 'student'})") from error
+    return found
 
 
 def _groups(learner: Learner, own_rate: float | None) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from kdx.config.schema import NETWORK, ModelSchema, RoleSchema, Schema, StageSchema
-from kdx.config.swap_points import SWAP_POINTS, rules_of
+from kdx.config.swap_points import COMBINED, OF_COMBINED, SWAP_POINTS, TERM_NAME, rules_of
 from kdx.errors import KdxError, suggest
 from kdx.ranges import (
     Choice,
@@ -162,8 +162,33 @@ def check_swap_point(name: str, config: Mapping[str, Any], problems: Problems, p
     for key, value in node.items():
         if key in rules:
             problems.rule(f"{prefix}{name}.{key}", value, rules[key])
+    if name == "kd" and node.get("_target_") == COMBINED:
+        _check_terms(node, f"{prefix}kd", problems)
     if name in ("optimizer", "dataset.source") and node.get("_target_") is None:
         problems.add(f"{prefix}{name}._target_", None, "the dotted name of a callable is needed, or an option of conf")
+
+
+def _check_terms(node: Mapping[str, Any], kd: str, problems: Problems) -> None:
+    """The keys of several methods at once, the terms of `kd`; what else a term holds, its method decides."""
+    terms = node.get("terms")
+    for name in node:
+        if name not in OF_COMBINED:
+            problems.unknown(f"{kd}.{name}", OF_COMBINED)
+    if not isinstance(terms, Mapping) or not terms:
+        problems.add(f"{kd}.terms", terms, "a mapping {name: {_target_: ..., weight: ...}} of methods is needed")
+        return
+    for name, term in terms.items():
+        key = f"{kd}.terms.{name}"
+        target = term.get("_target_") if isinstance(term, Mapping) else None
+        needed = TERM_NAME.problem(name)
+        if needed is not None:
+            problems.add(f"{kd}.terms", name, needed)
+        elif target is None or target == COMBINED:
+            problems.add(f"{key}._target_", target, "the dotted name of one method is needed")
+        else:
+            rules = rules_of(key, target)
+            for own in term.keys() & rules.keys():
+                problems.rule(f"{key}.{own}", term[own], rules[own])
 
 
 def check_together(run: Schema, problems: Problems) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from hydra._internal.utils import _locate
 from hydra.errors import HydraException, InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -93,16 +94,22 @@ def build(node: dict[str, Any], key: str, *arguments: Any) -> Any:
             raise cause from None
         reason = shown(" ".join(str(cause or error).split())) or type(cause).__name__
         unknown = re.search(r"unexpected keyword argument '(\w+)'", reason)
-        near = suggest(unknown[1], rules_of(key, node["_target_"])) if unknown is not None else ""
+        near = "" if unknown is None else suggest(unknown[1], _keys_of(node["_target_"], key))
         raise KdxError(f"{key}: {node['_target_']} cannot be built: {reason}{near}") from error
 
 
 def arguments_of(target: str) -> set[str]:
     """The names of the arguments that a `_target_` takes by name; none where it cannot be found or says nothing."""
     try:
-        return set(inspect.signature(get_object(target)).parameters)
+        return set(inspect.signature(_locate(target)).parameters)  # Hydra's public get_object logs what it cannot find
     except (HydraException, ImportError, TypeError, ValueError):
         return set()
+
+
+def _keys_of(target: str, key: str) -> set[str]:
+    """What may be meant by a key that a `_target_` does not take."""
+    taken = arguments_of(target) if key.split(".")[0] == "kd" else set()  # the table has the keys of all methods
+    return taken | {"hard", "weight"} if taken else set(rules_of(key, target))
 
 
 def keep_environment(node: Any) -> Any:

@@ -1,7 +1,7 @@
 """What the keys of the shipped optimizers, schedulers, losses and data sources may be. Imports no torch."""
 
 from kdx.config.schema import EPOCHS, LEARNING_RATE, NAME, PIXELS
-from kdx.ranges import Choice, Either, Flag, Folder, ListOf, Nullable, Real, Rule, Text, Whole
+from kdx.ranges import Choice, Either, Flag, Folder, ListOf, Nullable, Ramp, Real, Rule, Text, Whole
 
 TARGET = Nullable(Text(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "the dotted name of a callable is needed", 300))
 MAYBE_FLAG = Nullable(Flag())
@@ -16,6 +16,8 @@ FACTOR = Real(above=0, most=1000)
 ANY: dict[str, Rule] = {"_target_": TARGET, "_partial_": Flag(), "_recursive_": Flag()}
 
 KD: dict[str, Rule] = {
+    "hard": Nullable(Ramp()),
+    "weight": Nullable(Ramp()),
     "temperature": Real(above=0, most=10_000),
     "alpha": Real(least=0, most=1),
     "standardise": Flag(),
@@ -108,13 +110,18 @@ SOURCE: dict[str, Rule] = {
     "white": Nullable(Real(above=0, most=2**32)),
     "num_workers": Whole(0, 256),
 }
+HINTON, COMBINED = "kdx.losses.Hinton", "kdx.losses.Combined"
+TERMS = "kd.terms"  # of COMBINED: methods by names of the user's
+TERM_NAME = Text(r"[A-Za-z]\w*", "a word that names a term is needed", 64)
+OF_COMBINED = ("_target_", "terms", "hard", "lr", "cache_logits")
 SWAP_POINTS = {"kd": KD, "optimizer": OPTIMIZER, "scheduler": SCHEDULER, "dataset.source": SOURCE}
 SHIPPED = ("kdx.", "torch.")  # the packages whose keys the tables mean
 ALWAYS = ("lr", "cache_logits")  # read by kdx itself, whatever the _target_
 
 
 def rules_of(swap_point: str, target: object) -> dict[str, Rule]:
-    """The rules for the keys of a swap point that names this `_target_`."""
+    """The rules for the keys of a swap point, or of a term of `kd.terms`, that names this `_target_`."""
+    swap_point = "kd" if swap_point.startswith(f"{TERMS}.") else swap_point
     method = str(target).startswith("kdx.losses.") and not str(target).endswith(SHARED_BY_ALPHA)
     table = METHOD if swap_point == "kd" and method else SWAP_POINTS[swap_point]
     shipped = target is None or str(target).startswith(SHIPPED)

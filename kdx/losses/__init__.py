@@ -5,6 +5,7 @@ from kdx.losses.cc import CorrelationCongruence as CorrelationCongruence
 from kdx.losses.crd import CRD as CRD
 from kdx.losses.ctkd import CTKD as CTKD
 from kdx.losses.dist import DIST as DIST
+from kdx.losses.distillation import Distillation as Combined  # noqa: F401  its name in a config
 from kdx.losses.dkd import DKD as DKD
 from kdx.losses.fitnet import FitNet as FitNet
 from kdx.losses.hard_label import HardLabel as HardLabel

@@ -82,7 +82,7 @@ class CRD(Objective):
     def prepare(self, facts: Facts) -> None:
         super().prepare(facts)
         if facts.train_size < 2:
-            raise KdxError("kd=crd: compares an image with others; the training split has only one")
+            raise KdxError("negatives: an image is compared with others; the training split has only one")
         student, teacher = one_pair(*self.maps_of(facts.student, facts.teacher))
         self.embed_student = Embedding(student.shape[1], self.dim)
         self.embed_teacher = Embedding(teacher.shape[1], self.dim)

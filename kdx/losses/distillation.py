@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kdx.errors import KdxError
 from kdx.losses.hard import HardLoss
 from kdx.losses.objective import Facts, Lesson, Objective
 from kdx.models.features import Outputs
@@ -30,7 +31,9 @@ class Weight:
         ramp = {"from": value, "to": value, "until": 0.0} if isinstance(value, int | float) else value
         known = isinstance(ramp, Mapping) and set(ramp) == {"from", "to", "until"}
         if not known or not all(isinstance(n, int | float) and 0 <= n < math.inf for n in ramp.values()):
-            raise ValueError(f"hard, weight: {value}: a number of at least 0, or {{from, to, until}}, is needed")
+            raise ValueError("a number of at least 0 is needed, or {from, to, until}")
+        if ramp["until"] > 1:
+            raise ValueError("until is a share of all steps: a number from 0 to 1 is needed")
         return cls(float(ramp["from"]), float(ramp["to"]), float(ramp["until"]))
 
     def at(self, progress: float) -> float:
@@ -41,10 +44,12 @@ class Weight:
 
 @dataclass(frozen=True)
 class Term:
-    """A method with its weight."""
+    """A method with its weight; `key` and `target` are what errors call it."""
 
     method: Objective
     weight: Weight
+    key: str = "kd"
+    target: str = ""
 
 
 class PlainLoss(Objective):
@@ -69,6 +74,7 @@ class PlainLoss(Objective):
 class Distillation(nn.Module):
     """`hard` times the loss by the labels, plus each term's weight times its method, under every teacher.
 
+    `kdx.losses.Combined` is its name in a config, where `terms` are mappings of a method's keys and `weight`.
     `teachers` says how several are used: `mean` averages their probabilities to those of one teacher, `each` adds up
     the losses under each of them. Without terms the labels alone teach.
     """
@@ -78,28 +84,37 @@ class Distillation(nn.Module):
     ) -> None:
         super().__init__()
         self.hard_loss, self.hard, self.teachers = hard_loss, hard, teachers
-        self.weights = {name: term.weight for name, term in (terms or {}).items()}
-        self.methods = nn.ModuleDict({name: nn.ModuleList([term.method]) for name, term in (terms or {}).items()})
+        self.terms = dict(terms or {})
+        self.methods = nn.ModuleDict({name: nn.ModuleList([term.method]) for name, term in self.terms.items()})
 
     def prepare(self, facts: Sequence[Facts]) -> None:
-        """Let every method build its adapters, with facts under each teacher (one of them where they are averaged)."""
+        """Let every method build its adapters, with facts under each teacher (one of them where they are averaged).
+
+        A `KdxError` of a method's begins with the key of its term.
+        """
         for name, (first, *_) in self._copies():
             copies = [first, *(copy.deepcopy(first) for _ in facts[1:])]
-            for method, known in zip(copies, facts, strict=True):
-                method.prepare(known)
+            try:
+                for method, known in zip(copies, facts, strict=True):
+                    method.prepare(known)
+            except KdxError as error:
+                raise KdxError(f"{self.terms[name].key}.{error}") from error
             self.methods[name] = nn.ModuleList(copies)
 
     @property
     def layers(self) -> list[str]:
         """The words for the student's layers that the methods look at."""
-        return list(dict.fromkeys(word for method in self._first_methods() for word in method.layers))
+        return list(dict.fromkeys(word for term in self.terms.values() for word in term.method.layers))
 
     @property
     def teacher_layers(self) -> list[str]:
         """The words for the teachers' layers that the methods look at."""
-        methods = self._first_methods()
-        words = [m.layers if m.teacher_layers is None else m.teacher_layers for m in methods]
-        return list(dict.fromkeys(word for some in words for word in some))
+        return list(dict.fromkeys(word for term in self.terms.values() for word in term.method.words_of_teacher))
+
+    def term_of(self, method: nn.Module) -> Term | None:
+        """The term whose method, or whose copy of it for one of the teachers, this is."""
+        found = [self.terms[name] for name, copies in self._copies() if any(method is copied for copied in copies)]
+        return found[0] if found else None
 
     def forward(self, student: Outputs, teachers: Sequence[Outputs], lesson: Lesson) -> dict[str, Tensor]:
         """`loss` and the unweighted parts, as named scalars. Methods that look at layers need features to be there."""
@@ -114,7 +129,7 @@ class Distillation(nn.Module):
             if copies[0].layers and not student.features:  # on validation
                 continue
             terms = _merged([m(student, t, lesson) for m, t in zip(copies, teachers, strict=True)])
-            weighted = self.weights[name].at(lesson.progress) * terms["loss"]
+            weighted = self.terms[name].weight.at(lesson.progress) * terms["loss"]
             total = weighted if total is None else total + weighted
             parts |= self._named(name, copies[0], terms)
         by_labels = self.hard.at(lesson.progress)
@@ -128,9 +143,6 @@ class Distillation(nn.Module):
         parts = {kind if key == "loss" else key: v for key, v in terms.items() if key != "loss" or not method.whole}
         before = f"{name}_" if len(self.methods) > 1 else ""
         return {before + key: value for key, value in parts.items()}
-
-    def _first_methods(self) -> list[Objective]:
-        return [copies[0] for _, copies in self._copies()]
 
     def _copies(self) -> list[tuple[str, list[Objective]]]:
         """Each term's name and its method, a copy for every teacher."""

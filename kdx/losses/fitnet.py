@@ -69,7 +69,7 @@ class FitNet(Objective):
         students, teachers = self.maps_of(facts.student, facts.teacher)
         check_pairs(students, teachers, dims=4)
         if not -len(students) <= self.hint < len(students):
-            raise KdxError(f"kd.hint={self.hint}: kd.layers gives {len(students)} map(s); kd.hint=-1 is the last")
+            raise KdxError(f"hint={self.hint}: layers gives {len(students)} map(s); hint=-1 is the last")
         student, teacher = students[self.hint], teachers[self.hint]
         self.regressor = Regressor(student.shape, teacher.shape).to(student.device)
 

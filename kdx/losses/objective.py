@@ -58,7 +58,10 @@ class Objective(nn.Module):
     task: str = ""
 
     def prepare(self, facts: Facts) -> None:
-        """Build what depends on the networks and the data; called once, before the optimizer is built."""
+        """Build what depends on the networks and the data; called once, before the optimizer is built.
+
+        A `KdxError` begins with the method's own key, without what stands before it in a config.
+        """
         self.task = facts.task
 
     def forward(self, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:
@@ -77,10 +80,14 @@ class Objective(nn.Module):
             return f"teaches nothing with {num_classes} classes, {self.min_classes} are needed; choose {self.instead}"
         return None
 
+    @property
+    def words_of_teacher(self) -> Sequence[str]:
+        """The words for the teacher's layers."""
+        return self.layers if self.teacher_layers is None else self.teacher_layers
+
     def maps_of(self, student: Outputs, teacher: Outputs) -> tuple[list[Tensor], list[Tensor]]:
         """The features of the layers that were asked for, in order; the teacher's without gradient."""
-        words = self.layers if self.teacher_layers is None else self.teacher_layers
-        seen = [tensor.detach() for tensor in _flat(teacher.features, words)]
+        seen = [tensor.detach() for tensor in _flat(teacher.features, self.words_of_teacher)]
         return _flat(student.features, self.layers), seen
 
 

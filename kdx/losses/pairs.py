@@ -20,17 +20,17 @@ def check_pairs(student: Sequence[Tensor], teacher: Sequence[Tensor], dims: int 
     """Raise `KdxError` unless there are as many features of both networks, of so many dimensions (4: maps)."""
     if len(student) != len(teacher):
         told = f"{len(student)} in the student, {len(teacher)} in the teacher"
-        raise KdxError(f"kd.layers: {told}; name as many of each in kd.layers and kd.teacher_layers")
+        raise KdxError(f"layers: {told}; name as many of each in layers and teacher_layers")
     for features in (*student, *teacher):
         if dims is not None and features.ndim != dims:
             wanted = "maps (B, C, H, W)" if dims == 4 else "vectors (B, D)"
-            raise KdxError(f"kd.layers: {wanted} are needed, a layer gives {tuple(features.shape)}")
+            raise KdxError(f"layers: {wanted} are needed, a layer gives {tuple(features.shape)}")
 
 
 def one_pair(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """The features of a method that looks at one layer, flattened to (B, D); `KdxError` where there are several."""
     if len(student) != 1 or len(teacher) != 1:
-        raise KdxError(f"kd.layers: one layer of each network is needed, not {len(student)} and {len(teacher)}")
+        raise KdxError(f"layers: one layer of each network is needed, not {len(student)} and {len(teacher)}")
     return student[0].flatten(1), teacher[0].flatten(1)
 
 

@@ -44,4 +44,4 @@ def test_an_option_opens_with_its_command_and_its_paper(name: str) -> None:
     opening = text[: text.index("_target_")]
     assert f"kd={name}" in opening or name == "hinton"
     assert re.search(r"\d{4}\.\d{4,5}|CVPR 2023", opening)
-    assert {"hard", "weight", "lr", "cache_logits"} <= set(yaml.safe_load(text))
+    assert {"hard", "terms" if name == "combined" else "weight", "lr", "cache_logits"} <= set(yaml.safe_load(text))

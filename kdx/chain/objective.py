@@ -1,0 +1,88 @@
+"""What a stage minimises, built from its `kd`: one method, or several, the terms of `kdx.losses.Combined`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from kdx.config.settings import arguments_of, build
+from kdx.config.swap_points import COMBINED, HINTON, TERMS
+from kdx.data.dataset import Dataset
+from kdx.errors import KdxError
+from kdx.losses.distillation import Distillation, Term, Weight, as_objective
+from kdx.losses.hard import HardLoss
+
+OURS = ("hard", "weight", "lr", "cache_logits")  # of any method; what else its file holds is its own
+
+
+def build_objective(kd: Mapping[str, Any], hard_loss: HardLoss, dataset: Dataset, cached: bool) -> Distillation:
+    """The whole of what a distilled stage minimises; `KdxError` names the term that a data set cannot use.
+
+    `cached`: the teacher's logits come from files, so that no method can look at its layers.
+    """
+    hard, terms = build_terms(kd)
+    weights = [hard, *(term.weight for term in terms.values())]
+    if not any(weight.start or weight.end for weight in weights):
+        keys = ", ".join(["kd.hard", *(f"{term.key}.weight" for term in terms.values())])
+        raise KdxError(f"{keys}: all are 0, so that nothing would be minimised; a number above 0 is needed")
+    for term in terms.values():
+        refused = term.method.refusal(dataset.task, dataset.num_classes)
+        if refused is not None:
+            raise KdxError(f"{term.key}: {term.target} {refused} (dataset {dataset.name})")
+        if cached and term.method.layers:
+            name = term.target if term.key == "kd" else f"{term.key}, {term.target},"
+            told = f"{name} looks at layers of the teacher, and logits only are kept; choose false"
+            raise KdxError(f"kd.cache_logits=true: {told}")
+    return Distillation(hard_loss, hard, terms)
+
+
+def build_terms(kd: Mapping[str, Any]) -> tuple[Weight, dict[str, Term]]:
+    """The weight of the loss by the labels, and every term by its name, of a `kd` that names a `_target_`."""
+    if kd["_target_"] == COMBINED:
+        terms = {name: _named_term(name, node) for name, node in kd["terms"].items()}
+        return _weight(kd.get("hard"), 1.0, "kd.hard"), terms
+    own, given = dict(kd), {}
+    if kd["_target_"] == HINTON:
+        share = own.pop("alpha", None)  # weighs both parts, where they have no weights of their own
+        given = {} if share is None else {"hard": 1 - share, "weight": share}
+    for key in given:
+        own[key] = given[key] if own.get(key) is None else own[key]
+    term, rest = _term(own, "kd")
+    usual = 0.0 if term.method.whole else 1.0
+    return _weight(rest.get("hard"), usual, "kd.hard"), {"kd": term}
+
+
+def _named_term(name: str, node: Mapping[str, Any]) -> Term:
+    """A term of several; what its method's own file says once for a stage must not be said of a term."""
+    key = f"{TERMS}.{name}"
+    if hasattr(nn.ModuleDict, name):
+        raise KdxError(f"{key}: this word cannot name a term; choose another")
+    if node["_target_"] == HINTON and "alpha" in node:
+        raise KdxError(
+            f"{key}.alpha={node['alpha']}: a term has a weight of its own; ~{key}.alpha and {key}.weight=..."
+        )
+    term, rest = _term(node, key)
+    for one in sorted(rest.keys() - {"weight"}):
+        if rest[one] not in (None, False):
+            raise KdxError(f"{key}.{one}={rest[one]}: kd.{one} says it for all terms; write {key}.{one}=null")
+    return term
+
+
+def _term(node: Mapping[str, Any], key: str) -> tuple[Term, dict[str, Any]]:
+    """A method with its weight, and the values of kdx's own keys beside it."""
+    target = node["_target_"]
+    ours = set(OURS) - arguments_of(target)  # a user's own loss may have a number of such a name
+    built = build({name: value for name, value in node.items() if name not in ours}, key)
+    try:
+        method = as_objective(built)
+    except TypeError as error:
+        raise KdxError(f"{key}: {target} is no loss of three arguments ({error})") from error
+    rest = {name: value for name, value in node.items() if name in ours}
+    return Term(method, _weight(rest.get("weight"), 1.0, f"{key}.weight"), key, target), rest
+
+
+def _weight(value: Any, usual: float, key: str) -> Weight:
+    try:
+        return Weight.of(usual if value is None else value)
+    except ValueError as error:
+        raise KdxError(f"{key}={value}: {error}") from error
