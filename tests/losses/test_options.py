@@ -1,15 +1,19 @@
 """Every option of conf/kd is built from its file and makes a training step, or is refused by name."""
 
 import re
+from collections.abc import Callable
 
 import pytest
 import yaml
 
 from kdx.chain.check import check_stage
 from kdx.chain.context import load_dataset, make_run_context
+from kdx.chain.objective import build_objective
 from kdx.errors import KdxError
+from kdx.losses.hard import HardLoss
+from kdx.training.teachers import Teacher
 from tests import tiny
-from tests.conftest import CONF, settings_of
+from tests.conftest import CONF, TinyRun, same_weights, settings_of
 
 NAMES = sorted(path.stem for path in (CONF / "kd").glob("*.yaml"))
 MULTI_LABEL_ONLY = ("mld", "pskd")
@@ -31,11 +35,41 @@ def test_an_option_makes_a_step_or_is_refused(name: str, more: tuple[str, ...]) 
         assert sum(p.numel() for p in network.parameters()) > 0
 
 
-def test_logits_cannot_stand_for_features() -> None:
-    settings = settings_of("kd=reviewkd", "kd.cache_logits=true")
-    context = make_run_context(settings, load_dataset(settings))
-    with pytest.raises(KdxError, match="kd.cache_logits=true: kdx.losses.ReviewKD looks at layers"):
-        check_stage(context, settings.stage("student"), {"assistant": tiny.wide(3, 1)})
+BY_FEATURES = {"at", "cc", "combined", "crd", "fitnet", "pkt", "reviewkd", "rkd", "sp", "vid"}
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"none", *MULTI_LABEL_ONLY}))
+def test_logits_cannot_stand_for_features(name: str) -> None:
+    stage = settings_of(f"kd={name}", "kd.cache_logits=true").stage("student")
+    hard = HardLoss("multi-class")
+    if name not in BY_FEATURES:
+        assert not build_objective(stage.kd, hard, tiny.dataset(), stage.cache_logits).layers
+        return
+    with pytest.raises(KdxError, match="^kd.cache_logits=true: .*looks at layers of the teacher") as caught:
+        build_objective(stage.kd, hard, tiny.dataset(), stage.cache_logits)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sweep_over_methods_asks_the_teacher_once_a_view(
+    tiny_run: Callable[..., TinyRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a job of kd=hinton,dkd,dist,wttm leaves, the next one reads, and ends as it would have without."""
+    asked: list[int] = []
+    ask = Teacher.ask
+    monkeypatch.setattr(Teacher, "ask", lambda self, images: asked.append(len(images)) or ask(self, images))
+    student = ["stage=student", "stage.student.guide=teacher"]
+    counts, ends = [], {}
+    for name in ("hinton", "dkd", "dist", "wttm"):
+        before = sum(asked)
+        ends[name] = tiny_run(*student, f"kd={name}", "kd.cache_logits=true")
+        counts.append(sum(asked) - before)
+    trial_steps = 2  # the images of the step that tries a stage
+    assert counts == [2 * 30 + trial_steps, *[trial_steps] * 3]  # two epochs of 30 images
+    alone = tiny_run(
+        *student, "kd=dist", "stage.reuse=never", "stage.teacher.checkpoint=" + str(ends["dist"].checkpoint("teacher"))
+    )
+    assert same_weights(alone.checkpoint("student"), ends["dist"].checkpoint("student"))
+    assert sum(asked) - sum(counts) > 2 * 30
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"none"}))
