@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -263,7 +264,28 @@ def scores(rounds: int) -> Iterator[Row]:
     yield from score_rows(rounds, _in_own_process)
 
 
-PARTS = (loop, levers, freed, validation, frameworks, pipelines, scaling, memory, scores, jobs, together, sweep)
+def methods(rounds: int) -> Iterator[Row]:
+    """What a step of every option of conf/kd costs beside one of hinton."""
+    from bench_methods import method_rows
+
+    yield from method_rows(rounds)
+
+
+PARTS = (
+    loop,
+    levers,
+    freed,
+    validation,
+    frameworks,
+    pipelines,
+    scaling,
+    memory,
+    scores,
+    methods,
+    jobs,
+    together,
+    sweep,
+)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -319,7 +341,12 @@ def main() -> None:
         new = list(parts[name](arguments.rounds))
         rows += new
         print(table(new), flush=True)
-        told = {"machine": machine(), "rounds": arguments.rounds, "rows": [asdict(row) for row in rows]}
+        told = {
+            "date": f"{date.today()}",
+            "machine": machine(),
+            "rounds": arguments.rounds,
+            "rows": [asdict(row) for row in rows],
+        }
         (arguments.out / "bench.json").write_text(json.dumps(told, indent=2) + "\n")
         (arguments.out / "bench.md").write_text(f"{machine()}; medians of {arguments.rounds} rounds\n{table(rows)}")
         draw(rows, arguments.out / "bench.png")

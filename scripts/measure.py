@@ -5,24 +5,28 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from kdx.chain.objective import build_terms
 from kdx.data.batches import Batch, Batches, Preprocessing
 from kdx.data.dataset import Split
 from kdx.epoch_log import EpochLogger
-from kdx.losses import Hinton, KnowledgeDistillationLoss
-from kdx.losses.distillation import Distillation, Term, Weight
+from kdx.losses import KnowledgeDistillationLoss
+from kdx.losses.distillation import Distillation, Weight
 from kdx.losses.hard import HardLoss
 from kdx.losses.objective import Facts
-from kdx.models.features import Outputs
+from kdx.models.features import Layers, Outputs, Watched, eval_mode, resolve_layers
 from kdx.models.networks import NetworkSpec, build_network
+from kdx.run import CONF
+from kdx.tasks import MULTI_LABEL
 from kdx.training.keeper import Keeper
 from kdx.training.learner import Learner
 from kdx.training.runtime import Precision, compile_networks
@@ -51,6 +55,8 @@ class Case:
     compile_mode: str | None = None
     accumulate: int = 1
     fused: bool = True
+    method: str = "hinton"  # an option of conf/kd
+    task: str = "multi-class"
 
     def precision(self) -> Precision:
         graphs = self.compile_mode == "reduce-overhead"
@@ -66,7 +72,8 @@ class Case:
     def split(self) -> Split:
         draw = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (self.images, 3, self.size, self.size), dtype=torch.uint8, generator=draw)
-        return Split(images, torch.arange(self.images) % self.classes)
+        labels = torch.arange(self.images) % self.classes
+        return Split(images, labels if self.task != MULTI_LABEL else torch.eye(self.classes, dtype=torch.long)[labels])
 
     def batches(self, **options: object) -> Batches:
         options = {"shuffle": True, "augment": () if self.cached else ("crop", "flip"), **options}
@@ -128,25 +135,46 @@ def bare_loop(case: Case) -> Callable[[], None]:
     return epoch
 
 
+def objective_of(case: Case) -> Distillation:
+    """What an option of conf/kd minimises, with its own numbers; the labels alone without a teacher."""
+    if case.teacher is None:
+        return Distillation(HardLoss(case.task), Weight.of(1))
+    option = yaml.safe_load((CONF / "kd" / f"{case.method}.yaml").read_text())
+    return Distillation(HardLoss(case.task), *build_terms(option))
+
+
+def seen_by(case: Case, name: str, words: Sequence[str]) -> tuple[nn.Module, Layers, Outputs]:
+    """A network, the layers that words stand for in it, and what it says of two blank images."""
+    network, images = case.network(name), torch.zeros(2, 3, case.size, case.size, device=case.device)
+    layers = resolve_layers(network, words, images)
+    watched = Watched(network, layers)
+    with eval_mode(network), torch.no_grad():
+        outputs = watched(images)
+    watched.close()
+    return network, layers, outputs
+
+
 def kdx_trainer(case: Case, folder: Path) -> tuple[Trainer, Keeper]:
     """A trainer as a stage makes it, and its keeper."""
-    student, precision = case.network(case.student), case.precision()
-    terms = {} if case.teacher is None else {"kd": Term(Hinton(4.0), Weight.of(0.7))}
-    objective = Distillation(HardLoss("multi-class"), Weight.of(0.3 if terms else 1), terms)
+    precision, objective = case.precision(), objective_of(case)
+    student, layers, facts = seen_by(case, case.student, objective.layers)
     cache = LogitsCache(folder / "cache", case.classes) if case.cached else None
-    teachers = {} if case.teacher is None else {"teacher": Teacher(case.network(case.teacher), precision, cache=cache)}
-    blank = Outputs(torch.zeros(2, case.classes))
-    objective.prepare([Facts("multi-class", case.classes, case.images, blank, blank)][: len(teachers)])
+    teachers = {}
+    if case.teacher is not None:
+        network, words, theirs = seen_by(case, case.teacher, objective.teacher_layers)
+        teachers["teacher"] = Teacher(network, precision, words, cache)
+        objective.prepare([Facts(case.task, case.classes, case.images, facts, theirs)])
+    learner = Learner(student, objective.to(precision.device), precision, layers)
     trainer = Trainer(
-        Learner(student, objective, precision),
+        learner,
         teachers,
         case.batches(),
         replace(case, images=min(case.images, 256)).batches(shuffle=False, augment=()),
-        case.optimizer(student),
+        case.optimizer(learner),
         Schedule(None),
         Recipe(10**6, micro_batches=case.accumulate, compile_mode=case.compile_mode),
         name="student",
-        task="multi-class",
+        task=case.task,
         num_classes=case.classes,
     )
     logger = EpochLogger(folder / "log.csv", "student", 10**6)
@@ -217,16 +245,18 @@ def step_about(case: Case, rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def interleave(contestants: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+def interleave(
+    contestants: dict[str, Callable[[], None]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each contestant in each round, after one that warms up; a new order every round."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + 1):
         names = list(contestants)
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            began = time.perf_counter()
+            began = clock()
             contestants[name]()
             if number:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(clock() - began)
     return seconds
 
 

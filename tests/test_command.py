@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 import kdx.data.__main__ as data
 import kdx.report.__main__ as report
 import kdx.visualize.__main__ as visualize
-from kdx import cli, export, predict, search
+from kdx import cli, export, methods, predict, search
 from kdx.command import Choice, Command, Count, Flag, Names, Text, run_command
 from kdx.config.settings import read_settings
 from kdx.data import from_arrays
@@ -30,6 +30,7 @@ COMMANDS = {
     "visualize": visualize.COMMAND,
     "report": report.COMMAND,
     "data": data.COMMAND,
+    "methods": methods.COMMAND,
 }
 TOY = Command(
     "python -m toy FOLDER [key=value]\n\nmore",

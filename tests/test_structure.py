@@ -20,6 +20,7 @@ COMMANDS = {
     "predict",
     "cli",
     "command",
+    "methods",
     "run_folder",
 }  # and every room's __main__; nobody below imports them
 ROOMS: dict[str, set[str]] = {  # what each may import beside the foundation and itself
