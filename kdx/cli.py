@@ -36,6 +36,7 @@ from kdx.process import USER_ERROR, Running, command_process
 from kdx.run_folder import FolderBefore
 from kdx.text import harmless
 from kdx.training.stopping import Stopped
+from kdx.users_code import reason_of, users_errors
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,8 @@ def run_job(config: DictConfig, before: FolderBefore | None) -> float | None:
         from kdx.chain.chain import run_chain  # imports torch
 
         gc.freeze()  # what the imports made stays: every collection between stages would go through it, 0.3 s
-        result = run_chain(settings, run_dir, list(hydra_config.overrides.task))
+        with users_errors():
+            result = run_chain(settings, run_dir, list(hydra_config.overrides.task))
     except KdxError as error:
         _tell(str(error))
         if _wants_traceback() or not single:
@@ -124,8 +126,8 @@ def run_job(config: DictConfig, before: FolderBefore | None) -> float | None:
         again = [*sys.argv[1:], *([] if settings.resume else ["resume=true"])]
         log.info("%s; to go on: kdx %s", stopped, shlex.join(again))
         raise SystemExit(stopped.exit_code) from None
-    except Exception as error:
-        _tell(f"unexpected {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", error)
+    except BaseException as error:
+        _tell(f"unexpected {reason_of(error)}", error)
         if not single:
             raise
         raise SystemExit(1) from None
@@ -136,7 +138,7 @@ def run_job(config: DictConfig, before: FolderBefore | None) -> float | None:
     return result
 
 
-def _tell(error: str, cause: Exception | None = None) -> None:
+def _tell(error: str, cause: BaseException | None = None) -> None:
     """An error on stderr, whatever the user's job_logging is; with the traceback of a `cause` that nobody foresaw."""
     log.error("error: %s", error, exc_info=cause)
     root: Sequence[logging.Handler | None] = logging.getLogger().handlers

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from kdx.errors import KdxError, suggest
 from kdx.process import USER_ERROR, command_process
 from kdx.text import harmless
+from kdx.users_code import users_errors
 
 SOME_FAILED = 1
 MOST_SHOWN = 80  # characters of a value in an error
@@ -144,14 +145,15 @@ def run_command(command: Command, arguments: Sequence[str] | None = None) -> Non
             print(command.usage.strip())
             return
         words, keys = command.read(arguments)
-        said = command.work(words, **keys)
         failed = False
-        for text in [said] if isinstance(said, str) else said:
-            if isinstance(text, KdxError):
-                failed = True
-                tell_error(text)
-            else:
-                print(text, flush=True)
+        with users_errors():
+            said = command.work(words, **keys)
+            for text in [said] if isinstance(said, str) else said:
+                if isinstance(text, KdxError):
+                    failed = True
+                    tell_error(text)
+                else:
+                    print(text, flush=True)
         if failed:
             raise SystemExit(SOME_FAILED)
 

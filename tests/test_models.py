@@ -7,6 +7,7 @@ import torchvision
 from torch import nn
 
 from kdx.errors import KdxError
+from kdx.models.batch_norm import momentum_for, set_momentum, slow_momentum
 from kdx.models.networks import (
     NetworkSpec,
     build_network,
@@ -58,7 +59,7 @@ def test_user_network_by_path_and_its_errors() -> None:
     check_network(build_network(spec), spec, (8, 8))
     with pytest.raises(KdxError, match="tests.tiny:netwrk"):
         build_network(NetworkSpec("tests.tiny:netwrk", 3))
-    with pytest.raises(KdxError, match="must take num_classes and in_channels"):
+    with pytest.raises(KdxError, match="cannot be called with num_classes and in_channels"):
         build_network(NetworkSpec("tests.tiny:dataset", 3))
     with pytest.raises(KdxError, match="ImageNet weights exist for torchvision networks only"):
         build_network(NetworkSpec(tiny.NETWORK, 3, pretrained=True))
@@ -71,8 +72,45 @@ def test_unknown_name_gets_a_suggestion() -> None:
 
 def test_image_too_small_for_a_network_is_told_before_training() -> None:
     spec = NetworkSpec("vgg11", 10)
-    with pytest.raises(KdxError, match="'vgg11' fails on 8x8 images"):
+    with pytest.raises(KdxError, match="'vgg11' fails on 8x8 images: .*; set dataset.resize=32$"):
         check_network(build_network(spec), spec, (8, 8))
+
+
+def test_a_network_of_one_size_says_which() -> None:
+    spec = NetworkSpec("vit_b_32", 3)
+    told = "^model.teacher=vit_b_32: fails on 28x28 images: AssertionError: Wrong image height! .*; set dataset.resize=224$"
+    with pytest.raises(KdxError, match=told):
+        check_network(build_network(spec), spec, (28, 28), called="model.teacher=vit_b_32:")
+
+
+class Slow(nn.Module):
+    def __init__(self, momentum: float | None) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3, momentum=momentum)
+
+
+def test_batch_norm_of_networks_for_long_trainings_is_usual_from_scratch() -> None:
+    """The table of names against torchvision's definitions; RegNets cannot be built without memory, and are usual."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    for name in (name for name in names if not name.startswith("regnet")):
+        own = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        with torch.device("meta"):
+            network = torchvision.models.get_model(name, weights=None, **own)
+        chosen = momentum_for(name, pretrained=False)
+        if chosen is not None:
+            set_momentum(network, chosen)
+        assert slow_momentum(network, steps=1) is None, name
+        assert chosen is None or chosen == 0.1 and momentum_for(name, pretrained=True) is None
+    assert momentum_for("mobilenet_v3_mine:network", pretrained=False) is None
+
+
+def test_slow_batch_norm_is_told_where_it_matters() -> None:
+    assert slow_momentum(Slow(0.01), steps=100) == 0.01  # 37 % of the first statistics are left
+    assert slow_momentum(Slow(0.01), steps=300) is None  # 4.9 %
+    assert slow_momentum(Slow(None), steps=1) is None  # a mean over all steps
+    assert slow_momentum(Slow(0.1), steps=1) is None
+    frozen = Slow(0.01).requires_grad_(False)
+    assert slow_momentum(frozen, steps=1) is None
 
 
 @pytest.fixture

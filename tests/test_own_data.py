@@ -62,10 +62,10 @@ def test_another_callable_that_gives_the_same_images_will_do(run: Path) -> None:
         ("tests.test_own_data:other", "these are other images than the teacher was trained on"),
         ("tests.test_own_data:no_data", "returned str, a kdx.data.Dataset is needed"),
         ("tests.test_own_data:broken", "RuntimeError: two lines"),
-        ("tests.test_own_data:nothing", "must be importable"),
-        ("no_such_module:x", "must be importable"),
-        ("nonsense", "must be importable"),
-        ("", "must be importable"),
+        ("tests.test_own_data:nothing", "cannot be imported"),
+        ("no_such_module:x", "cannot be imported"),
+        ("nonsense", "cannot be imported"),
+        ("", "cannot be imported"),
     ],
 )
 def test_wrong_data_is_one_line(run: Path, data: str, message: str) -> None:

@@ -11,7 +11,7 @@ from tests.conftest import REPO
 
 MODULES = sorted((REPO / "kdx").rglob("*.py"))
 FOUNDATION = {"errors", "files", "checkpoint", "memory", "reproducibility", "epoch_log", "tasks", "text"}
-FOUNDATION |= {"process", "signals", "streams"}  # how a process ends, what it prints to
+FOUNDATION |= {"process", "signals", "streams", "users_code"}  # how a process ends, what it prints to
 FOUNDATION |= {"ranges"}  # what a number may be
 COMMANDS = {
     "run",

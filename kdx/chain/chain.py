@@ -27,6 +27,7 @@ from kdx.report.run import write_run_report
 from kdx.report.tables import stage_table
 from kdx.results import Origin, PlanEntry, Run, ScoresOnTest, ScoresOnValidation, Stage, write_run
 from kdx.training.stopping import Stopped, StopRequest, listening
+from kdx.users_code import reason_of, users_errors
 
 log = logging.getLogger(__name__)
 
@@ -89,24 +90,28 @@ class _Run:
     def deliver(self) -> dict[str, Stage]:
         """Carry all stages out; the record of each stage."""
         try:
-            with worker_errors(self.context.settings.num_workers):
-                for intended in self.plan:
-                    self.stop.raise_if_asked()
-                    self.write_summary("running")
-                    trained = intended.action == "train"
-                    planned, outcome = self.train_or_wait(intended) if trained else (intended, self.take(intended))
-                    self.done[planned.role], self.outcomes[planned.role] = planned, outcome
-                    self.describe(planned, outcome)
-                    self.forget_all_but(self.plan[len(self.done) :])
-                    full_cleanup()
+            for intended in self.plan:
+                self.stop.raise_if_asked()
+                self.write_summary("running")
+                with users_errors(intended.role), worker_errors(self.context.settings.num_workers):
+                    self.carry_out(intended)
         except Stopped as stopped:
             self.write_summary("stopped", str(stopped))
             raise
         except BaseException as error:
-            self.write_summary("failed", str(error) if isinstance(error, KdxError) else repr(error))
+            self.write_summary("failed", str(error) if isinstance(error, KdxError) else reason_of(error))
             raise
         self.write_summary("finished")
         return self.record.stages
+
+    def carry_out(self, intended: PlannedStage) -> None:
+        """Train or take one stage, and record it."""
+        trained = intended.action == "train"
+        planned, outcome = self.train_or_wait(intended) if trained else (intended, self.take(intended))
+        self.done[planned.role], self.outcomes[planned.role] = planned, outcome
+        self.describe(planned, outcome)
+        self.forget_all_but(self.plan[len(self.done) :])
+        full_cleanup()
 
     def train_or_wait(self, planned: PlannedStage) -> tuple[PlannedStage, Outcome]:
         """Train a stage, unless another run trains the same one: then wait for it and reuse the result."""

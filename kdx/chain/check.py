@@ -1,10 +1,12 @@
 """Try a stage before anything is trained: whatever in it cannot work, fails now, in one line."""
 
 import copy
+import logging
+import math
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TypeVar
 
 from torch import nn
 
@@ -15,10 +17,15 @@ from kdx.config.schema import StageSettings
 from kdx.data.dataset import Split
 from kdx.errors import KdxError
 from kdx.losses.objective import Objective
+from kdx.models.batch_norm import slow_momentum
 from kdx.models.networks import capture_features, check_network
 from kdx.trackers.trackers import check_tracker
 from kdx.training.teachers import Teacher
+from kdx.users_code import reason_of
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 IMAGES = 2  # of which the trial step is made: what an image costs is not known yet
 
 
@@ -28,13 +35,14 @@ def check_stage(context: RunContext, stage: StageSettings, teachers: Mapping[str
     `teachers` are networks like those that will teach it, trained or not.
     """
     check_tracker(context.settings.logger)
-    parts = build_parts(context, stage, teachers)
+    parts = _attempt(lambda: build_parts(context, stage, teachers), stage)
     network = parts.learner.network
-    check_network(network, network_spec(context, stage), context.input_size, stage.batch_size)
+    _check_network(context, stage, network)
     untouched = copy.deepcopy(network.state_dict())
     _try_step(context, stage, parts, teachers)
     network.load_state_dict(untouched)  # what a wild step made of it must not teach in the next stage's trial
     _check_drawn_layer(context, stage, network)
+    _tell_batch_norm(context, stage, network)
     return network
 
 
@@ -55,33 +63,54 @@ def _try_step(context: RunContext, stage: StageSettings, parts: Parts, teachers:
             teacher.watched.close()
 
 
-def _attempt(work: Callable[[], Any], stage: StageSettings, parts: Parts) -> None:
+def _attempt(work: Callable[[], T], stage: StageSettings, parts: Parts | None = None) -> T:
     try:
-        work()
-    except KdxError:
+        return work()
+    except (KdxError, KeyboardInterrupt):
         raise
-    except Exception as error:  # a user's own code may raise anything
+    except BaseException as error:  # a user's own code may raise anything
         raise_if_out_of_memory(error, stage)
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise KdxError(f"{_culprit(error, stage, parts)} fails in a training step ({reason})") from error
+        raise KdxError(f"{_culprit(error, stage, parts)} fails in a training step: {reason_of(error)}") from error
 
 
-def _culprit(error: Exception, stage: StageSettings, parts: Parts) -> str:
+def _culprit(error: BaseException, stage: StageSettings, parts: Parts | None) -> str:
     """The key and the value of the part in whose code an error came up: the innermost one on the way to it."""
-    scheduler = parts.schedule.scheduler
-    found = f"model.{stage.role}={stage.network}:"
+    network = f"model.{stage.role}={stage.network}:"
+    known = (
+        []
+        if parts is None
+        else [
+            (parts.optimizer, f"optimizer: {stage.optimizer['_target_']}"),
+            (parts.schedule.scheduler, f"scheduler: {stage.scheduler['_target_']}"),
+            (parts.learner.network, network),
+        ]
+    )
+    found = network
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        where = frame.f_locals.get("self")
-        term = parts.learner.objective.term_of(where) if isinstance(where, Objective) else None
-        if term is not None:
-            found = f"{term.key}: {term.target}"
-        elif where is parts.optimizer:
-            found = f"optimizer: {stage.optimizer['_target_']}"
-        elif scheduler is not None and where is scheduler:
-            found = f"scheduler: {stage.scheduler['_target_']}"
-        elif where is parts.learner.network:
-            found = f"model.{stage.role}={stage.network}:"
+        where = frame.f_locals.get(next(iter(frame.f_code.co_varnames), ""))  # self, whatever a user calls it
+        if isinstance(where, Objective) and parts is not None:
+            term = parts.learner.objective.term_of(where)
+            found = found if term is None else f"{term.key}: {term.target}"
+        found = next((called for part, called in known if where is part is not None), found)
     return found
+
+
+def _check_network(context: RunContext, stage: StageSettings, network: nn.Module) -> None:
+    called = f"model.{stage.role}={stage.network}:"
+    check_network(network, network_spec(context, stage), context.input_size, stage.batch_size, called)
+
+
+def _tell_batch_norm(context: RunContext, stage: StageSettings, network: nn.Module) -> None:
+    """What validation by running statistics means for this stage, where it is not what one would expect."""
+    called, chosen = f"model.{stage.role}={stage.network}", network_spec(context, stage).norm_momentum
+    if chosen is not None:
+        why = "which is meant for hundreds of epochs: short trainings would be validated at chance"
+        log.info("%s: batch-norm has momentum %s instead of torchvision's own, %s", called, chosen, why)
+    steps = stage.epochs * math.ceil(len(context.dataset.train) / stage.batch_size)
+    slow = slow_momentum(network, steps)
+    if slow is not None:
+        share = f"{100 * (1 - slow) ** steps:.0f} % of batch-norm's statistics will be those from before"
+        log.warning("%s: after %d steps %s (momentum %g): validation lags behind", called, steps, share, slow)
 
 
 def _check_drawn_layer(context: RunContext, stage: StageSettings, network: nn.Module) -> None:
@@ -89,6 +118,6 @@ def _check_drawn_layer(context: RunContext, stage: StageSettings, network: nn.Mo
     if not requested.samples or requested.layer is None:
         return
     with capture_features(network, requested.layer) as seen:
-        check_network(network, network_spec(context, stage), context.input_size, stage.batch_size)
+        _check_network(context, stage, network)
     if not seen or seen[0].ndim != 4:
         raise KdxError(f"visualize.layer={requested.layer}: gives no maps in the {stage.role}; choose an earlier layer")

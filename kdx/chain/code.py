@@ -4,7 +4,6 @@ import ast
 import hashlib
 import importlib
 import sys
-import sysconfig
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +14,9 @@ from typing import Any
 
 from kdx.chain.imports import EVERYTHING, Edge, Wanted, edges_of
 from kdx.errors import KdxError
+from kdx.users_code import is_installed, is_standard
 
 STAMP = "kdx_source"  # on the spec of a loaded module: the hash of the source that it was loaded from
-INSTALLED = {"site-packages", "dist-packages"}
 NOT_PLUGGED_IN = {"torch", "torchvision", "hydra", "omegaconf"}  # their versions are told in summary.json
 LOCATORS = ("hydra.utils.get_method", "hydra.utils.get_class", "hydra.utils.get_object")
 
@@ -128,7 +127,7 @@ def _read_source(name: str) -> _Source | None:
     if name.split(".")[0] == "kdx" or spec is None or not spec.has_location or not spec.origin:
         return None
     path = Path(spec.origin)
-    if _is_installed(spec) or _is_standard(path) or _read(path) is None:
+    if _is_installed(spec) or is_standard(path) or _read(path) is None:
         return None
     digest, tree = _digest(path)
     is_package = spec.submodule_search_locations is not None
@@ -203,15 +202,7 @@ def _packages_around(module: str) -> list[str]:
 
 
 def _is_installed(spec: ModuleSpec | None) -> bool:
-    return spec is not None and spec.origin is not None and bool(INSTALLED & set(Path(spec.origin).parts))
-
-
-def _is_standard(path: Path) -> bool:
-    """Part of Python itself."""
-    folders = {sysconfig.get_path(key) for key in ("stdlib", "platstdlib")}
-    return any(
-        path.is_relative_to(folder) or path.resolve().is_relative_to(Path(folder).resolve()) for folder in folders
-    )
+    return spec is not None and spec.origin is not None and is_installed(Path(spec.origin))
 
 
 def _installed_package(name: str) -> dict[str, str]:

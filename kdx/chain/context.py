@@ -12,6 +12,7 @@ from kdx.config.settings import build
 from kdx.data.batches import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, mean_and_std
 from kdx.data.dataset import Dataset
 from kdx.errors import KdxError
+from kdx.models.batch_norm import momentum_for
 from kdx.models.networks import NetworkSpec, resolve_stem
 from kdx.training.runtime import Precision, choose_device, choose_precision
 
@@ -81,6 +82,7 @@ def network_spec(context: RunContext, stage: StageSettings) -> NetworkSpec:
         pretrained=stage.pretrained,
         freeze_backbone=context.settings.freeze_backbone,
         stem=resolve_stem(context.settings.stem, stage.network, stage.pretrained, size),
+        norm_momentum=momentum_for(stage.network, stage.pretrained),
     )
 
 
@@ -93,7 +95,7 @@ def stage_fingerprint(context: RunContext, stage: StageSettings, guide_fingerpri
             "augment": list(context.settings.augment),
             **_plain(context.preprocessing),
         },
-        "network": asdict(network_spec(context, stage)),
+        "network": {key: value for key, value in asdict(network_spec(context, stage)).items() if value is not None},
         "optimizer": stage.optimizer,
         "scheduler": stage.scheduler,
         "epochs": stage.epochs,

@@ -33,6 +33,7 @@ from kdx.training.runtime import match_layout
 from kdx.training.stopping import StopRequest
 from kdx.training.teachers import LogitsCache, Teacher
 from kdx.training.trainer import Recipe, Trainer
+from kdx.users_code import text_of
 
 log = logging.getLogger(__name__)
 
@@ -214,9 +215,9 @@ def _fit(trainer: Trainer, stage: StageSettings, keeper: Keeper, after_epoch: Ca
         raise
 
 
-def raise_if_out_of_memory(error: Exception, stage: StageSettings) -> None:
+def raise_if_out_of_memory(error: BaseException, stage: StageSettings) -> None:
     """`KdxError` that says what to lower, where an error means that memory ran out."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text_of(error):
         raise KdxError(
             f"{stage.role}: out of memory with batch_size={stage.batch_size}; "
             f"lower stage.{stage.role}.batch_size or set amp=bf16; what was saved is sound"

@@ -2,13 +2,13 @@
 
 import copy
 import inspect
+import pkgutil
 import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from hydra._internal.utils import _locate
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,6 +26,7 @@ from kdx.config.schema import RoleSchema, Schema, Settings, StageSettings
 from kdx.config.swap_points import rules_of
 from kdx.errors import KdxError, suggest
 from kdx.ranges import leaves, shown
+from kdx.users_code import reason_of, users_code
 
 # ${kdx.start:...} names the output folder's first level: how the networks start.
 OmegaConf.register_new_resolver(
@@ -88,21 +89,33 @@ def build(node: dict[str, Any], key: str, *arguments: Any) -> Any:
     try:
         built = instantiate({**node, "_convert_": "all"})
         return built(*arguments) if arguments else built
-    except Exception as error:  # a user's own code may raise anything
-        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's own code may raise anything
+        cause = _cause_of(error)
         if isinstance(cause, KdxError):
             raise cause from None
-        reason = shown(" ".join(str(cause or error).split())) or type(cause).__name__
+        reason = shown(reason_of(cause))
         unknown = re.search(r"unexpected keyword argument '(\w+)'", reason)
         near = "" if unknown is None else suggest(unknown[1], _keys_of(node["_target_"], key))
         raise KdxError(f"{key}: {node['_target_']} cannot be built: {reason}{near}") from error
 
 
+def _cause_of(error: BaseException) -> BaseException:
+    """What a target, or the module that holds it, raised, without what Hydra says about it."""
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+        if isinstance(error, ImportError) and str(error).startswith("Error loading '") and error.__cause__ is not None:
+            error = error.__cause__
+    return error
+
+
 def arguments_of(target: str) -> set[str]:
     """The names of the arguments that a `_target_` takes by name; none where it cannot be found or says nothing."""
     try:
-        return set(inspect.signature(_locate(target)).parameters)  # Hydra's public get_object logs what it cannot find
-    except (HydraException, ImportError, TypeError, ValueError):
+        with users_code(target):
+            return set(inspect.signature(pkgutil.resolve_name(target)).parameters)
+    except KdxError:
         return set()
 
 

@@ -21,6 +21,7 @@ from kdx.errors import KdxError, suggest
 from kdx.files import as_record, read_record
 from kdx.models.networks import NetworkSpec, build_network
 from kdx.results import read_stages
+from kdx.users_code import users_code
 
 LOADERS: dict[str, Callable[..., Dataset]] = {
     "kdx.data.sources.load_cifar": load_cifar,
@@ -91,10 +92,10 @@ def network_of(meta: dict[str, Any], path: Path, network: str | None = None) -> 
     if ":" in name and not name.startswith("kdx.thin:") and network != name:
         raise KdxError(f"{path}: names code of yours, which is run only if you say so: network={name}")
     try:
-        return build_network(NetworkSpec(name, classes, channels, stem=stem), download=False).eval()
-    except Exception as error:  # a user's own code may raise anything
-        reason = str(error) if isinstance(error, KdxError) else f"{type(error).__name__}: {error}"
-        raise KdxError(f"{path}: its network cannot be built: {' '.join(reason.split())}") from error
+        with users_code("its network cannot be built"):
+            return build_network(NetworkSpec(name, classes, channels, stem=stem), download=False).eval()
+    except KdxError as error:
+        raise KdxError(f"{path}: {error}") from error
 
 
 def load_data(stage: StoredStage, data_dir: str | None = None, data: str | None = None) -> Dataset:
@@ -149,15 +150,8 @@ def _call_own(data: str, arguments: dict[str, Any]) -> Dataset:
     nested = [key for key, value in arguments.items() if isinstance(value, dict) and "_target_" in value]
     if nested:
         raise KdxError(f"data={data}: its argument {nested[0]} is an object: name a callable that needs no argument")
-    try:
+    with users_code(f"data={data}: package.module:callable cannot be imported and called"):
         found = getattr(importlib.import_module(module), name)(**arguments)
-    except KdxError:
-        raise
-    except Exception as error:  # a user's own code may raise anything
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise KdxError(
-            f"data={data}: package.module:callable must be importable and return the data ({reason})"
-        ) from error
     if not isinstance(found, Dataset):
         raise KdxError(f"data={data}: returned {type(found).__name__}, a kdx.data.Dataset is needed")
     return found

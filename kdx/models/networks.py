@@ -4,7 +4,7 @@ import importlib
 import urllib.error
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from kdx.errors import KdxError, suggest
 from kdx.files import hash_file
+from kdx.models.batch_norm import set_momentum
+from kdx.users_code import users_code
 
+USUAL_SIZES = (32, 64, 96, 128, 224, 299)  # px, of which one is proposed where a network cannot take the images
 SMALL_STEM_UP_TO = 64  # px; an ImageNet stem would leave a 32 px image 8 px before the first block
 
 
@@ -28,6 +31,7 @@ class NetworkSpec:
     pretrained: bool = False
     freeze_backbone: bool = False
     stem: str = "imagenet"
+    norm_momentum: float | None = None  # of batch-norm; None: as the network defines it
 
 
 def get_resnet_model(model_name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
@@ -51,6 +55,8 @@ def build_network(spec: NetworkSpec, download: bool = True) -> nn.Module:
         network = _call_user_network(spec)
     else:
         network = _torchvision_network(spec, download)
+    if spec.norm_momentum is not None:
+        set_momentum(network, spec.norm_momentum)
     if spec.stem == "small":
         _use_small_stem(network, spec)
     if spec.in_channels != 3 and ":" not in spec.name:
@@ -60,27 +66,36 @@ def build_network(spec: NetworkSpec, download: bool = True) -> nn.Module:
     return network
 
 
-def check_network(network: nn.Module, spec: NetworkSpec, size: tuple[int, int], batch_size: int = 2) -> None:
+def check_network(
+    network: nn.Module, spec: NetworkSpec, size: tuple[int, int], batch_size: int = 2, called: str | None = None
+) -> None:
     """Pass blank images through the network, in eval mode and in training mode.
 
-    `KdxError` where it fails or does not return (N, num_classes). Changes batch-norm statistics: for a network that
-    is thrown away.
+    `KdxError`, which calls the network `called`, where it fails or does not return (N, num_classes). Changes
+    batch-norm statistics: for a network that is thrown away.
     """
+    called = called or f"network '{spec.name}'"
     for training, count in ((False, 2), (True, min(2, batch_size))):
         network.train(training)
         try:
-            with torch.no_grad():
+            with users_code(f"{called} fails on {size[0]}x{size[1]} images"), torch.no_grad():
                 logits = network(torch.zeros(count, spec.in_channels, *size))
-        except (RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            what = f"network '{spec.name}' fails on {size[0]}x{size[1]} images"
-            hint = "raise batch_size" if training and count == 1 else "set dataset.resize"
-            raise KdxError(f"{what} ({reason}); {hint}") from error
+        except KdxError as error:
+            hint = "; raise batch_size" if training and count == 1 else _resize_hint(network, spec)
+            raise KdxError(f"{error}{hint}") from error
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if shape != (count, spec.num_classes):
-            raise KdxError(
-                f"network '{spec.name}' returns {shape} for {count} images, not ({count}, {spec.num_classes})"
-            )
+            raise KdxError(f"{called} returns {shape} for {count} images, not ({count}, {spec.num_classes})")
+
+
+def _resize_hint(network: nn.Module, spec: NetworkSpec) -> str:
+    """What to set where a network does not take images of some size: the first usual size that it takes, if any."""
+    network.eval()
+    for size in USUAL_SIZES:
+        with suppress(KdxError), users_code(spec.name), torch.no_grad():
+            network(torch.zeros(1, spec.in_channels, size, size))
+            return f"; set dataset.resize={size}"
+    return ""
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -127,14 +142,10 @@ def _call_user_network(spec: NetworkSpec) -> nn.Module:
             f"model '{spec.name}' with pretrained=true: ImageNet weights exist for torchvision networks only"
         )
     module_name, _, attribute = spec.name.partition(":")
-    try:
+    with users_code(f"model '{spec.name}': package.module:callable cannot be imported"):
         build = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise KdxError(f"model '{spec.name}': {error}; package.module:callable must be importable") from error
-    try:
+    with users_code(f"model '{spec.name}': cannot be called with num_classes and in_channels"):
         network = build(num_classes=spec.num_classes, in_channels=spec.in_channels)
-    except TypeError as error:
-        raise KdxError(f"model '{spec.name}': {error}; it must take num_classes and in_channels") from error
     if not isinstance(network, nn.Module):
         raise KdxError(f"model '{spec.name}' returned {type(network).__name__}, not a torch.nn.Module")
     return network
