@@ -313,6 +313,10 @@ def explain(error: Exception, conf: Path) -> str:
         )
     if isinstance(error, OverrideParseException) and "missing EQUAL" in str(error):
         return f"{error.override}: a value is missing, write {error.override}=VALUE"
+    if lines[0].startswith("Error merging override ") and "Cannot merge" in str(error.__cause__):
+        override = lines[0].removeprefix("Error merging override ").lstrip("+")
+        key = override.partition("=")[0]
+        return f"{override}: does not go into what is there already; write {shlex.join([f'~{key}', f'+{override}'])}"
     if lines[0].startswith("Could not override '"):
         key, known = lines[0].split("'")[1], all_keys(conf)
         if key in known:

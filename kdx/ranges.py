@@ -88,6 +88,21 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Words:
+    """Some of several words: a list, or a text with commas or spaces between them."""
+
+    choices: tuple[str, ...]
+
+    def problem(self, value: Any) -> str | None:
+        return ListOf(Choice(self.choices), most=20).problem(self.read(value))
+
+    @staticmethod
+    def read(value: Any) -> Any:
+        """A text's words; anything else as it is."""
+        return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
 class Text:
     """Printable text that matches `pattern` as a whole; `needed` says so. A whole number is read as text."""
 
@@ -141,6 +156,17 @@ class ListOf:
             return f"a list of {size} values is needed; for each: {needed.removesuffix(' is needed')}"
         found = ((one, self.rule.problem(one)) for one in value)
         return next((f"{shown(one)}: {problem}" for one, problem in found if problem is not None), None)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Two numbers [low, high], neither above the other, that each follow `rule`."""
+
+    rule: Rule
+
+    def problem(self, value: Any) -> str | None:
+        problem = ListOf(self.rule, 2, 2).problem(value)
+        return "[low, high] with low <= high is needed" if problem is None and value[0] > value[1] else problem
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kdx.data.batches import IMAGENET_MEAN, IMAGENET_STD, Batches, Preprocessing, augment, fits, mean_and_std
+from kdx.data.batches import IMAGENET_MEAN, IMAGENET_STD, Batches, Preprocessing, fits, mean_and_std
 from kdx.data.dataset import Split
 from tests import tiny
 
@@ -83,29 +83,6 @@ def test_a_last_batch_of_one_is_dropped_in_training_only() -> None:
     assert len(training) == 2 and len(order_of(training, 1)) == 8
     testing = Batches(numbered(9), PLAIN, batch_size=4, device=CPU)
     assert order_of(testing, 0) == list(range(9)) and len(testing) == 3
-
-
-def test_crop_shifts_and_pads_with_zero() -> None:
-    images = torch.full((64, 1, 8, 8), 9, dtype=torch.uint8)
-    shifted = augment(images, {"crop": torch.rand(64, 2, generator=torch.Generator().manual_seed(0))})
-    assert shifted.shape == images.shape and shifted.dtype == torch.uint8
-    assert set(shifted.unique().tolist()) == {0, 9}
-    centre = augment(images, {"crop": torch.full((64, 2), 0.5)})
-    assert torch.equal(centre, images)
-
-
-def test_crop_reaches_every_offset_and_keeps_channels_together() -> None:
-    images = torch.arange(2 * 64, dtype=torch.uint8).view(1, 2, 8, 8).expand(3, -1, -1, -1)
-    view = torch.tensor([[0.0, 0.0], [0.5, 0.5], [0.999999, 0.999999]])
-    shifted = augment(images, {"crop": view})
-    assert torch.equal(shifted[0, :, 1:, 1:], images[0, :, :-1, :-1])
-    assert torch.equal(shifted[2, :, :-1, :-1], images[0, :, 1:, 1:])
-
-
-def test_flip_mirrors_half_of_the_images() -> None:
-    images = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4).expand(2, -1, -1, -1)
-    flipped = augment(images, {"flip": torch.tensor([[0.1], [0.9]])})
-    assert torch.equal(flipped[0], images[0].flip(-1)) and torch.equal(flipped[1], images[1])
 
 
 def test_preprocessing_normalises_spreads_grey_and_resizes() -> None:

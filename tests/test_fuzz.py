@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
+from kdx.augmentations import BY_NAME, options_of
 from kdx.config.checks import HYDRA_KEYS
 from kdx.config.schema import ModelSchema, RoleSchema, Schema, StageSchema
 from kdx.config.settings import flat_keys
@@ -46,6 +47,9 @@ SHAPES = (
     "[] {} [1] [nan] [1,2,3] [[]] [null] [crop,nan] {a:1} {a:nan} {a:{b:[inf]}} {mean:[0.5],std:[0.5]} {guide:null}"
 )
 SHAPES += (
+    " {mixup:{}} {mixup:{alpha:nan}} {mixup:{alpha:1}} {trivial:null,erase:{scale:[0.1,0.2]}} {crop:{flip:{}}} [mixup]"
+)
+SHAPES += (
     " {mean:[nan],std:[1]} {_target_:5} {_target_:null} [0.5,0.75] [-1] [0.9,0.999] [1,1] 1,2 a,b range(3) int(5) x=y"
 )
 LONG = ["x" * 300, "x/" * 600, "x" * 5000, "[" * 50 + "]" * 50, "'\x1b[31m'", "a\x00b", "'\u2028'", "\udcff", "'\n'"]
@@ -56,6 +60,8 @@ def _rules() -> dict[str, Rule]:
     rules: dict[str, Rule] = {f"hydra.{key}": rule for key, rule in HYDRA_KEYS.items()}
     for point, table in SWAP_POINTS.items():
         rules |= {f"{point}.{key}": rule for key, rule in table.items()}
+    for name, kind in BY_NAME.items():
+        rules |= {f"dataset.augment.{name}.{option}": rule for option, rule in options_of(kind).items()}
     schemas: list[tuple[str, type]] = [("", Schema), ("stage.", StageSchema), ("model.", ModelSchema)]
     schemas += [(f"stage.{role}.", RoleSchema) for role in ROLES]
     for prefix, schema in schemas:

@@ -12,7 +12,7 @@ from tests.conftest import REPO
 MODULES = sorted((REPO / "kdx").rglob("*.py"))
 FOUNDATION = {"errors", "files", "checkpoint", "memory", "reproducibility", "epoch_log", "tasks", "text"}
 FOUNDATION |= {"process", "signals", "streams", "users_code"}  # how a process ends, what it prints to
-FOUNDATION |= {"ranges"}  # what a number may be
+FOUNDATION |= {"ranges", "augmentations"}  # what a number may be
 COMMANDS = {
     "run",
     "search",
@@ -48,6 +48,7 @@ NO_TORCH_AT_IMPORT = (
     "process",
     "signals",
     "streams",
+    "augmentations",
     "results",
     "config",
     "sweeps",

@@ -103,7 +103,16 @@ def make_training(
     trainer = Trainer(
         learner,
         {role: Teacher(net, precision, theirs[role], cache) for role, net in teachers.items()},
-        Batches(data.train, preprocessing, batch_size=8, device=CPU, shuffle=True, augment=augment, seed=seed),
+        Batches(
+            data.train,
+            preprocessing,
+            batch_size=8,
+            device=CPU,
+            shuffle=True,
+            augment=augment,
+            seed=seed,
+            num_classes=data.num_classes,
+        ),
         Batches(data.val, preprocessing, batch_size=16, device=CPU),
         optimizer,
         Schedule(cosine(optimizer, epochs) if schedule is None else schedule(optimizer)),

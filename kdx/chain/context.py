@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from kdx.augmentations import Flip, plain_augment
 from kdx.chain.code import Sources
 from kdx.chain.index import fingerprint
 from kdx.config.schema import Settings, StageSettings
@@ -64,8 +65,10 @@ def load_dataset(settings: Settings) -> Dataset:
 def make_run_context(settings: Settings, dataset: Dataset) -> RunContext:
     """Choose preprocessing, device and precision for a data set."""
     device = choose_device(settings.device)
-    if dataset.mirrored and "flip" in settings.augment:
-        raise KdxError(f"dataset.augment={list(settings.augment)}: a flip changes the class of {dataset.name}'s images")
+    if dataset.mirrored and any(isinstance(one, Flip) for one in settings.augment):
+        raise KdxError(
+            f"dataset.augment={plain_augment(settings.augment)}: a flip changes the class of {dataset.name}'s images"
+        )
     preprocessing = _choose_preprocessing(settings, dataset)
     precision = choose_precision(settings.amp, device, settings.channels_last, settings.compile)
     return RunContext(settings, dataset, preprocessing, precision)
@@ -92,7 +95,7 @@ def stage_fingerprint(context: RunContext, stage: StageSettings, guide_fingerpri
         "role": stage.role,  # seeds are derived from it
         "data": {
             "digest": context.dataset.digest,
-            "augment": list(context.settings.augment),
+            "augment": plain_augment(context.settings.augment),
             **_plain(context.preprocessing),
         },
         "network": {key: value for key, value in asdict(network_spec(context, stage)).items() if value is not None},

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from kdx.augmentations import plain_augment
 from kdx.chain.context import RunContext, data_code, metadata, network_code
 from kdx.chain.index import fingerprint
 from kdx.checkpoint import versions
@@ -30,7 +31,7 @@ def logits_folder(context: RunContext, stage: StageSettings, teacher_sha256: str
     taught_by = [other for other in settings.stages if other.role == stage.guide]
     facts["code"] = [data_code(context), *(network_code(context, guide) for guide in taught_by)]
     facts |= {"data_digest": known["data_digest"], "preprocessing": known["preprocessing"]}
-    facts |= {"augment": list(augment), "batch_size": stage.batch_size, "accumulate": settings.accumulate}
+    facts |= {"augment": plain_augment(augment), "batch_size": stage.batch_size, "accumulate": settings.accumulate}
     if augment:  # then they are those of this stage's views
         facts |= {"seed": settings.seed, "role": stage.role}
     return Path(settings.output_dir) / "index" / "logits" / fingerprint(facts)

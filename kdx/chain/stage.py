@@ -293,4 +293,5 @@ def _batches(context: RunContext, stage: StageSettings, split: str, dataset: Dat
         augment=settings.augment if training else (),
         shuffle=training,
         num_workers=settings.num_workers,
+        num_classes=context.dataset.num_classes,
     )

@@ -133,7 +133,7 @@ def check_fields(
             if _is_needed(field):
                 problems.left_out(f"{prefix}{name}")
             continue
-        rule, value = field.metadata["rule"], _unquoted(node[name], field.metadata["rule"])
+        rule, value = field.metadata["rule"], unquoted(node[name], field.metadata["rule"])
         nullable = types.NoneType in typing.get_args(hints[name])
         problems.rule(f"{prefix}{name}", value, Nullable(rule) if nullable else rule)
         if isinstance(rule, Group) and rule.schema is not None and isinstance(value, Mapping):
@@ -244,7 +244,7 @@ def check_hydra(values: Mapping[str, Any], problems: Problems) -> None:
         problems.rule(f"hydra.{name}", value, HYDRA_KEYS[name])
 
 
-def _unquoted(value: Any, rule: Rule) -> Any:
+def unquoted(value: Any, rule: Rule) -> Any:
     """A number or flag that arrives as text, as every value of the environment does."""
     if not isinstance(value, str):
         return value

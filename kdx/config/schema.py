@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from kdx.ranges import Anything, Choice, Either, Flag, Folder, Group, ListOf, Real, Text, Whole, key
+from kdx.augmentations import BY_NAME, Augmentation
+from kdx.ranges import Anything, Choice, Either, Flag, Folder, Group, Real, Text, Whole, Words, key
 
 # A key is declared once: its type, its rule, its default where conf has none. `| None` allows null. Swap points (kd,
 # optimizer, scheduler, dataset.source) are mappings, whose keys kdx.config.swap_points knows: a user's own _target_
@@ -19,7 +20,7 @@ NETWORK = Text(
     "a network, e.g. resnet18, or package.module:callable",
     200,
 )
-AUGMENT = ("crop", "flip", "jitter", "none")
+AUGMENT = Either((Words((*BY_NAME, "none")), Group(words="a mapping {name: {option: value}}")))
 NORMALIZE = ("auto", "imagenet", "dataset")
 
 
@@ -58,7 +59,7 @@ class DatasetSchema:
     path: str | None = key(Folder(), None)  # imagefolder only
     size: int | None = key(PIXELS, None)
     resize: int | None = key(PIXELS, None)
-    augment: list[str] = key(ListOf(Choice(AUGMENT), most=20), list)
+    augment: Any = key(AUGMENT, "none")  # kdx.augmentations says what the options may be
     normalize: Any = key(Either((Choice(NORMALIZE), Group(words="{mean: [...], std: [...]}"))), "auto")
     in_memory_gb: float = key(Real(least=0, most=100_000), 2.0)
     white: float | None = key(Real(above=0, most=2**32), None)  # imagefolder only
@@ -149,7 +150,7 @@ class Settings:
     dataset_name: str
     source: dict[str, Any]
     resize: int | None
-    augment: tuple[str, ...]
+    augment: tuple[Augmentation, ...]
     normalize: str | dict[str, Any]
     freeze_backbone: bool
     stem: str

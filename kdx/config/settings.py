@@ -13,6 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kdx.augmentations import read_augment
+from kdx.config.augment import check_augment, check_mixed_logits
 from kdx.config.checks import (
     HYDRA_KEYS,
     Problems,
@@ -48,6 +50,8 @@ def read_settings(config: DictConfig) -> Settings:
         if typed.accumulate > max(1, least.batch_size // 2):
             needed = f"parts of at least two images are needed, and the {least.role}'s batch_size is {least.batch_size}"
             problems.add("accumulate", typed.accumulate, needed)
+    augment = read_augment(typed.dataset.augment)
+    check_mixed_logits(augment, stages, problems)
     problems.raise_if_any()
     deliver = config.stage.deliver
     dataset = OmegaConf.to_container(config.dataset, resolve=True)
@@ -60,7 +64,7 @@ def read_settings(config: DictConfig) -> Settings:
         dataset_name=typed.dataset.name,
         source=dataset["source"],
         resize=typed.dataset.resize,
-        augment=tuple(sorted(set(typed.dataset.augment) - {"none"})),
+        augment=augment,
         normalize=dataset["normalize"],
         freeze_backbone=config.model.freeze_backbone,
         stem=config.model.stem,
@@ -160,6 +164,7 @@ def _typed(config: DictConfig) -> tuple[DictConfig, Schema]:
     try:
         values: Any = OmegaConf.to_container(plain, resolve=True)
         check_values(values, problems)
+        check_augment(values, problems)
         checked = _with_types(plain, values) if not problems.lines else plain
         check_swap_points(OmegaConf.to_container(checked, resolve=True), problems)  # type: ignore[arg-type]
         problems.raise_if_any()

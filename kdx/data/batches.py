@@ -11,14 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdx.augmentations import Augmentation, read_augment
+from kdx.data.augment.frame import Frame
+from kdx.data.augment.views import Views
 from kdx.data.dataset import FileImages, Split
 from kdx.data.imagefolder import decoded_batches
+from kdx.data.mixing import Mixing
 from kdx.errors import KdxError
 from kdx.reproducibility import generator
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-JITTER = 0.2  # brightness and contrast change by at most this share
 IMAGES_SHARE = 0.25  # of the memory that is free on a card: a split that is larger stays on the host
 
 
@@ -109,16 +112,20 @@ class Batches:
         device: torch.device,
         seed: int = 0,
         name: str = "",
-        augment: Sequence[str] = (),
+        augment: Sequence[str | Augmentation] = (),
         shuffle: bool = False,
         num_workers: int = 0,
+        num_classes: int = 0,
     ) -> None:
+        """`num_classes` is needed where mixed images have shares of classes as targets."""
         self.preprocessing = preprocessing
         self.prepare = preprocessing.on(device)
         self.batch_size = batch_size
         self.device = device
         self.seed, self.name = seed, name
-        self.augment = tuple(augment)
+        self.augment = read_augment(augment)
+        self.views = Views(self.augment, self._frame(split.images), seed, name)
+        self.mixing = Mixing(self.augment, self.views.size, num_classes, seed, name)
         self.shuffle = shuffle
         self.num_workers = num_workers
         self.images = split.images
@@ -138,6 +145,7 @@ class Batches:
         """The same images in their own order, as they are."""
         twin = copy.copy(self)
         twin.shuffle, twin.augment = False, ()
+        twin.views, twin.mixing = self.views.without(), self.mixing.without()
         return twin
 
     @property
@@ -154,13 +162,15 @@ class Batches:
         order = torch.arange(count)
         if self.shuffle:
             order = torch.randperm(count, generator=generator(self.seed, self.name, "order", number))
-        views = {name: view.to(self.device) for name, view in self._draw_views(number).items()}
+        view = self.views.of_epoch(number, count, self.device)
+        mix = self.mixing.of_epoch(number, count, len(self), self.device)
         pieces = order.split(self.batch_size)[start : len(self)]
         there = order.to(self.device).split(self.batch_size)[start : len(self)]
-        for indices, raw in zip(there, self._raw_batches(pieces, there), strict=True):
-            images = augment(raw, {name: view[indices] for name, view in views.items()})
+        raw_batches = self._raw_batches(pieces, there)
+        for step, (piece, indices, raw) in enumerate(zip(pieces, there, raw_batches, strict=True), start):
             labels = self.labels[indices]
-            yield Batch(self.prepare(images), labels, indices, labels)
+            images, targets, known = mix(view(raw, indices, piece), labels, None, indices, step)
+            yield Batch(self.prepare(images), labels, indices, targets, known)
 
     def _raw_batches(self, pieces: Sequence[Tensor], there: Sequence[Tensor]) -> Iterator[Tensor]:
         """uint8 batches on the device of the images whose numbers are `pieces` on the host, `there` on the device."""
@@ -176,43 +186,18 @@ class Batches:
         for batch in raw:
             yield (batch.pin_memory() if pinned else batch).to(self.device, non_blocking=True)
 
-    def _draw_views(self, number: int) -> dict[str, Tensor]:
-        """The random numbers of a whole epoch, one row an image: a single small draw, no generator in the loop."""
-        count = len(self.labels)
-        draw = generator(self.seed, self.name, "augment", number)
-        views = {}
-        for name in sorted(self.augment):
-            width = {"crop": 2, "flip": 1, "jitter": 2}[name]
-            views[name] = torch.rand(count, width, generator=draw)
-        return views
+    def _frame(self, images: Tensor | FileImages) -> Frame:
+        """The size of the images as they lie there and as networks see them, and their mean colour."""
+        height, width = images.shape[-2:]
+        resize = self.preprocessing.resize
+        mean = 255 * torch.tensor(self.preprocessing.mean, device=self.device).view(-1, 1, 1)
+        channels = images.shape[-3]
+        colour = (
+            mean if len(mean) == channels else mean.mean(dim=0, keepdim=True)
+        )  # grey images spread over three means
+        return Frame((height, width), (resize, resize) if resize else (height, width), colour)
 
 
 def fits(images: Tensor, device: torch.device) -> bool:
     """Whether images may live on the device; where it is not the host, they must leave room for the networks."""
     return device.type != "cuda" or images.nbytes <= IMAGES_SHARE * torch.cuda.mem_get_info(device)[0]
-
-
-def augment(images: Tensor, views: dict[str, Tensor]) -> Tensor:
-    """Apply each view's numbers (B, k) in 0-1 to images (B, C, H, W): crop, flip, then jitter (makes floats)."""
-    if "crop" in views:
-        images = _shifted(images, views["crop"])
-    if "flip" in views:
-        images = torch.where(views["flip"].view(-1, 1, 1, 1) < 0.5, images.flip(-1), images)
-    if "jitter" in views:
-        change = 1 + JITTER * (2 * views["jitter"] - 1)
-        brightness, contrast = change[:, 0].view(-1, 1, 1, 1), change[:, 1].view(-1, 1, 1, 1)
-        images = images.float() * brightness
-        centre = images.mean(dim=(1, 2, 3), keepdim=True)
-        images = ((images - centre) * contrast + centre).clamp(0, 255)
-    return images
-
-
-def _shifted(images: Tensor, view: Tensor) -> Tensor:
-    """Zero-pad by an eighth of the size (4 px at 32) and cut the original size out at a random place."""
-    height, width = images.shape[-2:]
-    pad = max(1, height // 8)
-    padded = F.pad(images, (pad, pad, pad, pad))
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2p+1, 2p+1, H, W), a view
-    offset = (view * (2 * pad + 1)).long().clamp(max=2 * pad)
-    rows = torch.arange(len(images), device=images.device)
-    return windows[rows, :, offset[:, 0], offset[:, 1]]

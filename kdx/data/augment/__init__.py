@@ -1,0 +1,1 @@
+"""Augmentation as batched tensor operations on the device: one file an idea, formulas as functions."""
