@@ -62,7 +62,8 @@ def make_training(
     task: str = "multi-class",
     teachers: Mapping[str, nn.Module] | None = None,
     objective: Any = None,
-    hard: float = 1.0,
+    terms: Mapping[str, Term] | None = None,
+    hard: float | Weight = 1.0,
     several: str = "mean",
     amp: str | Precision = "off",
     seed: int = 0,
@@ -77,16 +78,18 @@ def make_training(
     schedule: Any = None,
     **recipe: Any,
 ) -> Training:
-    """`objective` is a method, or any callable of three tensors, which is then the whole loss."""
+    """`objective` is a method, or any callable of three tensors, which is then the whole loss; or there are `terms`."""
     data = tiny.dataset(task, classes=2 if task == "binary-class" else 3, count=count)
     preprocessing = Preprocessing(*mean_and_std(data.train.images))
     setup_reproducibility(seed, threads=1)
     network = network or tiny.network(data.num_classes, 1)
     precision = choose_precision(amp, CPU) if isinstance(amp, str) else amp
     teachers, images = teachers or {}, torch.zeros(2, 1, 8, 8)
-    terms = {} if objective is None else {"kd": Term(as_objective(objective), Weight.of(1))}
+    if terms is None:
+        terms = {} if objective is None else {"kd": Term(as_objective(objective), Weight.of(1))}
+    by_labels = hard if isinstance(hard, Weight) else Weight.of(hard)
     whole = objective is not None and not isinstance(objective, Objective)
-    loss = Distillation(HardLoss(task), Weight.of(0 if whole else hard), terms, several)
+    loss = Distillation(HardLoss(task), Weight.of(0) if whole else by_labels, terms, several)
     layers = resolve_layers(network, loss.layers, images)
     theirs = {role: resolve_layers(net, loss.teacher_layers, images) for role, net in teachers.items()}
     with torch.random.fork_rng(devices=[]):

@@ -1,13 +1,18 @@
 """Every method, and outputs of two networks to try it on."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+import yaml
 from torch import Tensor
 
 from kdx import losses
+from kdx.chain.objective import build_terms
+from kdx.losses.distillation import Term, Weight
 from kdx.losses.objective import Facts, Lesson, Objective
 from kdx.models.features import Outputs
+from tests.conftest import CONF
 
 STAGES = {"student": [(4, 8), (6, 4), (10, 2)], "teacher": [(6, 8), (8, 4), (12, 2)]}  # channels and side of each map
 
@@ -46,6 +51,33 @@ FEATURES: dict[str, Callable[[], Objective]] = {
     "crd": lambda: losses.CRD(dim=8, negatives=6),
     "reviewkd": losses.ReviewKD,
 }
+
+
+@dataclass(frozen=True)
+class Option:
+    """A file of conf/kd, and a task that its methods are defined for."""
+
+    name: str
+    task: str
+
+    def terms(self) -> tuple[Weight, dict[str, Term]]:
+        """Built anew: the weight of the loss by the labels, and the methods with theirs."""
+        return build_terms(yaml.safe_load((CONF / "kd" / f"{self.name}.yaml").read_text()))
+
+    @property
+    def classes(self) -> int:
+        return 2 if self.task == "binary-class" else 3
+
+
+def options(*tasks: str) -> list[Option]:
+    """Every option that teaches, with each of these tasks that it is defined for."""
+    names = sorted(path.stem for path in (CONF / "kd").glob("*.yaml"))
+    pairs = [Option(name, task) for name in names if name != "none" for task in tasks]
+    return [
+        pair
+        for pair in pairs
+        if not any(term.method.refusal(pair.task, pair.classes) for term in pair.terms()[1].values())
+    ]
 
 
 def outputs(of: str, images: int = 6, classes: int = 5, scale: float = 1.0, seed: int = 0) -> Outputs:

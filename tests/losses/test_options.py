@@ -1,11 +1,15 @@
 """Every option of conf/kd is built from its file and makes a training step, or is refused by name."""
 
+import csv
+import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import yaml
 
+from kdx.chain.chain import run_chain
 from kdx.chain.check import check_stage
 from kdx.chain.context import load_dataset, make_run_context
 from kdx.chain.objective import build_objective
@@ -19,11 +23,32 @@ NAMES = sorted(path.stem for path in (CONF / "kd").glob("*.yaml"))
 MULTI_LABEL_ONLY = ("mld", "pskd")
 
 
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all runs find each other's teacher."""
+    return tmp_path_factory.mktemp("outputs")
+
+
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("more", [(), ("accumulate=2", "amp=bf16")], ids=["plain", "parts-bf16"])
-def test_an_option_makes_a_step_or_is_refused(name: str, more: tuple[str, ...]) -> None:
+def test_an_option_trains_an_epoch_of_thin_networks(name: str, outputs: Path) -> None:
+    """From its file, through plan, trial step, training and test; its parts are columns of the log."""
+    task = "multi-label" if name in MULTI_LABEL_ONLY else "multi-class"
+    thin = [f"model.{role}=kdx.thin:resnet{depth}" for role, depth in (("teacher", 20), ("student", 8))]
+    chain = ["stage=student", "stage.student.guide=teacher", f"+dataset.source.task={task}", *thin]
+    settings = settings_of(*chain, f"output_dir={outputs}", f"kd={name}", "epochs=1")
+    folder = outputs / name
+    folder.mkdir()
+    run_chain(settings, folder, [])
+    (row,) = csv.DictReader(next((folder / "student" / "logs").glob("*_log.csv")).read_text().splitlines())
+    assert math.isfinite(float(row["train_loss"])) and math.isfinite(float(row["val_loss"]))
+    parts = [key for key in row if key.startswith("train_") and key.endswith(("soft_loss", "feature_loss"))]
+    assert len(parts) == {"none": 0, "combined": 2}.get(name, 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_option_makes_a_step_in_parts_and_bf16_or_is_refused(name: str) -> None:
     one_map = ["kd.hint=-1"] if name == "fitnet" else []  # the tiny network has one stage
-    settings = settings_of(f"kd={name}", *one_map, *more)
+    settings = settings_of(f"kd={name}", *one_map, "accumulate=2", "amp=bf16")
     context = make_run_context(settings, load_dataset(settings))
     teachers = {"assistant": tiny.wide(3, 1)}
     stage = settings.stage("student")
