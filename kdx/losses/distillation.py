@@ -55,8 +55,9 @@ class Term:
 class PlainLoss(Objective):
     """A user's callable (student_logits, teacher_logits, labels) -> scalar: all of what is minimised.
 
-    Where it also has a method `terms`, that is asked instead, and its parts are logged. As an nn.Module it is trained
-    and saved like any method.
+    Labels are class numbers (B,), of mixed images that with the largest share, or 0 and 1 (B, L) of a multi-label set;
+    where a label must not be used they are what the teacher says. Where it also has a method `terms`, that is asked
+    instead, and its parts are logged. As an nn.Module it is trained and saved like any method.
     """
 
     whole = True
@@ -66,9 +67,10 @@ class PlainLoss(Objective):
         self.loss = loss
 
     def forward(self, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:
+        labels = (lesson.labels if self.multi_label else lesson.classes)(teacher.logits)
         if hasattr(self.loss, "terms"):
-            return self.loss.terms(student.logits, teacher.logits, lesson.targets)
-        return {"loss": self.loss(student.logits, teacher.logits, lesson.targets)}
+            return self.loss.terms(student.logits, teacher.logits, labels)
+        return {"loss": self.loss(student.logits, teacher.logits, labels)}
 
 
 class Distillation(nn.Module):

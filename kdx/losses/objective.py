@@ -29,6 +29,12 @@ class Lesson(NamedTuple):
         classes = self.targets if self.targets.ndim == 1 else self.targets.argmax(dim=1)
         return classes if self.known is None else classes.where(self.known, teacher_logits.argmax(dim=1))
 
+    def labels(self, teacher_logits: Tensor) -> Tensor:
+        """0 and 1 of a multi-label set (B, L), shares between where images were mixed; where hidden the teacher's."""
+        if self.known is None:
+            return self.targets
+        return self.targets.where(self.known[:, None], (teacher_logits > 0).to(self.targets.dtype))
+
 
 @dataclass(frozen=True)
 class Facts:

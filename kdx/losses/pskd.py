@@ -33,7 +33,5 @@ class PSKD(Objective):
     instead = "hinton, dkd or dist"
 
     def forward(self, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:
-        present = lesson.targets > 0.5
-        if lesson.known is not None:
-            present = present.where(lesson.known[:, None], teacher.logits > 0)
+        present = lesson.labels(teacher.logits) > 0.5
         return {"loss": partial_softmax_loss(student.logits, teacher.logits.detach(), present)}
