@@ -73,7 +73,7 @@ class Trivial:
     """TrivialAugmentWide (2103.10158): one of 14 operations an image, at one of 31 strengths."""
 
     name: ClassVar[str] = "trivial"
-    translate: float = key(Real(least=0, most=4096), 32.0)  # pixels, as published for 32 and for 224; 8 px want less
+    translate: float = key(Real(least=0, most=4096), 32.0)  # pixels, as published; at most the image's size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +122,24 @@ def read_augment(
 def plain_augment(augment: Iterable[Augmentation]) -> list[Any]:
     """The same for equal augmentations however they were written, and for plain lists what it always was."""
     return [
-        one.name if one == type(one)() and isinstance(one, SINCE_FIRST) else {one.name: dataclasses.asdict(one)}
+        one.name if one == type(one)() and isinstance(one, SINCE_FIRST) else {one.name: _numbers(one)}
         for one in augment
     ]
+
+
+def told_augment(augment: Iterable[Augmentation]) -> str:
+    """For people: names, with the options that are not the usual ones."""
+    words = []
+    for one in augment:
+        usual = _numbers(type(one)())
+        other = [f"{name}={value}" for name, value in _numbers(one).items() if value != usual[name]]
+        words.append(f"{one.name} ({', '.join(other)})" if other else one.name)
+    return ", ".join(words) or "no augmentation"
+
+
+def _numbers(one: Augmentation) -> dict[str, Any]:
+    """Each option and its number, or two of them in a list."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(one).items()}
 
 
 def _with_options(kind: type[Augmentation], options: Mapping[str, Any]) -> Augmentation:

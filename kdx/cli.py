@@ -245,6 +245,15 @@ def compose_jobs(conf: Path, base: Sequence[str], jobs: Sequence[Sequence[str]])
     return [read_settings(config) for config in configs]
 
 
+def compose_one(conf: Path, base: Sequence[str], overrides: Sequence[str]) -> Settings:
+    """The settings of one run, for a command that is not Hydra's: whatever is wrong with them is a `KdxError`."""
+    try:
+        (settings,) = compose_jobs(conf, base, [overrides])
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
+        raise KdxError(explain(error, conf)) from error
+    return settings
+
+
 def compose_line(conf: Path, arguments: Sequence[str]) -> tuple[DictConfig, list[str], list[str]]:
     """A command line's config, the part of it with which a job finds the same files, and its overrides."""
     args = _parse(conf, arguments)

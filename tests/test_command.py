@@ -28,6 +28,7 @@ COMMANDS = {
     "export": export.COMMAND,
     "predict": predict.COMMAND,
     "visualize": visualize.COMMAND,
+    "visualize augment": visualize.AUGMENT_COMMAND,
     "report": report.COMMAND,
     "data": data.COMMAND,
     "methods": methods.COMMAND,

@@ -5,8 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
+from kdx.augmentations import Cutmix, Flip
+from kdx.data.batches import Preprocessing
 from kdx.errors import KdxError
 from kdx.models.networks import get_resnet_model
+from kdx.visualize.__main__ import AUGMENT_COMMAND
+from kdx.visualize.__main__ import main as visualize_main
+from kdx.visualize.contact_sheet import draw_sheet, spread, views_of
 from kdx.visualize.feature_maps import (
     extract_and_visualize_features,
     last_map_layer,
@@ -69,3 +74,51 @@ def test_figures_are_whole_or_absent_and_errors_one_line(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     with pytest.raises(KdxError, match="cannot make the folder"):
         visualize_feature_maps(maps, save_path=tmp_path / "file" / "a.png")
+
+
+def test_a_contact_sheet_shows_images_as_they_are_and_as_epochs_see_them(tmp_path: Path) -> None:
+    data = tiny.dataset(channels=1, count=30)
+    few = spread(data.train, 16)
+    assert few.labels.tolist() == [(number * 30 // 16) % 3 for number in range(16)]
+    for mean, resize in (((0.3,), None), ((0.485, 0.456, 0.406), 12)):
+        preprocessing = Preprocessing(mean, (0.25,) * len(mean), resize)
+        views = views_of(few, preprocessing, [Flip(0.0), Cutmix()], 3, 8, 0)
+        size = resize or 8
+        assert views.shape == (16, 9, len(mean), size, size) and 0 <= float(views.min()) <= float(views.max()) <= 255
+        if resize is None:
+            assert torch.equal(views[:, 0], few.images.float())
+            changed = [float((views[:, epoch] - views[:, 0]).abs().max()) for epoch in range(1, 9)]
+            assert min(changed) > 1
+    draw_sheet(views, data, few.labels, "a very long title " * 20, tmp_path / "sheet.png")
+    picture = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
+    assert picture.shape[0] > 800 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+
+
+def test_the_augment_command_takes_what_a_run_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(*arguments: str) -> str:
+        words, keys = AUGMENT_COMMAND.read(["augment", *arguments])
+        return str(AUGMENT_COMMAND.work(words, **keys))
+
+    monkeypatch.chdir(tmp_path)
+    assert told("dataset=digits") == "digits: crop\nwrote augment_digits.png"
+    asked = "augment={rotate:{degrees:30},mixup:{}}"
+    assert told("dataset=digits", asked, "output=x") == "digits: mixup, rotate (degrees=30.0)\nwrote x.png"
+    assert told("dataset=digits", "augment=crop,erase", "output=y.svg").startswith("digits: crop, erase\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["augment_digits.png", "x.png", "y.svg"]
+    for arguments, line in (
+        (["dataset=digts"], "dataset=digts: no such option; did you mean 'digits'"),
+        (["dataset=digits", "augment=corp"], "dataset.augment=.*did you mean 'crop'"),
+        (["dataset=digits", "augment={mixup:{alpha:0}}"], r"dataset.augment.mixup.alpha=0: a finite number"),
+        (["dataset=digits", "augment=flip"], "a flip changes the class of digits"),
+        (["dataset=imagefolder", "path=it's not there"], "it's not there"),
+        (["datset=digits"], "datset: no such key; did you mean 'dataset'"),
+        (["dataset=digits", "augment={a:[}"], "no viable alternative"),
+    ):
+        with pytest.raises(KdxError, match=line):
+            told(*arguments)
+
+
+def test_the_first_word_chooses_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, expected in ((["augment", "--help"], "16 training images"), (["--help"], "RUN_DIR [role=student]")):
+        visualize_main(arguments)
+        assert expected in capsys.readouterr().out

@@ -119,9 +119,14 @@ def label_text(label: Tensor) -> str:
     return "+".join(str(i) for i in torch.nonzero(label).flatten().tolist()) or "none"
 
 
+def with_suffix(path: Path) -> Path:
+    """The file that `save_figure` writes: a PNG where the name ends in no format."""
+    return path if path.suffix else path.with_suffix(".png")
+
+
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format that the file's name ends in, PNG where it ends in none."""
-    path = path if path.suffix else path.with_suffix(".png")
+    """Write a figure in the format that the file's name ends in."""
+    path = with_suffix(path)
     drawn = io.BytesIO()
     try:
         figure.savefig(drawn, dpi=100, format=path.suffix[1:])

@@ -25,7 +25,7 @@ def draw_trivial(count: int, frame: Frame, options: Trivial, draw: torch.Generat
     operation = torch.randint(len(OPERATIONS), (count,), generator=draw)
     strength = torch.randint(STRENGTHS, (count,), generator=draw)
     sign = 1 - 2 * torch.randint(2, (count,), generator=draw)
-    return numbers_of(operation, strength, sign, options.translate, frame.size)
+    return numbers_of(operation, strength, sign, min(options.translate, *frame.size), frame.size)
 
 
 def numbers_of(operation: Tensor, strength: Tensor, sign: Tensor, translate: float, size: tuple[int, int]) -> Tensor:
