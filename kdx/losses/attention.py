@@ -27,8 +27,9 @@ def _attention(maps: Tensor, power: float) -> Tensor:
 class AttentionTransfer(Objective):
     """The loss of every layer's attention, summed over layers.
 
-    As published in later comparisons: cross-entropy with weight 1, this with 1000, the last map of each stage. All
-    tasks; maps of another aspect ratio are squeezed.
+    As published in later comparisons: cross-entropy with weight 1, this with 1000, the last map of each stage, of 32,
+    16 and 8 pixels a side: it is a mean over the pixels of maps of length 1, so that smaller maps need less. All tasks;
+    maps of another aspect ratio are squeezed.
     """
 
     def __init__(
