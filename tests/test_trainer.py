@@ -53,6 +53,24 @@ def test_best_is_the_highest_validation_accuracy(tmp_path: Path) -> None:
     assert content["validation"]["accuracy"] == top
 
 
+def test_a_weight_that_no_output_depends_on_is_sound_or_the_epoch_is_not_saved(tmp_path: Path) -> None:
+    """Kernels leave what they like in the gradient of taps that only ever see padding: the loss stays finite."""
+    training = make_training(tmp_path, epochs=3)
+    network = training.network
+    network.register_parameter("unused", nn.Parameter(torch.zeros(1)))
+    steps = []
+
+    def spoil(*_: Any) -> None:
+        steps.append(1)
+        if len(steps) == 5:  # the second epoch's first
+            network.get_parameter("unused").data.fill_(math.nan)
+
+    training.trainer.optimizer.register_step_post_hook(spoil)
+    with pytest.raises(KdxError, match=r"student: a weight is nan in epoch 2, step 4 .* set amp=off"):
+        training.fit()
+    assert load_checkpoint(tmp_path / "latest.pth")["epoch"] == 1
+
+
 def test_logged_learning_rate_is_the_one_used(tmp_path: Path) -> None:
     """pitfall(11)"""
     training = make_training(tmp_path, epochs=4)

@@ -132,6 +132,7 @@ class Trainer:
                 keeper.after_step()
         means = done.mean_losses()  # the epoch's only wait for the device
         self._require_finite(means["loss"], epoch, done.step, "mean training loss")
+        self._require_sound_weights(epoch, done.step)  # of taps that see padding only, no loss tells
         for teacher in self.teachers.values():
             teacher.end_epoch(epoch)
         return means | self._scores_of(done)
