@@ -29,14 +29,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdx.config.paths import anchored
-from kdx.config.schema import Settings
+from kdx.config.schema import DatasetSchema, Settings
 from kdx.config.settings import check_hydra_keys, flat_keys, read_settings
+from kdx.config.swap_points import SWAP_POINTS
 from kdx.errors import BusyError, KdxError, suggest
 from kdx.process import USER_ERROR, Running, command_process
 from kdx.run_folder import FolderBefore
 from kdx.text import harmless
 from kdx.training.stopping import Stopped
-from kdx.users_code import reason_of, users_errors
+from kdx.users_code import reason_of, text_of, users_errors
 
 log = logging.getLogger(__name__)
 
@@ -174,13 +175,20 @@ def one_line_errors(conf: Path) -> Iterator[Running]:
 
 
 @contextmanager
-def hydra_errors() -> Iterator[None]:
-    """A `ValueError` of Hydra's is about a key of its own, such as those of job_logging: `run_job` raises none."""
+def hydra_errors(before: FolderBefore | None) -> Iterator[None]:
+    """What Hydra meets when it sets logging up is about a key of its own; the run's folder is as it was `before`."""
     try:
         yield
-    except ValueError as error:
+    except Exception as error:
+        frames = {frame.f_code.co_name: frame for frame, _ in traceback.walk_tb(error.__traceback__)}
+        if "configure_log" not in frames:
+            raise
+        if before is not None and "run_job" in frames:  # where the folder was: HydraConfig is cleared by now
+            config = frames["run_job"].f_locals["config"].hydra
+            before.restore(Path(config.runtime.output_dir), f"{config.job.name}.log", shared=False)
         cause = "" if error.__cause__ is None else f": {error.__cause__}"
-        raise KdxError(f"hydra: {error}{cause}") from error
+        key = "job_logging" if "run_job" in frames else "hydra_logging"
+        raise KdxError(f"hydra.{key}: {text_of(error)}{cause}") from error
 
 
 def check_jobs(conf: Path, arguments: Sequence[str] | None = None) -> Checked:
@@ -313,7 +321,8 @@ def explain(error: Exception, conf: Path) -> str:
         return str(error)
     if isinstance(error, OSError) and not isinstance(error, HydraException):  # Hydra makes the run's folder itself
         return f"{error.filename}: {error.strerror}; choose another output_dir"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = error.__cause__ if str(error).startswith("Error merging override") else None
+    lines = [line.strip() for line in f"{error}\n{cause or ''}".splitlines() if line.strip()]
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = [o for o in error.options if not o.startswith("_")]
@@ -330,8 +339,17 @@ def explain(error: Exception, conf: Path) -> str:
         key, known = lines[0].split("'")[1], all_keys(conf)
         if key in known:
             return f"{key}: the value holds keys that are not there yet; add each with +{key}.<key>=<value>"
-        return f"{key}: no such key{suggest(key, known)}"
+        optional = _optional_keys(key.rpartition(".")[0])
+        if key in optional:
+            return f"{key}: not among the keys of the chosen option; write +{key}=VALUE to add it"
+        return f"{key}: no such key{suggest(key, [*known, *optional])}"
     return " ".join(lines)
+
+
+def _optional_keys(group: str) -> list[str]:
+    """The keys of a group that kdx knows and the files in conf may leave out."""
+    names = DatasetSchema.__dataclass_fields__ if group == "dataset" else SWAP_POINTS.get(group, {})
+    return [f"{group}.{name}" for name in names]
 
 
 def add_plugins() -> None:

@@ -209,6 +209,15 @@ def relative(path: Path, start: Path) -> str:
     return os.path.relpath(path, start)
 
 
+def from_here(path: Path) -> str:
+    """`path` for messages: as it is typed in the working folder where it lies below it, else whole.
+
+    Whole, too, for the working folder itself: with hydra.job.chdir=true it is not the one that the user is in.
+    """
+    path, here = Path(os.path.abspath(path)), Path.cwd()
+    return str(path.relative_to(here)) if here in path.parents else str(path)
+
+
 def _umask() -> int:
     mask = os.umask(0)  # the only way to read it is to set it
     os.umask(mask)

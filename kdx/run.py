@@ -28,7 +28,7 @@ def main(check: bool = True) -> None:
         def job(config: DictConfig) -> float | None:
             return cli.run_job(config, checked.before)
 
-        with cli.hydra_errors():
+        with cli.hydra_errors(checked.before):
             job()
 
 

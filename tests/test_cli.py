@@ -210,6 +210,12 @@ def test_a_refused_or_planned_run_leaves_every_folder_as_it_was(tmp_path: Path, 
         (["+x=1"], "x: no such key"),
         (["++x=1"], "x: no such key"),
         (["hydra.verbose=5"], "hydra.verbose=5: "),
+        (["dataset=pathmnist", "~dataset.name"], "dataset.name: it is left out, and needed"),  # others refer to it
+        (["~epochs", "~data_dir"], "epochs: it is left out, and needed; data_dir: it is left out, and needed"),
+        (["optimizer=sgd", "optimizer.betas=[0,0]"], "optimizer.betas: not among the keys of the chosen option; write +optimizer.betas=VALUE"),
+        (["dataset.white=5"], "dataset.white: not among the keys of the chosen option; write +dataset.white=VALUE"),
+        (["optimizer.betta=5"], "optimizer.betta: no such key; did you mean 'optimizer.betas'?"),
+        (["hydra.mode=x"], "Error merging override hydra.mode=x Invalid value 'x', expected one of [RUN, MULTIRUN]"),
         (["hydra.job.name=a/b"], "hydra.job.name=a/b: a plain name is needed: it becomes that of the log file"),
     ],
 )  # fmt: skip
@@ -242,3 +248,27 @@ def test_logging_as_the_user_wants_it(logging: str, tmp_path: Path, kdx_environm
     assert ("test acc" in done.stdout) == (logging != "hydra/job_logging=disabled")
     broken = kdx(tmp_path, kdx_environment, *TINY, logging, "hydra.job_logging.root.level=NIX")
     assert broken.returncode in (0, 2) and "Traceback" not in broken.stderr and broken.stderr.count("\n") <= 1
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("job_logging.root.level=NIX", "hydra.job_logging: Unable to configure root logger: Unknown level: 'NIX'"),
+        ("job_logging.handlers=5", "hydra.job_logging: 'int' object is not iterable"),
+        ("hydra_logging.version=5", "hydra.hydra_logging: Unsupported version: 5"),
+    ],
+)
+def test_logging_that_cannot_be_set_up_is_one_line_and_leaves_nothing(
+    key: str, told: str, tmp_path: Path, kdx_environment
+) -> None:
+    done = kdx(tmp_path, kdx_environment, *TINY, f"++hydra.{key}")
+    assert (done.returncode, done.stderr) == (2, f"error: {told}\n") and not list(tmp_path.iterdir())
+
+
+def test_paths_in_messages_can_be_used_where_the_user_is(tmp_path: Path, kdx_environment) -> None:
+    """Also where Hydra changes into the run's folder."""
+    for own, expected in (([], "results: o/run\n"), (["hydra.job.chdir=true"], f"results: {tmp_path}/o/two\n")):
+        folder = "o/two" if own else "o/run"
+        done = kdx(tmp_path, kdx_environment, *TINY, "stage=teacher", "epochs=1", f"hydra.run.dir={folder}", *own)
+        assert done.returncode == 0 and done.stdout.endswith(expected), done.stdout + done.stderr
+    assert f"reuse {tmp_path}/o/run/teacher/checkpoints/" in done.stdout

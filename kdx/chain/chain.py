@@ -20,7 +20,7 @@ from kdx.data.description import log_description
 from kdx.data.imagefolder import worker_errors
 from kdx.deploy.efficiency import measure_network
 from kdx.errors import KdxError
-from kdx.files import make_folder, relative
+from kdx.files import from_here, make_folder, relative
 from kdx.memory import full_cleanup, keep_freed_memory
 from kdx.models.networks import count_parameters
 from kdx.report.run import write_run_report
@@ -54,7 +54,7 @@ def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) 
     log.info("\n%s\n", stage_table(stages))
     if settings.report:
         log.info("%s\n", write_run_report(run_dir))
-    log.info("results: %s", relative(run_dir, Path.cwd()))
+    log.info("results: %s", from_here(run_dir))
     return stages[plan[-1].role].validation["accuracy"]
 
 

@@ -16,7 +16,7 @@ from kdx.chain.stage import LoadedStage, check_answers, load_network
 from kdx.checkpoint import check_metadata, load_hashed
 from kdx.config.schema import StageSettings
 from kdx.errors import KdxError
-from kdx.files import hash_file, relative
+from kdx.files import from_here, hash_file
 from kdx.models.networks import count_parameters
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def describe_plan(plan: Sequence[PlannedStage]) -> list[str]:
         if planned.action == "train" and stage.guide:
             how += f", taught by the {stage.guide}"
         if planned.checkpoint is not None:
-            how += f" {relative(planned.checkpoint, Path.cwd())}"
+            how += f" {from_here(planned.checkpoint)}"
         lines.append(f"  {planned.role:<10} {stage.network:<12} {planned.fingerprint}  {how}")
     return lines
 

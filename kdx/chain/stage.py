@@ -20,7 +20,7 @@ from kdx.data.batches import Batches
 from kdx.data.dataset import Dataset, Split
 from kdx.epoch_log import EpochLogger
 from kdx.errors import KdxError
-from kdx.files import as_record, relative, write_atomic, write_json
+from kdx.files import as_record, from_here, write_atomic, write_json
 from kdx.metrics.logits import require_numbers
 from kdx.models.features import Layers
 from kdx.models.networks import NetworkSpec, build_network, count_parameters
@@ -230,7 +230,7 @@ def _resume(trainer: Trainer, keeper: Keeper, earlier: Path | None) -> None:
             match_layout(trainer.optimizer)
             progress = trainer.progress
             step = f", step {progress.under_way.step}" if progress.under_way.step else ""
-            where = relative(source.parent, Path.cwd())
+            where = from_here(source.parent)
             log.info("%s: resumed after epoch %d%s of %s", trainer.name, progress.epochs, step, where)
             return
 

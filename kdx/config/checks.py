@@ -140,6 +140,16 @@ def check_fields(
             check_fields(rule.schema, value, f"{prefix}{name}.", problems)
 
 
+def check_left_out(schema: type, node: Any, prefix: str, problems: Problems) -> None:
+    """The keys that a dataclass needs and a mapping, which need not be resolved, does not have."""
+    for field in dataclasses.fields(schema) if isinstance(node, Mapping) else ():
+        inner = getattr(field.metadata["rule"], "schema", None)
+        if field.name not in node and _is_needed(field):
+            problems.left_out(f"{prefix}{field.name}")
+        elif inner is not None:
+            check_left_out(inner, node.get(field.name), f"{prefix}{field.name}.", problems)
+
+
 def _is_needed(field: "dataclasses.Field[Any]") -> bool:
     """Whether a key has no default, or is a group with such a key."""
     schema = getattr(field.metadata["rule"], "schema", None)

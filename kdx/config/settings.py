@@ -19,6 +19,7 @@ from kdx.config.checks import (
     HYDRA_KEYS,
     Problems,
     check_hydra,
+    check_left_out,
     check_swap_points,
     check_together,
     check_values,
@@ -170,6 +171,8 @@ def _typed(config: DictConfig) -> tuple[DictConfig, Schema]:
         problems.raise_if_any()
         typed = OmegaConf.to_object(checked)
     except OmegaConfBaseException as error:
+        check_left_out(Schema, OmegaConf.to_container(plain, resolve=False), "", problems)  # what it may refer to
+        problems.raise_if_any()
         raise KdxError(explain_key(error)) from error
     except RecursionError:
         raise KdxError("a value refers to itself through ${...}") from None

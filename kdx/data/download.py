@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,8 @@ def fetch(url: str, path: Path, md5: str) -> None:
     Raises `KdxError` where the transfer breaks off or stalls (the part stays, for the next try) or the file is another
     one.
     """
-    make_folder(path.parent)
     part = path.with_name(path.name + ".part")
-    with _only_one(path.with_name(path.name + ".lock"), part):
+    with _folder_for(path), _only_one(path.with_name(path.name + ".lock"), part):
         if path.exists():
             return
         try:
@@ -48,9 +47,8 @@ def fetch(url: str, path: Path, md5: str) -> None:
         except (OSError, ValueError, http.client.HTTPException) as error:
             if not _size(part):
                 part.unlink(missing_ok=True)
-            raise KdxError(
-                f"{url}: {_reason(error)}; {_size(part) / 1e6:.1f} MB are kept: start again to go on"
-            ) from error
+            kept = f"{_size(part) / 1e6:.1f} MB are kept: start again to go on" if part.exists() else "nothing came"
+            raise KdxError(f"{url}: {_reason(error)}; {kept}") from error
         actual = md5_of(part) if part.exists() else None
         if actual != md5:
             begins = _beginning(part)
@@ -63,6 +61,19 @@ def md5_of(path: Path) -> str:
     """The md5 of a file, the checksum that data sets are published with."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+@contextmanager
+def _folder_for(path: Path) -> Iterator[None]:
+    """The folder that a file is to lie in; what of it was made for nothing goes again."""
+    made = [folder for folder in path.parents if not folder.exists()]  # the innermost first
+    make_folder(path.parent)
+    try:
+        yield
+    finally:
+        for folder in made:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
 
 
 @contextmanager
@@ -93,6 +104,7 @@ def _only_one(path: Path, part: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        path.unlink(missing_ok=True)  # before the release: who waits for it then looks for the file anew
         lock.release()
 
 

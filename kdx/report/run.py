@@ -3,7 +3,7 @@
 import base64
 from pathlib import Path
 
-from kdx.files import relative, write_atomic
+from kdx.files import from_here, write_atomic
 from kdx.report import html as page
 from kdx.report.plots import bars_and_line, curves, heat_map
 from kdx.report.tables import STAGE_HEADER, aligned, stage_cells
@@ -36,7 +36,7 @@ def write_run_report(run_dir: Path) -> str:
     lines = list(conclusions(stages))
     if measured:
         lines += ["", aligned(*efficiency_table(measured))]
-    lines += ["", f"report: {relative(run_dir / REPORT, Path.cwd())}"]
+    lines += ["", f"report: {from_here(run_dir / REPORT)}"]
     return "\n".join(harmless(line, keep="\n") for line in lines)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdx.errors import KdxError
-from kdx.files import relative, write_atomic
+from kdx.files import from_here, write_atomic
 from kdx.report import html as page
 from kdx.report.plots import curves, heat_map
 from kdx.report.tables import aligned, markdown
@@ -54,7 +54,7 @@ def write_report(folder: Path, rows_key: str | None = None, columns_key: str | N
         parts += [page.heading(heading), page.table(heading.split()[0].lower(), *table)]
     write_atomic(folder / "report.html", page.page(title, parts).encode())
     shown = [part for heading, table in tables.items() if heading != JOBS for part in (heading, aligned(*table), "")]
-    told = f"{counted}; report: {relative(folder / 'report.html', Path.cwd())}"
+    told = f"{counted}; report: {from_here(folder / 'report.html')}"
     return "\n".join(["", *shown, *map(harmless, conclusions), "", harmless(told)])
 
 
