@@ -15,6 +15,7 @@ from kdx.data.dataset import Dataset
 from kdx.errors import KdxError
 from kdx.models.batch_norm import momentum_for
 from kdx.models.networks import NetworkSpec, resolve_stem
+from kdx.tasks import MULTI_LABEL
 from kdx.training.runtime import Precision, choose_device, choose_precision
 
 
@@ -69,6 +70,8 @@ def make_run_context(settings: Settings, dataset: Dataset) -> RunContext:
         raise KdxError(
             f"dataset.augment={plain_augment(settings.augment)}: a flip changes the class of {dataset.name}'s images"
         )
+    if settings.balance and dataset.task == MULTI_LABEL:
+        raise KdxError(f"dataset.balance=true: an image of {dataset.name} has labels, not one class; choose false")
     preprocessing = _choose_preprocessing(settings, dataset)
     precision = choose_precision(settings.amp, device, settings.channels_last, settings.compile)
     return RunContext(settings, dataset, preprocessing, precision)
@@ -97,6 +100,7 @@ def stage_fingerprint(context: RunContext, stage: StageSettings, guide_fingerpri
             "digest": context.dataset.digest,
             "augment": plain_augment(context.settings.augment),
             **_plain(context.preprocessing),
+            **({"balance": True} if context.settings.balance else {}),
         },
         "network": {key: value for key, value in asdict(network_spec(context, stage)).items() if value is not None},
         "optimizer": stage.optimizer,

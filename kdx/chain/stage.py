@@ -292,6 +292,7 @@ def _batches(context: RunContext, stage: StageSettings, split: str, dataset: Dat
         name=stage.role,
         augment=settings.augment if training else (),
         shuffle=training,
+        balance=settings.balance,
         num_workers=settings.num_workers,
         num_classes=context.dataset.num_classes,
     )

@@ -1,6 +1,6 @@
 """The key dataset.augment as a mapping, {name: {option: value}}: its names, options and values. Imports no torch."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kdx.augmentations import BY_NAME, MIXING, Augmentation, options_of
@@ -33,10 +33,16 @@ def check_augment(config: Mapping[str, Any], problems: Problems) -> None:
                 problems.add(f"{KEY}.{name}", option, f"no such option; choose {', '.join(rules)}{near}")
 
 
-def check_mixed_logits(augment: Iterable[Augmentation], stages: Iterable[StageSettings], problems: Problems) -> None:
-    """No logits are kept of images that are mixed: they belong to pairs."""
+def check_kept_logits(
+    augment: Sequence[Augmentation], balance: bool, stages: Iterable[StageSettings], problems: Problems
+) -> None:
+    """Logits are kept of images by number: of none that are mixed, nor of one that looks different twice an epoch."""
+    if not any(stage.distilled and stage.cache_logits for stage in stages):
+        return
     mixing = [options.name for options in augment if isinstance(options, MIXING)]
-    for stage in stages:
-        if stage.distilled and stage.cache_logits and mixing and "kd.cache_logits" not in problems.keys:
-            needed = f"logits of mixed images are not kept; choose false, or leave {' and '.join(mixing)} out of {KEY}"
-            problems.add("kd.cache_logits", "true", needed)
+    if mixing:
+        needed = f"logits of mixed images are not kept; choose false, or leave {' and '.join(mixing)} out of {KEY}"
+        problems.add("kd.cache_logits", "true", needed)
+    elif augment and balance:
+        needed = "dataset.balance=true shows an image in several views an epoch; choose false, or dataset.augment=none"
+        problems.add("kd.cache_logits", "true", needed)

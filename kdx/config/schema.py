@@ -60,6 +60,7 @@ class DatasetSchema:
     size: int | None = key(PIXELS, None)
     resize: int | None = key(PIXELS, None)
     augment: Any = key(AUGMENT, "none")  # kdx.augmentations says what the options may be
+    balance: bool = key(Flag(), False)
     normalize: Any = key(Either((Choice(NORMALIZE), Group(words="{mean: [...], std: [...]}"))), "auto")
     in_memory_gb: float = key(Real(least=0, most=100_000), 2.0)
     white: float | None = key(Real(above=0, most=2**32), None)  # imagefolder only
@@ -151,6 +152,7 @@ class Settings:
     source: dict[str, Any]
     resize: int | None
     augment: tuple[Augmentation, ...]
+    balance: bool
     normalize: str | dict[str, Any]
     freeze_backbone: bool
     stem: str

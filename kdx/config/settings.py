@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdx.augmentations import read_augment
-from kdx.config.augment import check_augment, check_mixed_logits
+from kdx.config.augment import check_augment, check_kept_logits
 from kdx.config.checks import (
     HYDRA_KEYS,
     Problems,
@@ -52,7 +52,7 @@ def read_settings(config: DictConfig) -> Settings:
             needed = f"parts of at least two images are needed, and the {least.role}'s batch_size is {least.batch_size}"
             problems.add("accumulate", typed.accumulate, needed)
     augment = read_augment(typed.dataset.augment)
-    check_mixed_logits(augment, stages, problems)
+    check_kept_logits(augment, typed.dataset.balance, stages, problems)
     problems.raise_if_any()
     deliver = config.stage.deliver
     dataset = OmegaConf.to_container(config.dataset, resolve=True)
@@ -66,6 +66,7 @@ def read_settings(config: DictConfig) -> Settings:
         source=dataset["source"],
         resize=typed.dataset.resize,
         augment=augment,
+        balance=typed.dataset.balance,
         normalize=dataset["normalize"],
         freeze_backbone=config.model.freeze_backbone,
         stem=config.model.stem,

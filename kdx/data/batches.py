@@ -14,6 +14,7 @@ from torch import Tensor
 from kdx.augmentations import Augmentation, read_augment
 from kdx.data.augment.frame import Frame
 from kdx.data.augment.views import Views
+from kdx.data.balance import balanced_order, balanced_size
 from kdx.data.dataset import FileImages, Split
 from kdx.data.imagefolder import decoded_batches
 from kdx.data.mixing import Mixing
@@ -100,7 +101,8 @@ class Batches:
     """An endless supply of epochs over one split.
 
     Order and augmentation of an epoch are functions of (seed, name, epoch, image) alone: neither the number of
-    workers, nor the batch size, nor what ran before changes how an image looks in an epoch.
+    workers, nor the batch size, nor what ran before changes how an image looks in an epoch. Where images may come
+    several times, their place in the epoch stands for the image.
     """
 
     def __init__(
@@ -114,10 +116,14 @@ class Batches:
         name: str = "",
         augment: Sequence[str | Augmentation] = (),
         shuffle: bool = False,
+        balance: bool = False,
         num_workers: int = 0,
         num_classes: int = 0,
     ) -> None:
-        """`num_classes` is needed where mixed images have shares of classes as targets."""
+        """`balance` shows every class equally often in a shuffled epoch, rare images several times.
+
+        `num_classes` is needed where mixed images have shares of classes as targets.
+        """
         self.preprocessing = preprocessing
         self.prepare = preprocessing.on(device)
         self.batch_size = batch_size
@@ -126,7 +132,8 @@ class Batches:
         self.augment = read_augment(augment)
         self.views = Views(self.augment, self._frame(split.images), seed, name)
         self.mixing = Mixing(self.augment, self.views.size, num_classes, seed, name)
-        self.shuffle = shuffle
+        self.shuffle, self.balanced = shuffle, balance and shuffle
+        self.count = balanced_size(split.labels) if self.balanced else len(split)  # images an epoch
         self.num_workers = num_workers
         self.images = split.images
         self.on_device = isinstance(split.images, Tensor) and fits(split.images, device)
@@ -138,13 +145,13 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches an epoch. A shuffled epoch drops a last batch of one image, which batch-norm cannot take."""
-        full, rest = divmod(len(self.labels), self.batch_size)
+        full, rest = divmod(self.count, self.batch_size)
         return full + (rest > (1 if self.shuffle and self.batch_size > 1 else 0))
 
     def unshuffled(self) -> "Batches":
         """The same images in their own order, as they are."""
         twin = copy.copy(self)
-        twin.shuffle, twin.augment = False, ()
+        twin.shuffle, twin.balanced, twin.augment, twin.count = False, False, (), len(self.labels)
         twin.views, twin.mixing = self.views.without(), self.mixing.without()
         return twin
 
@@ -158,19 +165,26 @@ class Batches:
 
         Order and augmentation go to the device once an epoch; the loop itself moves nothing there.
         """
-        count = len(self.labels)
-        order = torch.arange(count)
-        if self.shuffle:
-            order = torch.randperm(count, generator=generator(self.seed, self.name, "order", number))
-        view = self.views.of_epoch(number, count, self.device)
-        mix = self.mixing.of_epoch(number, count, len(self), self.device)
-        pieces = order.split(self.batch_size)[start : len(self)]
-        there = order.to(self.device).split(self.batch_size)[start : len(self)]
-        raw_batches = self._raw_batches(pieces, there)
-        for step, (piece, indices, raw) in enumerate(zip(pieces, there, raw_batches, strict=True), start):
+        order = self._order(number)
+        rows = torch.arange(self.count) if self.balanced else order  # an image that comes twice has two views
+        view = self.views.of_epoch(number, self.count, self.device)
+        mix = self.mixing.of_epoch(number, self.count, len(self), self.device)
+        pieces, here, there, rows_there = (
+            numbers.split(self.batch_size)[start : len(self)]
+            for numbers in (order, rows, order.to(self.device), rows.to(self.device))
+        )
+        batches = zip(self._raw_batches(pieces, there), there, rows_there, here, strict=True)
+        for step, (raw, indices, row, row_here) in enumerate(batches, start):
             labels = self.labels[indices]
-            images, targets, known = mix(view(raw, indices, piece), labels, None, indices, step)
+            images, targets, known = mix(view(raw, row, row_here), labels, None, row, step)
             yield Batch(self.prepare(images), labels, indices, targets, known)
+
+    def _order(self, epoch: int) -> Tensor:
+        """The images of an epoch by number, on the host."""
+        draw = generator(self.seed, self.name, "order", epoch)
+        if self.balanced:
+            return balanced_order(self.labels.cpu(), draw)
+        return torch.randperm(self.count, generator=draw) if self.shuffle else torch.arange(self.count)
 
     def _raw_batches(self, pieces: Sequence[Tensor], there: Sequence[Tensor]) -> Iterator[Tensor]:
         """uint8 batches on the device of the images whose numbers are `pieces` on the host, `there` on the device."""

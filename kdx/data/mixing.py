@@ -41,20 +41,20 @@ class Mixing:
         return Mixing((), self.size, self.num_classes, self.seed, self.name)
 
     def of_epoch(self, epoch: int, count: int, batches: int, device: torch.device) -> Callable[..., Mixture]:
-        """What mixes (images, labels, known, indices, step): a batch with its labels, image numbers and own number.
+        """What mixes (images, labels, known, rows, step): a batch, which of `count` rows it has, and its own number.
 
         Without a kind it gives images, labels and known as they are.
         """
         if not self.kinds:
-            return lambda images, labels, known, indices, step: Mixture(images, labels, known)
-        rows = [self._draw_one(options, epoch, count).to(device) for options in self.kinds]
+            return lambda images, labels, known, rows, step: Mixture(images, labels, known)
+        drawn = [self._draw_one(options, epoch, count).to(device) for options in self.kinds]
         choice = torch.randint(
-            len(rows), (batches,), generator=generator(self.seed, self.name, "mixing", epoch)
+            len(drawn), (batches,), generator=generator(self.seed, self.name, "mixing", epoch)
         ).tolist()
 
-        def mix(images: Tensor, labels: Tensor, known: Tensor | None, indices: Tensor, step: int) -> Mixture:
+        def mix(images: Tensor, labels: Tensor, known: Tensor | None, rows: Tensor, step: int) -> Mixture:
             combine = blended if isinstance(self.kinds[choice[step]], Mixup) else patched
-            images, share = combine(images, rows[choice[step]][indices])
+            images, share = combine(images, drawn[choice[step]][rows])
             return Mixture(images, mixed(shares_of(labels, self.num_classes), share), _both(known))
 
         return mix

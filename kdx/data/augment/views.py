@@ -57,15 +57,15 @@ class Views:
         return Views((), self.frame, self.seed, self.name)
 
     def of_epoch(self, epoch: int, count: int, device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """What makes views of a batch (B, C, H, W) of the images `indices`, also as `here` on the host.
+        """What makes views of a batch (B, C, H, W), given the rows (of `count`) of its images, also on the host.
 
         The views are uint8, or float in 0-255. All numbers of the epoch's images go to the device at once.
         """
         numbers = self.draw(epoch, count)
         moved = [drawn.to(device) for drawn in numbers]
 
-        def view(images: Tensor, indices: Tensor, here: Tensor) -> Tensor:
-            return self.apply(images, [Rows(t[indices], h[here]) for t, h in zip(moved, numbers, strict=True)])
+        def view(images: Tensor, there: Tensor, here: Tensor) -> Tensor:
+            return self.apply(images, [Rows(t[there], h[here]) for t, h in zip(moved, numbers, strict=True)])
 
         return view
 
