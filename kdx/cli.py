@@ -164,7 +164,7 @@ def one_line_errors(conf: Path) -> Iterator[Running]:
             except (KdxError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
                 if asked == "1":
                     raise
-                print(f"error: {harmless(explain(error, conf))}", file=sys.stderr)
+                print(f"error: {harmless(explain(error, conf, sys.argv[1:]))}", file=sys.stderr)
                 raise SystemExit(USER_ERROR) from None
     finally:
         for name, value in before.items():
@@ -258,7 +258,7 @@ def compose_one(conf: Path, base: Sequence[str], overrides: Sequence[str]) -> Se
     try:
         (settings,) = compose_jobs(conf, base, [overrides])
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
-        raise KdxError(explain(error, conf)) from error
+        raise KdxError(explain(error, conf, overrides)) from error
     return settings
 
 
@@ -315,8 +315,8 @@ def _known_args(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]
     return parser.parse_known_args(list(arguments))
 
 
-def explain(error: Exception, conf: Path) -> str:
-    """An error of ours or Hydra's as one line with the choices or the near miss."""
+def explain(error: Exception, conf: Path, overrides: Sequence[str] = ()) -> str:
+    """An error of ours or Hydra's as one line with the choices or the near miss, among the keys of what is chosen."""
     if isinstance(error, KdxError):
         return str(error)
     if isinstance(error, OSError) and not isinstance(error, HydraException):  # Hydra makes the run's folder itself
@@ -336,7 +336,7 @@ def explain(error: Exception, conf: Path) -> str:
         key = override.partition("=")[0]
         return f"{override}: does not go into what is there already; write {shlex.join([f'~{key}', f'+{override}'])}"
     if lines[0].startswith("Could not override '"):
-        key, known = lines[0].split("'")[1], all_keys(conf)
+        key, known = lines[0].split("'")[1], all_keys(conf, overrides)
         if key in known:
             return f"{key}: the value holds keys that are not there yet; add each with +{key}.<key>=<value>"
         optional = _optional_keys(key.rpartition(".")[0])
@@ -362,10 +362,13 @@ def add_plugins() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (inherited, folder)))
 
 
-def all_keys(conf: Path) -> list[str]:
-    """Every dotted key and every group of the default config."""
+def all_keys(conf: Path, overrides: Sequence[str] = ()) -> list[str]:
+    """Every dotted key and every group of the default config, with kdx's own options that overrides choose."""
     with _loader(conf, None) as loader:
-        config = _compose(loader, "config", [], run_mode=RunMode.RUN)
+        pairs = [(override, *override.partition("=")[::2]) for override in overrides]
+        groups = loader.list_groups("")
+        chosen = [o for o, group, option in pairs if group in groups and option in loader.get_group_options(group)]
+        config = _compose(loader, "config", chosen, run_mode=RunMode.RUN)
         keys = sorted(flat_keys(config), key=lambda key: key.startswith("hydra"))  # our own before Hydra's
         return [*loader.list_groups(""), *keys]
 

@@ -26,7 +26,10 @@ class HardLoss(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, lesson: Lesson) -> Tensor:
-        """The mean over the images whose label is known (and over labels, if multi-label); 0 where none is."""
+        """The mean over the images whose label is known (and over labels, if multi-label); 0 where none is.
+
+        Times the lesson's `known_share`, so that parts of a batch add up to the mean over all of its known labels.
+        """
         targets = lesson.targets
         if lesson.known is not None:
             logits, targets = logits[lesson.known], targets[lesson.known]
@@ -36,5 +39,7 @@ class HardLoss(nn.Module):
             shares = targets.to(logits.dtype)
             if self.label_smoothing:
                 shares = shares * (1 - self.label_smoothing) + self.label_smoothing / 2
-            return F.binary_cross_entropy_with_logits(logits, shares, pos_weight=self.weights)
-        return F.cross_entropy(logits, targets, self.weights, label_smoothing=self.label_smoothing)
+            loss = F.binary_cross_entropy_with_logits(logits, shares, pos_weight=self.weights)
+        else:
+            loss = F.cross_entropy(logits, targets, self.weights, label_smoothing=self.label_smoothing)
+        return loss * lesson.known_share

@@ -144,7 +144,7 @@ class Trainer:
         seen, losses = [], Losses()
         for part in parts_of(batch, self.recipe.micro_batches):
             taught = [teacher(part) for teacher in self.teachers.values()]  # before the student: needs the least memory
-            terms = self.learner(part.images, taught, Lesson(part.targets, part.indices, progress, part.known))
+            terms = self.learner(part.images, taught, lesson_of(part, batch, progress))
             logits = terms.pop("logits")
             if self.device.type == "cpu":  # elsewhere a look is a host sync: there the epoch's mean tells
                 self._require_finite(terms["loss"].item(), epoch, step, "loss")
@@ -191,6 +191,14 @@ class Trainer:
                 f"{self.name}: {what} is {loss} in epoch {epoch}, step {step} (lr {rate:.2e}); "
                 "lower optimizer.lr or set amp=off; the checkpoints of earlier epochs are sound"
             )
+
+
+def lesson_of(part: Batch, batch: Batch, progress: float) -> Lesson:
+    """What losses may know of a part of a batch; with few labels one part may hold all that are known."""
+    share: Tensor | float = 1.0
+    if part.known is not None and batch.known is not None:
+        share = part.known.float().mean() / batch.known.float().mean().clamp(min=1e-12)
+    return Lesson(part.targets, part.indices, progress, part.known, share)
 
 
 def parts_of(batch: Batch, count: int) -> Iterator[Batch]:

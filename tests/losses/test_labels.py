@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from kdx import losses
+from kdx.data.batches import Batch
 from kdx.losses.distillation import Distillation, Term, Weight, as_objective
 from kdx.losses.hard import HardLoss
 from kdx.losses.objective import Facts, Lesson
 from kdx.tasks import TASKS
+from kdx.training.trainer import lesson_of, parts_of
 from tests.losses.examples import Option, options, outputs, tracked
 
 IMAGES = 6
@@ -110,3 +112,23 @@ def test_ones_own_loss_gets_class_numbers_of_mixed_images(option: Option) -> Non
     targets = torch.nn.functional.one_hot(targets_of(option), option.classes) * 0.7 + 0.3 / option.classes
     parts = step(option, Lesson(targets, torch.arange(IMAGES), 0.5))[0]
     assert torch.equal(parts["loss"], step(option, Lesson(targets_of(option), torch.arange(IMAGES), 0.5))[0]["loss"])
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("known", [[1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 0], [1, 0, 0, 1, 0, 1, 1], [0] * 7])
+def test_a_batch_in_parts_weighs_its_labels_as_a_whole_one_does(task: str, known: list[int]) -> None:
+    """A part that holds all of a batch's few labels must not count less for it."""
+    classes = 2 if task == "binary-class" else 3
+    labels = targets_of(Option("hinton", task)).roll(1, 0)
+    labels = torch.cat([labels, labels[:1]])
+    batch = Batch(torch.zeros(7, 1, 2, 2), labels, torch.arange(7), labels, torch.tensor(known).bool())
+    logits = outputs("student", 7, classes).logits.double().requires_grad_()
+    hard, found = HardLoss(task), {}
+    for count in (1, 2, 3):
+        parts = zip(parts_of(batch, count), logits.tensor_split(count), strict=True)
+        loss = sum(len(part.labels) / 7 * hard(says, lesson_of(part, batch, 0.0)) for part, says in parts)
+        found[count] = [loss.detach(), *torch.autograd.grad(loss, logits)]
+    for count in (2, 3):
+        assert all(torch.allclose(one, other, atol=1e-7) for one, other in zip(found[1], found[count], strict=True))
+    whole = hard(logits.detach(), Lesson(labels, torch.arange(7), 0.0, batch.known))
+    assert float(found[1][0]) == pytest.approx(float(whole))
