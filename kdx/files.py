@@ -96,14 +96,14 @@ def hash_path(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder if it is not there; `KdxError` where it cannot be made or written to."""
+def make_folder(folder: Path, key: str = "output_dir") -> None:
+    """Make a folder if it is not there; `KdxError`, with the key to change, where it cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise KdxError(f"cannot make the folder {folder}: {error.strerror}; choose another output_dir") from error
+        raise KdxError(f"cannot make the folder {folder}: {error.strerror}; choose another {key}") from error
     if not os.access(folder, os.W_OK):
-        raise KdxError(f"cannot write into the folder {folder}: permission denied; choose another output_dir")
+        raise KdxError(f"cannot write into the folder {folder}: permission denied; choose another {key}")
 
 
 def sweep_temps(folder: Path, name: str = "") -> None:

@@ -1,5 +1,6 @@
 """Ask a trained network about pictures."""
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -67,7 +68,7 @@ def find_pictures(names: Iterable[str]) -> Iterator[Path | KdxError]:
     """The files that are named, and the pictures of the folders that are; what is wrong with a folder in its place."""
     for name in names:
         path = Path(name)
-        if not path.is_dir():
+        if not os.path.isdir(path):
             yield path
             continue
         try:

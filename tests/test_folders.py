@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from kdx.config.schema import Settings
 from kdx.config.settings import read_settings
 from kdx.data.dataset import Dataset, Split, from_arrays
 from kdx.data.description import describe, log_description, oddities
+from kdx.data.folders import find_classes, list_split, pictures_below
 from kdx.data.imagefolder import load_imagefolder
 from kdx.deploy.load import Card, load_model, picture_for
 from kdx.deploy.run_loader import load_data, load_stage
@@ -330,3 +332,21 @@ def test_names_with_control_characters_are_told_harmlessly(root: Path, caplog: p
     with caplog.at_level(logging.INFO):
         log_description(load(root))
     assert "\x1b" not in caplog.text and "do\\x1b[31mg" in caplog.text and "hold\\x1bout" in caplog.text
+
+
+def test_what_may_not_be_looked_at_is_told_where_it_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link into somebody's own folder: `Path.is_dir` raises for it."""
+    pictures = sorted((root / "train").rglob("*.png"))
+    locked = pictures[0].with_name("locked.png")
+    locked.touch()
+    stat = os.stat
+
+    def refused(path: object, **options: Any) -> os.stat_result:
+        if str(path).endswith("locked.png"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "stat", refused)
+    assert pictures_below(root / "train")[0] == sorted([*pictures, locked])
+    listing = list_split(root / "train", find_classes(root / "train"))
+    assert locked in listing.paths

@@ -67,7 +67,7 @@ def md5_of(path: Path) -> str:
 def _folder_for(path: Path) -> Iterator[None]:
     """The folder that a file is to lie in; what of it was made for nothing goes again."""
     made = [folder for folder in path.parents if not folder.exists()]  # the innermost first
-    make_folder(path.parent)
+    make_folder(path.parent, "data_dir")
     try:
         yield
     finally:

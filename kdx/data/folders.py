@@ -68,9 +68,9 @@ def list_split(folder: Path, class_names: list[str]) -> Listing:
     if unknown:
         raise KdxError(f"{unknown[0]}: this class has no folder in train")
     listing = Listing()
-    listing.outside = sum(_is_picture(name) for name in _entries(folder) if not (folder / name).is_dir())
+    listing.outside = sum(_is_picture(name) for name in _entries(folder) if not os.path.isdir(folder / name))
     for label, name in enumerate(class_names):
-        for path, depth in _files(folder / name) if (folder / name).is_dir() else ():
+        for path, depth in _files(folder / name) if os.path.isdir(folder / name) else ():
             if not _is_picture(path.name):
                 listing.unread[path.suffix.lower() or "(no suffix)"] += 1
                 continue
@@ -132,7 +132,9 @@ def _entries(folder: Path) -> list[str]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [folder / name for name in _entries(folder) if (folder / name).is_dir()] if folder.is_dir() else []
+    """The folders in a folder. Of what may not be looked at `Path.is_dir` raises; here it is none."""
+    inner = [folder / name for name in _entries(folder)] if os.path.isdir(folder) else []
+    return [path for path in inner if os.path.isdir(path)]
 
 
 def _files(folder: Path, depth: int = 0, above: Iterable[str] = ()) -> Iterator[tuple[Path, int]]:
@@ -142,7 +144,7 @@ def _files(folder: Path, depth: int = 0, above: Iterable[str] = ()) -> Iterator[
         return
     for name in _entries(folder):
         path = folder / name
-        if path.is_dir():
+        if os.path.isdir(path):
             yield from _files(path, depth + 1, (*above, real))
         else:
             yield path, depth
