@@ -425,6 +425,27 @@ def test_data_sets_are_listed_and_verified(tmp_path: Path) -> None:
         data.prepare(["pneumoniamnist"], tmp_path, 28, download=False)
 
 
+def test_the_list_tells_classes_and_imbalance_of_what_is_there(tmp_path: Path) -> None:
+    def row(name: str) -> list[str]:
+        (line,) = [line for line in data.list_all(tmp_path, 28).split("\n") if line.startswith(f"{name} ")]
+        return re.split(" {2,}", line.strip())[4:6]
+
+    assert row("digits") == ["10/10/10", "1.1/1.0/1.1"] and row("cifar10") == ["10/10/10", "1.0/1.0/1.0"]
+    assert row("pneumoniamnist") == row("chestmnist") == ["-", "-"]
+    splits = {"train": [0] * 6 + [1] * 2, "val": [0, 1], "test": [1, 1, 1]}
+    labels = {f"{split}_labels": np.array(found)[:, None] for split, found in splits.items()}
+    np.savez(tmp_path / "pneumoniamnist.npz", **labels)
+    assert row("pneumoniamnist") == ["2/2/1", "3.0/1.0/1.0"]
+    several = np.eye(14, dtype=np.uint8)
+    several[:7, 0] = 1
+    np.savez(tmp_path / "chestmnist.npz", train_labels=several, val_labels=several[:1], test_labels=several[7:])
+    assert row("chestmnist") == ["14/1/7", "7.0/1.0/1.0"]
+    labels["val_labels"] = np.array([[0], [2]])
+    np.savez(tmp_path / "pneumoniamnist.npz", **labels)
+    (tmp_path / "chestmnist.npz").write_bytes(b"half")
+    assert row("pneumoniamnist") == row("chestmnist") == ["unreadable", "-"]
+
+
 def test_class_names_with_dollars_are_drawn(tmp_path: Path) -> None:
     """matplotlib would take what stands between two of them for a formula, and fail on it."""
     from kdx.report.plots import curves, heat_map

@@ -12,18 +12,24 @@ from kdx.command import Choice, Command, Flag, Key, Names, Text, choice, run_com
 from kdx.data.dataset import Dataset
 from kdx.data.dataset import Split as Split
 from kdx.data.dataset import from_arrays as from_arrays
+from kdx.data.description import counts_of, imbalance
 from kdx.data.download import md5_of
-from kdx.data.sources import load_cifar, load_digits, load_medmnist, medmnist_file
+from kdx.data.sources import load_cifar, load_digits, load_medmnist, medmnist_counts, medmnist_file
+from kdx.data.survey import survey
 from kdx.errors import KdxError, suggest
 from kdx.report.tables import aligned
 
 USAGE = """
 python -m kdx.data list|prepare NAME...|verify NAME... [data_dir=DIR] [size=28|64|128|224]
+python -m kdx.data prepare imagefolder PATH
 
-list shows the data sets with their sizes and licences; prepare fetches and checks some; verify checks what is there,
-without network. `data_dir` is where they lie (default: $KDX_DATA, else data), `size` the pixels of MedMNIST+. The same
-is said by --list, --prepare NAME... and prepare=NAME,NAME.
+list shows the data sets with their sizes and licences, and of those that are there how many classes each split has
+and how uneven they are; prepare fetches and checks some; verify checks what is there, without network. `data_dir` is
+where they lie (default: $KDX_DATA, else data), `size` the pixels of MedMNIST+. Of a folder of your pictures, prepare
+tells what it would train: images of each class, sizes, files that cannot be read. The same is said by --list,
+--prepare NAME... and prepare=NAME,NAME.
 """
+FOLDER = "imagefolder"
 ACTIONS = ("list", "prepare", "verify")
 KEYS: dict[str, Key] = {
     "list": Flag(),
@@ -65,8 +71,28 @@ def list_all(root: Path, size: int) -> str:
             where = "there" if (root / folder).is_dir() else "-"
         else:
             cells, where = ["multi-class", "10", "1257/180/360", "CC BY 4.0 (UCI)"], "in scikit-learn"
+        cells[3:3] = _balance_of(name, root, size)
         rows.append([name, *cells, where])
-    return aligned(["name", "task", "classes", "train/val/test", "licence", f"in {root}"], rows)
+    titles = ["name", "task", "classes", "train/val/test", "classes in each", "most : fewest", "licence", f"in {root}"]
+    return aligned(titles, rows)
+
+
+def _balance_of(name: str, root: Path, size: int) -> list[str]:
+    """Of train, val and test: the classes, and the images of the most frequent one for each of the rarest one's."""
+    if name in CIFAR:
+        return ["/".join(3 * [str(CIFAR[name][0])]), "1.0/1.0/1.0"]
+    if name == "digits":
+        data = load_digits()
+        counts = [counts_of(split, data).tolist() for split in (data.train, data.val, data.test)]
+    else:
+        path = medmnist_file(name, size, root)
+        if not path.exists():
+            return ["-", "-"]
+        try:
+            counts = medmnist_counts(name, path)
+        except KdxError:
+            return ["unreadable", "-"]
+    return ["/".join(str(sum(map(bool, one))) for one in counts), "/".join(map(imbalance, counts))]
 
 
 def load(name: str, root: Path, size: int, download: bool) -> Dataset:
@@ -105,7 +131,7 @@ def prepare(wanted: Sequence[str], root: Path, size: int, download: bool = True)
     return "\n".join(lines)
 
 
-def handle_data_sets(words: list[str], data_dir: str | None, size: str, **actions: Any) -> Iterator[str]:
+def handle_data_sets(words: list[str], data_dir: str | None, size: str, **actions: Any) -> Iterator[str | KdxError]:
     """List, prepare or verify, which the words or one of the keys say."""
     root, pixels = Path(data_dir or os.environ.get("KDX_DATA", "data")), int(size)
     asked = {name: value for name, value in actions.items() if value}
@@ -117,6 +143,11 @@ def handle_data_sets(words: list[str], data_dir: str | None, size: str, **action
     ((action, wanted),) = asked.items()
     if action == "list":
         yield list_all(root, pixels)
+        return
+    if wanted[0] == FOLDER:
+        if len(wanted) != 2:
+            raise KdxError(f"{action} {FOLDER}: one folder is needed, {action} {FOLDER} PATH")
+        yield from survey(wanted[1])
         return
     check_names(wanted)
     for name in wanted:  # each is told when it is done: a download may take long

@@ -31,7 +31,7 @@ def describe(data: Dataset) -> list[str]:
     channels, height, width = data.image_shape
     size = f"{height}x{width} {'grey' if channels == 1 else 'colour'}"
     return [
-        f"{name}: {len(split)} images of {size}: {_counts_text(counts_of(split, data), data)}"
+        f"{name}: {len(split)} images of {size}: {counts_text(counts_of(split, data).tolist(), data.class_names)}"
         for name, split in _splits(data)
     ]
 
@@ -77,12 +77,19 @@ def _splits(data: Dataset) -> Sequence[tuple[str, Split]]:
     return (("train", data.train), ("val", data.val), ("test", data.test))
 
 
-def _counts_text(counts: Tensor, data: Dataset) -> str:
-    if data.num_classes <= EACH:
-        return ", ".join(f"{name} {count}" for name, count in zip(data.class_names, counts.tolist(), strict=True))
-    least, most = int(counts.min()), int(counts.max())
-    text = f"{data.num_classes} classes of {least} to {most}"
-    return text if least == most or not least else f"{text} (1 : {most / least:.1f})"
+def counts_text(counts: Sequence[int], class_names: Sequence[str]) -> str:
+    """Images of each class, or of many classes the fewest and the most."""
+    if len(counts) <= EACH:
+        return ", ".join(f"{name} {count}" for name, count in zip(class_names, counts, strict=True))
+    least, most = min(counts), max(counts)
+    text = f"{len(counts)} classes of {least} to {most}"
+    return text if least == most or not least else f"{text} (1 : {imbalance(counts)})"
+
+
+def imbalance(counts: Sequence[int]) -> str:
+    """How many images the most frequent class that there is has for each of the rarest."""
+    there = [count for count in counts if count]
+    return f"{max(there) / min(there):.1f}" if there else "-"
 
 
 def _some(names: Sequence[str]) -> str:

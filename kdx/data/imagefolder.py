@@ -59,14 +59,7 @@ def load_imagefolder(
     Raises `KdxError` for a missing folder, an empty class or the first unreadable file.
     """
     white = None if white is None else float(white)
-    folders = find_splits(path)
-    class_names = find_classes(folders["train"])
-    listings = {split: list_split(folder, class_names) for split, folder in folders.items()}
-    _check_every_class(listings["train"], class_names, folders["train"])
-    files = {split: (listing.paths, listing.classes) for split, listing in listings.items()}
-    if "val" not in files:
-        files |= _carve_val(*files["train"], class_names)
-    files = {split: files[split] for split in ("train", "val", "test")}
+    class_names, files, listings = list_files(path)
     width, height = (size, size) if size else read_picture(files["train"][0][0], white=white).size
     total = sum(len(paths) for paths, _ in files.values())
     in_memory = total * 3 * height * width <= in_memory_gb * 2**30
@@ -77,7 +70,7 @@ def load_imagefolder(
             images = DecodedFiles(paths, (height, width), size is not None, white)
             splits[split] = Split(decode(images, num_workers), torch.from_numpy(labels))
     train, val, test = (splits[split] for split in ("train", "val", "test"))
-    bytes_digest, repeated = _hash_files(files, class_names, size)
+    bytes_digest, repeated = hash_files(files, class_names, size)
     return Dataset(
         "imagefolder",
         "binary-class" if len(class_names) == 2 else "multi-class",
@@ -90,6 +83,21 @@ def load_imagefolder(
         white=white,
         notes=(*listing_notes(listings, Path(path)), *repeated),
     )
+
+
+def list_files(path: str) -> tuple[list[str], dict[str, Files], dict[str, Listing]]:
+    """The classes of a folder, the pictures and labels of each split, and what was found where there is a folder.
+
+    Where val has none, a tenth of train is carved off. Nothing is decoded.
+    """
+    folders = find_splits(path)
+    class_names = find_classes(folders["train"])
+    listings = {split: list_split(folder, class_names) for split, folder in folders.items()}
+    _check_every_class(listings["train"], class_names, folders["train"])
+    files = {split: (listing.paths, listing.classes) for split, listing in listings.items()}
+    if "val" not in files:
+        files |= _carve_val(*files["train"], class_names)
+    return class_names, {split: files[split] for split in ("train", "val", "test")}, listings
 
 
 def decoded_batches(images: FileImages, order: Sequence[Sequence[int]], num_workers: int) -> Iterator[Tensor]:
@@ -190,7 +198,7 @@ def _try_all(images: DecodedFiles, num_workers: int) -> DecodedFiles:
     return images
 
 
-def _hash_files(files: dict[str, Files], class_names: list[str], size: int | None) -> tuple[str, list[str]]:
+def hash_files(files: dict[str, Files], class_names: list[str], size: int | None) -> tuple[str, list[str]]:
     """Hash of every file's bytes, in order, and which splits share pictures, in words.
 
     One read of the data, which training needs anyway.

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from kdx.data.dataset import Dataset, from_arrays
+from kdx.data.dataset import Dataset, check_labels, from_arrays
 from kdx.data.download import fetch, md5_of
 from kdx.data.pictures import check_regular
 from kdx.errors import KdxError
+from kdx.tasks import MULTI_LABEL
 
 SPLIT_SEED = 0  # one split for every run: the run's seed must not move images between train and validation
 CIFAR_VAL = 5000
+SPLITS = ("train", "val", "test")
 MIRRORED = (
     "organamnist",
     "organcmnist",
@@ -110,9 +112,9 @@ def load_medmnist(name: str, size: int, root: str, download: bool) -> Dataset:
     if not path.exists():
         _fetch(info[f"url{suffix}"], path, info[f"MD5{suffix}"], name, download)
     check_regular(path)
-    arrays = _read_npz(path)
-    names = [info["label"][str(number)] for number in range(len(info["label"]))]
-    task = "multi-label" if info["task"].startswith("multi-label") else info["task"]
+    read = _read_npz(path, ("images", "labels"))
+    arrays = {split: (images, labels) for split, (images, labels) in zip(SPLITS, read, strict=True)}
+    task, names = _task_and_names(name)
     data = from_arrays(name, arrays, task=task, class_names=names, mirrored=name in MIRRORED)
     return replace(data, notes=_other_than_published(path, info[f"MD5{suffix}"]))
 
@@ -147,9 +149,27 @@ def _fetch(url: str, path: Path, md5: str, name: str, download: bool) -> None:
         raise KdxError(f"dataset={name}: the download failed ({error}): {by_hand}") from error
 
 
-def _read_npz(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def medmnist_counts(name: str, path: Path) -> list[list[int]]:
+    """Images of each class, or that have each label, in train, val and test of a file; its images are not read."""
+    task, names = _task_and_names(name)
+    labels = [check_labels(found, len(found), task, len(names), str(path)) for (found,) in _read_npz(path, ("labels",))]
+    if task == MULTI_LABEL:
+        return [found.sum(axis=0, dtype=np.int64).tolist() for found in labels]
+    return [np.bincount(found, minlength=len(names)).tolist() for found in labels]
+
+
+def _task_and_names(name: str) -> tuple[str, list[str]]:
+    from medmnist import INFO
+
+    info = INFO[name]
+    task = MULTI_LABEL if info["task"].startswith(MULTI_LABEL) else info["task"]
+    return task, [info["label"][str(number)] for number in range(len(info["label"]))]
+
+
+def _read_npz(path: Path, parts: Sequence[str]) -> list[tuple[np.ndarray, ...]]:
+    """Arrays of train, val and test, in this order."""
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {split: (file[f"{split}_images"], file[f"{split}_labels"]) for split in ("train", "val", "test")}
+            return [tuple(file[f"{split}_{part}"] for part in parts) for split in SPLITS]
     except (OSError, TypeError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise KdxError(f"{path} is not a readable MedMNIST file ({error}): delete it or fetch it again") from error
