@@ -339,7 +339,8 @@ def explain(error: Exception, conf: Path, overrides: Sequence[str] = ()) -> str:
         key, known = lines[0].split("'")[1], all_keys(conf, overrides)
         if key in known:
             return f"{key}: the value holds keys that are not there yet; add each with +{key}.<key>=<value>"
-        optional = _optional_keys(key.rpartition(".")[0])
+        group = key.rpartition(".")[0]
+        optional = [] if group == "kd" and "kd.terms" in known else _optional_keys(group)  # those are of each term
         if key in optional:
             return f"{key}: not among the keys of the chosen option; write +{key}=VALUE to add it"
         return f"{key}: no such key{suggest(key, [*known, *optional])}"

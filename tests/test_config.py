@@ -1,6 +1,7 @@
 """The keys, groups and defaults of the contract; what is wrong is told with the key, the value and the choices."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,7 @@ BAD = [  # overrides, and what the one line must hold
     ("kd.temprature=3", "kd.temprature: no such key; did you mean 'kd.temperature'?"),
     ("kd=dkd kd.bet=3", "kd.bet: no such key; did you mean 'kd.beta'?"),
     ("kd=combined kd.terms.at.weigth=3", "kd.terms.at.weigth: no such key; did you mean 'kd.terms.at.weight'?"),
+    ("kd=combined kd.weight=3", "kd.weight: no such key; did you mean 'kd.terms.at.weight'?"),
     ("kd=combined kd.terms.att.weight=3", "kd.terms.att.weight: no such key; did you mean 'kd.terms.at.weight'?"),
     ("epoch=3", "epoch: no such key; did you mean 'epochs'?"),
     ("datset=digits", "datset: no such key; did you mean 'dataset'?"),
@@ -282,8 +284,9 @@ def test_bad_values_are_one_line_with_key_value_and_choices(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setattr(sys, "argv", ["kdx", *overrides.split(" ")])
     with pytest.raises(SystemExit) as stop, cli.one_line_errors(CONF):
-        cli.check_jobs(CONF, overrides.split(" "))
+        cli.check_jobs(CONF)
     assert stop.value.code == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and printed.count("\n") == 1 and "Traceback" not in printed
