@@ -299,6 +299,7 @@ def test_bad_values_are_one_line_with_key_value_and_choices(
     [
         ("+optimizer.momentun=0.5", "'momentun'; did you mean 'momentum'?"),
         ("+optimizer.params=[1]", "optimizer: torch.optim.AdamW cannot be built: "),
+        ("optimizer._target_=torch.optim.RMSprop", "argument 'fused'; leave it out with ~optimizer.fused"),
     ],
 )
 def test_what_a_shipped_option_does_not_take_is_one_line(override: str, message: str) -> None:

@@ -103,8 +103,8 @@ def build(node: dict[str, Any], key: str, *arguments: Any) -> Any:
             raise cause from None
         reason = shown(reason_of(cause))
         unknown = re.search(r"unexpected keyword argument '(\w+)'", reason)
-        near = "" if unknown is None else suggest(unknown[1], _keys_of(node["_target_"], key))
-        raise KdxError(f"{key}: {node['_target_']} cannot be built: {reason}{near}") from error
+        hint = "" if unknown is None else _hint_at(unknown[1], key, node["_target_"])
+        raise KdxError(f"{key}: {node['_target_']} cannot be built: {reason}{hint}") from error
 
 
 def _cause_of(error: BaseException) -> BaseException:
@@ -123,6 +123,12 @@ def arguments_of(target: str) -> set[str]:
             return set(inspect.signature(pkgutil.resolve_name(target)).parameters)
     except KdxError:
         return set()
+
+
+def _hint_at(name: str, key: str, target: str) -> str:
+    """What to do about a key that a `_target_` does not take: a near one, or out with what another option left."""
+    keys = _keys_of(target, key)
+    return f"; leave it out with ~{key}.{name}" if name in keys else suggest(name, keys)
 
 
 def _keys_of(target: str, key: str) -> set[str]:
