@@ -6,13 +6,13 @@ from typing import Any
 from torch import nn
 
 from kdx.config.settings import arguments_of, build
-from kdx.config.swap_points import COMBINED, HINTON, TERMS
+from kdx.config.swap_points import COMBINED, HINTON, OF_STAGE, TERMS
 from kdx.data.dataset import Dataset
 from kdx.errors import KdxError
 from kdx.losses.distillation import Distillation, Term, Weight, as_objective
 from kdx.losses.hard import HardLoss
 
-OURS = ("hard", "weight", "lr", "cache_logits")  # of any method; what else its file holds is its own
+OURS = ("weight", *OF_STAGE)  # of any method; what else its file holds is its own
 
 
 def build_objective(kd: Mapping[str, Any], hard_loss: HardLoss, dataset: Dataset, cached: bool) -> Distillation:
