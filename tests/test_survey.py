@@ -1,5 +1,6 @@
 """What `python -m kdx.data prepare imagefolder PATH` tells of a folder, and that a run sees the same."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -51,13 +52,18 @@ def test_what_is_wrong_is_told_file_by_file(tmp_path: Path) -> None:
     (path / "test" / "dog" / "1.png").write_bytes((path / "train" / "dog" / "1.png").read_bytes())
     (path / "train" / "cat" / "notes.txt").touch()
     Image.new("RGB", (30, 40)).save(path / "train" / "cat" / "big.png")
+    os.mkfifo(path / "train" / "cat" / "waits.png")
     lines = told("prepare", "imagefolder", str(path))
     assert "set dataset.size, e.g. 224" in lines[4] and "widths 12 to 30, heights 10 to 40" in lines[4]
     assert any("not read in the class folders: 1 .txt" in line for line in lines)
     assert any("1 images of test are in train, too" in line for line in lines)
     errors = [line for line in lines if line.startswith("error: ")]
-    assert [Path(line.removeprefix("error: ").split(": ")[0]).name for line in errors[:-1]] == ["3.png", "0.png"]
-    assert errors[-1].endswith("2 of 29 files cannot be read: mend or remove them")
+    assert [Path(line.removeprefix("error: ").split(": ")[0]).name for line in errors[:-1]] == [
+        "3.png",
+        "waits.png",
+        "0.png",
+    ]
+    assert errors[-1].endswith("3 of 30 files cannot be read: mend or remove them")
 
 
 def test_a_class_that_a_split_lacks_is_told(tmp_path: Path) -> None:
@@ -88,4 +94,4 @@ def test_sizes_and_memory_in_words() -> None:
     assert room(1000, 1000, 1000) == "3.0 GB" and room(10, 100, 100) == "0.3 MB"
     assert sizes_text(Counter({(5, 6): 2})) == "sizes: all 5x6, 0.0 MB decoded"
     assert sizes_text({(5, 6): 2, (7, 8): 9}).startswith("sizes: 2, most often 7x8 (9), 5x6 (2); widths 5 to 7")
-    assert look_at([]) == (Counter(), [])
+    assert look_at([]) == {}

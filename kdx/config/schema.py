@@ -21,6 +21,7 @@ NETWORK = Text(
     200,
 )
 AUGMENT = Either((Words((*BY_NAME, "none")), Group(words="a mapping {name: {option: value}}")))
+CACHE = ("auto", "memory", "disk", "none")
 NORMALIZE = ("auto", "imagenet", "dataset")
 
 
@@ -62,6 +63,8 @@ class DatasetSchema:
     augment: Any = key(AUGMENT, "none")  # kdx.augmentations says what the options may be
     balance: bool = key(Flag(), False)
     normalize: Any = key(Either((Choice(NORMALIZE), Group(words="{mean: [...], std: [...]}"))), "auto")
+    cache: str = key(Choice(CACHE), "auto")  # imagefolder only, as the next two
+    cache_dir: str | None = key(Folder(), None)
     in_memory_gb: float = key(Real(least=0, most=100_000), 2.0)
     white: float | None = key(Real(above=0, most=2**32), None)  # imagefolder only
 

@@ -1,6 +1,6 @@
 """What the keys of the shipped optimizers, schedulers, losses and data sources may be. Imports no torch."""
 
-from kdx.config.schema import EPOCHS, LEARNING_RATE, NAME, PIXELS
+from kdx.config.schema import CACHE, EPOCHS, LEARNING_RATE, NAME, PIXELS
 from kdx.ranges import Choice, Either, Flag, Folder, ListOf, Nullable, Ramp, Real, Rule, Text, Whole
 
 TARGET = Nullable(Text(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "the dotted name of a callable is needed", 300))
@@ -106,6 +106,8 @@ SOURCE: dict[str, Rule] = {
     "path": Folder(),
     "size": Nullable(PIXELS),
     "download": Flag(),
+    "cache": Choice(CACHE),
+    "cache_dir": Nullable(Folder()),
     "in_memory_gb": Real(least=0, most=100_000),
     "white": Nullable(Real(above=0, most=2**32)),
     "num_workers": Whole(0, 256),

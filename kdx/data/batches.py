@@ -18,6 +18,7 @@ from kdx.data.balance import balanced_order, balanced_size
 from kdx.data.dataset import FileImages, Split
 from kdx.data.imagefolder import decoded_batches
 from kdx.data.mixing import Mixing
+from kdx.data.picture_cache import CachedPictures
 from kdx.errors import KdxError
 from kdx.reproducibility import generator
 
@@ -194,6 +195,8 @@ class Batches:
             return
         if isinstance(self.images, Tensor):
             raw: Iterable[Tensor] = (self.images[indices] for indices in pieces)
+        elif isinstance(self.images, CachedPictures):
+            raw = map(self.images.batch, pieces)
         else:
             raw = decoded_batches(self.images, [piece.tolist() for piece in pieces], self.num_workers)
         pinned = self.device.type == "cuda"  # else the copy waits for the step before, and the card for the next batch

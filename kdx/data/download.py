@@ -39,7 +39,7 @@ def fetch(url: str, path: Path, md5: str) -> None:
     one.
     """
     part = path.with_name(path.name + ".part")
-    with _folder_for(path), _only_one(path.with_name(path.name + ".lock"), part):
+    with _folder_for(path), only_one(path.with_name(path.name + ".lock"), part):
         if path.exists():
             return
         try:
@@ -77,12 +77,12 @@ def _folder_for(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _only_one(path: Path, part: Path) -> Iterator[None]:
-    """Hold a lock file; who holds it already is waited for as long as the part grows."""
+def only_one(path: Path, part: Path, doing: str = "downloads", key: str = "data_dir") -> Iterator[None]:
+    """Hold a lock file; who holds it already, and is `doing` something, is waited for as long as the part grows."""
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))  # filelock would try for ever where this fails
     except OSError as error:
-        raise KdxError(f"cannot write {path}: {error.strerror}; choose another data_dir") from error
+        raise KdxError(f"cannot write {path}: {error.strerror}; choose another {key}") from error
     lock = FileLock(path)
     size, grown, told = _size(part), time.monotonic(), 0.0
     while True:
@@ -94,13 +94,13 @@ def _only_one(path: Path, part: Path) -> Iterator[None]:
             if _size(part) != size:
                 size, grown = _size(part), now
             if not told or now - told >= REMIND_SECONDS:
-                log.info("waiting for another process that downloads %s", part.stem)
+                log.info("waiting for another process that %s %s", doing, part.stem)
                 told = now
             if now - grown >= LOCK_SECONDS:
                 reason = f"another process holds {path}, and {part.name} has not grown for {now - grown:.0f} s"
-                raise KdxError(f"{reason}: end that process, or choose another data_dir") from None
+                raise KdxError(f"{reason}: end that process, or choose another {key}") from None
         except OSError as error:
-            raise KdxError(f"cannot lock {path}: {error.strerror or error}; choose another data_dir") from error
+            raise KdxError(f"cannot lock {path}: {error.strerror or error}; choose another {key}") from error
     try:
         yield
     finally:

@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_all_start_methods
 from pathlib import Path
@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 
 from kdx.data.dataset import Dataset, FileImages, Split
 from kdx.data.folders import Listing, find_classes, find_splits, list_split, listing_notes
-from kdx.data.pictures import READER, fitted, read_picture
+from kdx.data.picture_cache import bytes_of, cached, free_bytes
+from kdx.data.pictures import READER, check_regular, fitted, read_picture
 from kdx.data.sources import carve
 from kdx.errors import KdxError
 
@@ -50,10 +51,18 @@ class DecodedFiles:
 
 
 def load_imagefolder(
-    path: str, size: int | None, in_memory_gb: float, num_workers: int, white: float | None = None
+    path: str,
+    size: int | None,
+    in_memory_gb: float,
+    num_workers: int,
+    white: float | None = None,
+    cache: str = "auto",
+    cache_dir: str | None = None,
 ) -> Dataset:
-    """A checked data set from a folder; the images are decoded into memory when they fit in `in_memory_gb`.
+    """A checked data set from a folder, whose images are decoded once into `memory` or a file on `disk`, or by `none`.
 
+    `auto` is memory where they fit in `in_memory_gb`, else a file in `cache_dir`, if there is one, that leaves as much
+    room there as it takes.
     `size=None` takes the size of the first image and asks the others to have it. `white` is the grey level that
     becomes 255 in pictures of more than 8 bits (None: what the file states, see `read_picture`).
     Raises `KdxError` for a missing folder, an empty class or the first unreadable file.
@@ -61,16 +70,20 @@ def load_imagefolder(
     white = None if white is None else float(white)
     class_names, files, listings = list_files(path)
     width, height = (size, size) if size else read_picture(files["train"][0][0], white=white).size
-    total = sum(len(paths) for paths, _ in files.values())
-    in_memory = total * 3 * height * width <= in_memory_gb * 2**30
-    splits = {}
-    decode = _decode_all if in_memory else _try_all
-    with worker_errors(num_workers):
-        for split, (paths, labels) in files.items():
-            images = DecodedFiles(paths, (height, width), size is not None, white)
-            splits[split] = Split(decode(images, num_workers), torch.from_numpy(labels))
-    train, val, test = (splits[split] for split in ("train", "val", "test"))
     bytes_digest, repeated = hash_files(files, class_names, size)
+    digest = hashlib.sha256(repr((READER, white, bytes_digest)).encode()).hexdigest()
+    pictures: dict[str, DecodedFiles] = {
+        split: DecodedFiles(paths, (height, width), size is not None, white) for split, (paths, _) in files.items()
+    }
+    where = _place(cache, sum(map(bytes_of, pictures.values())), in_memory_gb, cache_dir)
+    found: Mapping[str, Tensor | FileImages]
+    with worker_errors(num_workers):
+        if where == "disk":
+            found = cached(pictures, Path(cache_dir or "."), digest, decoded_batches, num_workers)
+        else:
+            decode = _decode_all if where == "memory" else _try_all
+            found = {split: decode(images, num_workers) for split, images in pictures.items()}
+    train, val, test = (Split(found[split], torch.from_numpy(labels)) for split, (_, labels) in files.items())
     return Dataset(
         "imagefolder",
         "binary-class" if len(class_names) == 2 else "multi-class",
@@ -78,7 +91,7 @@ def load_imagefolder(
         train,
         val,
         test,
-        digest=hashlib.sha256(repr((READER, white, bytes_digest)).encode()).hexdigest(),
+        digest=digest,
         bytes_digest=bytes_digest,
         white=white,
         notes=(*listing_notes(listings, Path(path)), *repeated),
@@ -98,6 +111,17 @@ def list_files(path: str) -> tuple[list[str], dict[str, Files], dict[str, Listin
     if "val" not in files:
         files |= _carve_val(*files["train"], class_names)
     return class_names, {split: files[split] for split in ("train", "val", "test")}, listings
+
+
+def _place(cache: str, size: int, in_memory_gb: float, cache_dir: str | None) -> str:
+    """Where decoded images of so many bytes are kept: memory, disk or none."""
+    if cache == "disk" and cache_dir is None:
+        raise KdxError("dataset.cache=disk: dataset.cache_dir=null: a folder is needed")
+    if cache != "auto":
+        return cache
+    if size <= in_memory_gb * 2**30:
+        return "memory"
+    return "disk" if cache_dir is not None and 2 * size <= free_bytes(Path(cache_dir)) else "none"
 
 
 def decoded_batches(images: FileImages, order: Sequence[Sequence[int]], num_workers: int) -> Iterator[Tensor]:
@@ -198,6 +222,14 @@ def _try_all(images: DecodedFiles, num_workers: int) -> DecodedFiles:
     return images
 
 
+def _bytes_of(path: Path) -> bytes:
+    check_regular(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise KdxError(f"{path}: not a readable image ({error.strerror or error})") from error
+
+
 def hash_files(files: dict[str, Files], class_names: list[str], size: int | None) -> tuple[str, list[str]]:
     """Hash of every file's bytes, in order, and which splits share pictures, in words.
 
@@ -208,7 +240,7 @@ def hash_files(files: dict[str, Files], class_names: list[str], size: int | None
     shared: dict[tuple[str, str], list[Path]] = {}
     for split, (paths, labels) in files.items():
         for path, label in zip(paths, labels, strict=True):
-            content = path.read_bytes()
+            content = _bytes_of(path)
             digest.update(f"{split}/{label}/{len(content)}:".encode())
             digest.update(content)
             first = seen.setdefault(hashlib.blake2b(content, digest_size=16).digest(), split)

@@ -10,7 +10,7 @@ import numpy as np
 
 from kdx.data.description import counts_text
 from kdx.data.folders import listing_notes
-from kdx.data.imagefolder import hash_files, list_files
+from kdx.data.imagefolder import Files, hash_files, list_files
 from kdx.data.pictures import read_picture
 from kdx.errors import KdxError
 from kdx.text import harmless
@@ -35,19 +35,22 @@ def survey(path: str) -> Iterator[str | KdxError]:
         absent = [name for name, count in zip(class_names, counts, strict=True) if not count]
         if absent:
             yield harmless(f"{split}: no image of {', '.join(absent)}")
-    every = [one for paths, _ in files.values() for one in paths]
-    sizes, broken = look_at(every)
+    looks = look_at([one for paths, _ in files.values() for one in paths])
+    broken = [look for look in looks.values() if isinstance(look, KdxError)]
+    sizes = Counter(look for look in looks.values() if not isinstance(look, KdxError))
     if sizes:
         yield sizes_text(sizes)
-    for note in (*listing_notes(listings, Path(path)), *hash_files(files, class_names, None)[1]):
+    sound = {split: _only(looks, paths, labels) for split, (paths, labels) in files.items()}
+    repeated = hash_files(sound, class_names, None)[1]
+    for note in (*listing_notes(listings, Path(path)), *repeated):
         yield harmless(note)
     yield from broken[:TOLD]
     if broken:
-        yield KdxError(f"{path}: {len(broken)} of {len(every)} files cannot be read: mend or remove them")
+        yield KdxError(f"{path}: {len(broken)} of {len(looks)} files cannot be read: mend or remove them")
 
 
-def look_at(paths: Sequence[Path]) -> tuple[Counter[Size], list[KdxError]]:
-    """How many pictures have each size (width, height), and why the others cannot be read; all are decoded."""
+def look_at(paths: Sequence[Path]) -> dict[Path, Size | KdxError]:
+    """The size (width, height) of each picture, or why it cannot be read; all are decoded."""
 
     def size_of(path: Path) -> Size | KdxError:
         try:
@@ -56,9 +59,13 @@ def look_at(paths: Sequence[Path]) -> tuple[Counter[Size], list[KdxError]]:
             return error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes beside Python
-        found = list(pool.map(size_of, paths))
-    sizes = Counter(one for one in found if not isinstance(one, KdxError))
-    return sizes, [one for one in found if isinstance(one, KdxError)]
+        return dict(zip(paths, pool.map(size_of, paths), strict=True))
+
+
+def _only(looks: Mapping[Path, Size | KdxError], paths: Sequence[Path], labels: np.ndarray) -> Files:
+    """The files that can be read."""
+    kept = [number for number, path in enumerate(paths) if not isinstance(looks[path], KdxError)]
+    return [paths[number] for number in kept], labels[kept]
 
 
 def sizes_text(sizes: Mapping[Size, int]) -> str:

@@ -136,13 +136,14 @@ def _load(target: str, source: dict[str, Any], config: Path) -> Dataset:
 
 
 def _fill_in(source: dict[str, Any], config: Path, data_dir: str | None) -> None:
-    """Say where the images lie on this machine; no download, no workers."""
+    """Say where the images lie on this machine; no download, no workers, no file of decoded pictures."""
+    here = {"download": False, "num_workers": 0, "cache": "auto", "cache_dir": None}
+    source |= {key: value for key, value in here.items() if key in source}
     for key, recorded in source.items():
         if isinstance(recorded, str) and (key in ("root", "path") or "${" in recorded):
             if data_dir is None and "${" in recorded and not recorded.startswith("${oc.env:KDX_DATA"):
                 raise KdxError(f"{config}: the images lie in {recorded}: say where that is with data_dir=")
             source[key] = data_dir or (os.environ.get("KDX_DATA", "data") if "${" in recorded else recorded)
-    source |= {key: value for key, value in {"download": False, "num_workers": 0}.items() if key in source}
 
 
 def _call_own(data: str, arguments: dict[str, Any]) -> Dataset:
