@@ -71,8 +71,10 @@ def _named_term(name: str, node: Mapping[str, Any]) -> Term:
 def _term(node: Mapping[str, Any], key: str) -> tuple[Term, dict[str, Any]]:
     """A method with its weight, and the values of kdx's own keys beside it."""
     target = node["_target_"]
-    ours = set(OURS) - arguments_of(target)  # a user's own loss may have a number of such a name
-    built = build({name: value for name, value in node.items() if name not in ours}, key)
+    taken = arguments_of(target)
+    ours = set(OURS) - taken  # a user's own loss may have a number of such a name
+    unset = {name for name, value in node.items() if value is None} - taken  # of an option whose _target_ was replaced
+    built = build({name: value for name, value in node.items() if name not in ours | unset}, key)
     try:
         method = as_objective(built)
     except TypeError as error:

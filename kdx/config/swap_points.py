@@ -20,7 +20,7 @@ KD: dict[str, Rule] = {
     "weight": Nullable(Ramp()),
     "temperature": Real(above=0, most=10_000),
     "alpha": Real(least=0, most=1),
-    "standardise": Flag(),
+    "standardise": MAYBE_FLAG,
     "cache_logits": Flag(),
     "lr": Nullable(LEARNING_RATE),
 }

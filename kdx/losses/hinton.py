@@ -46,7 +46,7 @@ class Hinton(objective.Objective):
     def __init__(self, temperature: float = 4.0, standardise: bool = False) -> None:
         super().__init__()
         above_zero(temperature=temperature)
-        self.temperature, self.standardise = temperature, standardise
+        self.temperature, self.standardise = temperature, bool(standardise)
 
     def refusal(self, task: str, num_classes: int) -> str | None:
         refused = super().refusal(task, num_classes)

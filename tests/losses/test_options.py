@@ -12,7 +12,7 @@ import yaml
 from kdx.chain.chain import run_chain
 from kdx.chain.check import check_stage
 from kdx.chain.context import load_dataset, make_run_context
-from kdx.chain.objective import build_objective
+from kdx.chain.objective import build_objective, build_terms
 from kdx.errors import KdxError
 from kdx.losses.hard import HardLoss
 from kdx.training.teachers import Teacher
@@ -58,6 +58,20 @@ def test_an_option_makes_a_step_in_parts_and_bf16_or_is_refused(name: str) -> No
     else:
         network = check_stage(context, stage, teachers if stage.distilled else {})
         assert sum(p.numel() for p in network.parameters()) > 0
+
+
+def test_a_target_of_ones_own_takes_the_place_of_an_options() -> None:
+    """What hinton's file leaves unset is not passed on; its standardise is a switch."""
+    for target in ("kdx.losses.KnowledgeDistillationLoss", "tests.tiny.OneArgument"):
+        kd = settings_of(f"kd._target_={target}", "+kd.more=1" if target.endswith("Argument") else "kd.alpha=0.5")
+        stage = kd.stage("student")
+        if target.endswith("Argument"):
+            with pytest.raises(KdxError, match="is no loss of three arguments"):
+                build_terms(stage.kd)
+        else:
+            assert build_terms(stage.kd)[1]["kd"].method.loss.alpha == 0.5
+    switched = build_terms(settings_of("kd.standardise=true").stage("student").kd)[1]["kd"].method
+    assert switched.standardise and not build_terms(settings_of().stage("student").kd)[1]["kd"].method.standardise
 
 
 BY_FEATURES = {"at", "cc", "combined", "crd", "fitnet", "pkt", "reviewkd", "rkd", "sp", "vid"}
