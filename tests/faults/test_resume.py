@@ -73,6 +73,20 @@ def test_stopped_at_every_single_step_it_ends_with_the_same_bits(tmp_path: Path)
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
 
 
+AUGMENT = ("resized_crop", "rotate", "trivial", "jitter", "erase", "mixup", "cutmix")
+
+
+@pytest.mark.parametrize("balance", [False, True])
+def test_with_every_augmentation_it_ends_with_the_same_bits_too(tmp_path: Path, balance: bool) -> None:
+    """Views, partners and shares are those of the epoch, wherever it is resumed."""
+    how: dict[str, Any] = {"augment": AUGMENT, "balance": balance, "micro_batches": 2}
+    train(tmp_path / "whole", **how)
+    for _ in range(3 * STEPS):
+        train(tmp_path / "parts", 1, **how)
+    train(tmp_path / "parts", **how)
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
 def forget(state: dict[str, Any], item: str) -> None:
     """Put what a training that never saved it would have in the place of one piece of saved state."""
     whole, _, piece = item.partition(".")
