@@ -61,7 +61,7 @@ def test_whatever_one_job_does_the_others_finish(start: Start, tmp_path: Path, k
     reasons = {name: by_network[name]["reason"] for name in bad}
     assert "the network is broken" in reasons["raises"]
     assert "cannot be pickled" in reasons["unpicklable"]
-    assert "without a result" in reasons["exits"] and "exit code 7" in reasons["exits_hard"]
+    assert "SystemExit: 0 (" in reasons["exits"] and "exit code 7" in reasons["exits_hard"]
     assert reasons["killed"] == "killed by SIGKILL (out of memory?)"
     for name, reason in reasons.items():
         assert reason in output, name
