@@ -18,7 +18,7 @@ from kdx.files import as_record, hash_path, make_way, verify_hash, write_with_ha
 
 FORMAT = 1
 LATEST = "latest.pth"
-BEST_PATTERN = "best_acc_*.pth"
+BEST_PATTERN = "best_*.pth"
 CHECKED = {"epoch", "validation", "meta"}  # of every checkpoint, before anything in it is used
 
 Finite = Annotated[float, Meta(ge=-1e308, le=1e308)]
@@ -48,7 +48,7 @@ class Metadata(TypedDict, total=False):
     preprocessing: Preparation
     role: str
     fingerprint: str
-    guide_fingerprint: str | None
+    guide_fingerprint: str | list[str] | None
     versions: dict[str, Any]
     surroundings: dict[str, Any]
 
@@ -65,8 +65,7 @@ class _Content:
 @dataclass(kw_only=True)
 class _Best:
     epoch: Annotated[int, Meta(ge=1, le=2**53)]
-    accuracy: Finite
-    loss: Finite
+    value: Finite | None = None  # kdx 0.1 told accuracy and loss instead
     file: Annotated[str, Meta(pattern=r"^best_\w+_-?[0-9.]+\.pth$")]  # a plain name: it is read and written
 
 
@@ -82,11 +81,6 @@ class _Snapshot(_Content):
 
     progress: _Progress
     best_checkpoint: _Content | None = None
-
-
-def best_name(accuracy: float) -> str:
-    """File name of the best checkpoint for a validation accuracy in percent."""
-    return f"best_acc_{accuracy:.2f}.pth"
 
 
 def versions() -> dict[str, str]:

@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kdx.config.paths import anchored
 from kdx.config.schema import DatasetSchema, Settings
 from kdx.config.settings import check_hydra_keys, flat_keys, read_settings
+from kdx.config.stage_overrides import from_hydra, to_hydra
 from kdx.config.swap_points import SWAP_POINTS
 from kdx.errors import BusyError, KdxError, suggest
 from kdx.process import USER_ERROR, Running, command_process
@@ -113,7 +114,7 @@ def run_job(config: DictConfig, before: FolderBefore | None) -> float | None:
 
         gc.freeze()  # what the imports made stays: every collection between stages would go through it, 0.3 s
         with users_errors():
-            result = run_chain(settings, run_dir, list(hydra_config.overrides.task))
+            result = run_chain(settings, run_dir, list(map(from_hydra, hydra_config.overrides.task)))
     except KdxError as error:
         _tell(str(error))
         if _wants_traceback() or not single:
@@ -239,7 +240,7 @@ def _check_sweep(loader: Any, config: DictConfig) -> None:
         try:
             read_settings(job)
         except KdxError as error:
-            raise KdxError(f"{error} (in the job {' '.join(overrides)})") from error
+            raise KdxError(f"{error} (in the job {' '.join(map(from_hydra, overrides))})") from error
 
 
 def compose_jobs(conf: Path, base: Sequence[str], jobs: Sequence[Sequence[str]]) -> list[Settings]:
@@ -249,7 +250,8 @@ def compose_jobs(conf: Path, base: Sequence[str], jobs: Sequence[Sequence[str]])
         raise KdxError("~hydra/job_logging: it is needed; write hydra/job_logging=none to do without")
     with _loader(conf, args.config_dir) as loader:
         name = args.config_name or "config"
-        configs = [_compose(loader, name, [*args.overrides, *job], run_mode=RunMode.RUN) for job in jobs]
+        lines = [[*args.overrides, *map(to_hydra, job)] for job in jobs]
+        configs = [_compose(loader, name, line, run_mode=RunMode.RUN) for line in lines]
     return [read_settings(config) for config in configs]
 
 
@@ -274,17 +276,20 @@ def compose_line(conf: Path, arguments: Sequence[str]) -> tuple[DictConfig, list
         base += ["--config-dir", str(Path(args.config_dir).resolve())]
     with _loader(conf, args.config_dir) as loader:
         config = _compose(loader, args.config_name or "config", args.overrides, run_mode=RunMode.RUN)
-    return config, base, list(args.overrides)
+    return config, base, list(map(from_hydra, args.overrides))
 
 
 def options_first(arguments: Sequence[str]) -> list[str]:
-    """A command line as Hydra reads it: overrides in a row, also where an option is between, `kd=none -m seed=1,2`."""
+    """A command line as Hydra reads it: overrides in a row, also where an option is between, `kd=none -m seed=1,2`.
+
+    Overrides of one stage are put in Hydra's words.
+    """
     args, unknown = _known_args(arguments)
     overrides = [*args.overrides, *(word for word in unknown if not word.startswith("-"))]
     options = list(arguments)
     for word in overrides:
         options.remove(word)
-    return [*options, *overrides]
+    return [*options, *map(to_hydra, overrides)]
 
 
 def _parse(conf: Path, arguments: Sequence[str]) -> argparse.Namespace:

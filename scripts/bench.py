@@ -206,9 +206,9 @@ def memory(rounds: int) -> Iterator[Row]:
     cases = {
         "bare loop": (case, False),
         "kdx": (case, False),
-        "kdx accumulate=4": (replace(case, accumulate=4), False),
+        "kdx micro_batches=4": (replace(case, micro_batches=4), False),
         "kdx activation_checkpointing": (case, True),
-        "kdx both": (replace(case, accumulate=4), True),
+        "kdx both": (replace(case, micro_batches=4), True),
         "kdx bf16": (replace(case, half=torch.bfloat16, channels_last=True), False),
     }
     first = None

@@ -25,6 +25,7 @@ from kdx.losses.hard import HardLoss
 from kdx.losses.objective import Facts
 from kdx.models.features import Layers, Outputs, Watched, eval_mode, resolve_layers
 from kdx.models.networks import NetworkSpec, build_network
+from kdx.recipe import Recipe
 from kdx.run import CONF
 from kdx.tasks import MULTI_LABEL
 from kdx.training.keeper import Keeper
@@ -32,7 +33,7 @@ from kdx.training.learner import Learner
 from kdx.training.runtime import Precision, compile_networks
 from kdx.training.schedules import Schedule
 from kdx.training.teachers import LogitsCache, Teacher
-from kdx.training.trainer import Recipe, Trainer
+from kdx.training.trainer import Trainer
 
 PIXELS = Preprocessing((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 
@@ -53,7 +54,7 @@ class Case:
     device: str = "cpu"
     cached: bool = False
     compile_mode: str | None = None
-    accumulate: int = 1
+    micro_batches: int = 1
     fused: bool = True
     method: str = "hinton"  # an option of conf/kd
     task: str = "multi-class"
@@ -165,14 +166,16 @@ def kdx_trainer(case: Case, folder: Path) -> tuple[Trainer, Keeper]:
         teachers["teacher"] = Teacher(network, precision, words, cache)
         objective.prepare([Facts(case.task, case.classes, case.images, facts, theirs)])
     learner = Learner(student, objective.to(precision.device), precision, layers)
+    optimizer = case.optimizer(learner)
     trainer = Trainer(
         learner,
         teachers,
         case.batches(),
         replace(case, images=min(case.images, 256)).batches(shuffle=False, augment=()),
-        case.optimizer(learner),
-        Schedule(None),
-        Recipe(10**6, micro_batches=case.accumulate, compile_mode=case.compile_mode),
+        optimizer,
+        Schedule(optimizer),
+        Recipe(epochs=10**6, micro_batches=case.micro_batches),
+        compile_mode=case.compile_mode,
         name="student",
         task=case.task,
         num_classes=case.classes,

@@ -21,6 +21,7 @@ from kdx import cli
 from kdx.chain.chain import run_chain
 from kdx.config.schema import Settings
 from kdx.config.settings import read_settings
+from kdx.config.stage_overrides import to_hydra
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored, and so inherited, under nohup
 cli.add_plugins()  # before Hydra looks for plugins, once a process
@@ -53,7 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def compose_config(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
+        return compose("config", overrides=list(map(to_hydra, overrides)))
 
 
 def settings_of(*overrides: str) -> Settings:

@@ -10,8 +10,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from kdx import cli
-from kdx.config.settings import build, keep_environment, read_settings
+from kdx.chain.optimizer import build_optimizer, build_schedule
+from kdx.config.settings import keep_environment, read_settings
 from kdx.errors import KdxError
+from kdx.losses.distillation import Distillation, Weight
+from kdx.losses.hard import HardLoss
+from kdx.training.learner import Learner
+from kdx.training.runtime import choose_precision
+from kdx.training.schedules import Span
 from tests.conftest import CONF, TINY, compose_config, settings_of
 
 GROUPS = ("dataset", "model", "stage", "kd", "optimizer", "scheduler")
@@ -62,7 +68,7 @@ def test_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in DEFAULTS.items():
         assert OmegaConf.select(config, key, throw_on_missing=True) == value, key
     assert config.optimizer._target_ == "torch.optim.AdamW"
-    assert config.scheduler._target_ == "torch.optim.lr_scheduler.CosineAnnealingLR"
+    assert config.scheduler._target_ == "kdx.training.schedules.cosine"
     assert compose_config("optimizer=sgd").optimizer.momentum == 0.9
     monkeypatch.delenv("KDX_DATA", raising=False)
     assert compose_config().data_dir == "data"
@@ -78,14 +84,22 @@ def test_the_contracts_options_are_all_there() -> None:
     assert {"scheduler=cosine", "scheduler=step", "scheduler=none", "optimizer=adam"} <= set(OPTIONS)
 
 
+def learner() -> Learner:
+    return Learner(
+        torch.nn.Linear(2, 2),
+        Distillation(HardLoss("multi-class"), Weight.of(1)),
+        choose_precision("off", torch.device("cpu")),
+    )
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_builds(option: str) -> None:
     settings = read_settings(compose_config(option))
     for stage in settings.stages:
-        optimizer = build(stage.optimizer, "optimizer", [torch.zeros(1, requires_grad=True)])
+        optimizer = build_optimizer(stage, learner())
         assert isinstance(optimizer, torch.optim.Optimizer)
-        scheduler = build(stage.scheduler, "scheduler", optimizer)
-        assert scheduler is None or isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
+        schedule = build_schedule(stage, optimizer, Span(stage.recipe.epochs, 2), "multi-class")
+        assert (schedule.scheduler is None) == (option == "scheduler=none")
     if option.startswith("dataset="):
         target = settings.source["_target_"]
         module, _, name = target.rpartition(".")
@@ -106,9 +120,8 @@ def test_experiment_wins_over_the_main_file() -> None:
 def test_stage_values_replace_the_global_ones() -> None:
     settings = settings_of("epochs=9", "stage.student.epochs=3", "stage.student.lr=0.5", "stage.student.batch_size=4")
     teacher, student = settings.stage("teacher"), settings.stage("student")
-    assert (teacher.epochs, student.epochs, student.batch_size) == (9, 3, 4)
-    assert student.optimizer["lr"] == 0.5 and student.scheduler["T_max"] == 3
-    assert teacher.scheduler["T_max"] == 9 and student.config["epochs"] == 3
+    assert (teacher.recipe.epochs, student.recipe.epochs, student.recipe.batch_size) == (9, 3, 4)
+    assert student.optimizer["lr"] == 0.5 and student.config["epochs"] == 3
 
 
 BAD = [  # overrides, and what the one line must hold
@@ -238,8 +251,8 @@ BAD = [  # overrides, and what the one line must hold
     ("optimizer.fused=abc", "optimizer.fused=abc: choose true, false, or null"),
     ("+optimizer.betas=[0.9,1.0]", "optimizer.betas=[0.9, 1.0]: 1.0: a number from 0 to below 1"),
     ("+optimizer.betas=0.9", "optimizer.betas=0.9: a list of 2 values"),
-    ("scheduler.T_max=true", "scheduler.T_max=True: a whole number of at least 1"),
-    ("scheduler.T_max=0", "scheduler.T_max=0"),
+    ("+scheduler.T_max=true", "scheduler.T_max=True: a whole number of at least 1"),
+    ("+scheduler.T_max=0", "scheduler.T_max=0"),
     ("scheduler=step scheduler.milestones=[-1]", "scheduler.milestones=[-1]: -1: a finite number above 0"),
     ("dataset=imagefolder dataset.in_memory_gb=-5", "dataset.in_memory_gb=-5"),
     ("+stage.all={guide:teacher} +model.all=resnet18", "stage=all: this word cannot name a role"),
@@ -258,7 +271,7 @@ BAD = [  # overrides, and what the one line must hold
     ("data_dir=" + 5000 * "x", "a text of at most 4096 characters"),
     ("data_dir=a\x1bb", "data_dir=a\\\\x1bb"),
     ("epochs=${epochs}", "epochs: Recursive interpolation"),
-    ("epochs=???", "Missing mandatory value: epochs"),
+    ("epochs=???", r"epochs=\?\?\?: a value is needed"),
     ("kd=5", "kd=5: cannot be composed"),
     ("dataset.normalize={mean:[125.0],std:[60]}", "pixels scaled to 0-1"),
     ("experiment=search_kd search.trials=0", "search.trials=0: a whole number of at least 1"),
@@ -268,7 +281,9 @@ BAD = [  # overrides, and what the one line must hold
     ("experiment=nan kd=none", "error: experiment=nan: cannot be composed"),
     ("stage.student.guide='null'", "stage.student.guide=null: choose null, teacher, assistant"),
     ("stage.student.guide=student", "stage.student.guide=student: choose null, teacher, assistant"),
-    ("stage.student.guide=[teacher]", "choose null, teacher, assistant"),
+    ("stage.student.guide=[teacher,teacher]", "choose null, teacher, assistant, or some of them in a list, each once"),
+    ("stage.student.guide=[]", "choose null, teacher, assistant, or some of them in a list"),
+    ("stage.student.guide=[teacher,techer]", "choose null, teacher, assistant; did you mean 'teacher'?"),
     ("model.student=5", "model.student=5: stage.student needs a network"),
     ("--epochs 3", "unknown option --epochs: keys are written key=value, without dashes; did you mean epochs=...?"),
     ("--temperature=3", "did you mean kd.temperature=...?"),
@@ -305,15 +320,15 @@ def test_bad_values_are_one_line_with_key_value_and_choices(
 def test_what_a_shipped_option_does_not_take_is_one_line(override: str, message: str) -> None:
     stage = settings_of(override).stage("student")
     with pytest.raises(KdxError, match=re.escape(message)):
-        build(stage.optimizer, "optimizer", [torch.zeros(1, requires_grad=True)])
+        build_optimizer(stage, learner())
 
 
 def test_numbers_from_the_environment_are_numbers_and_a_number_may_name_a_folder(monkeypatch) -> None:
     monkeypatch.setenv("MY_EPOCHS", "3")
     monkeypatch.setenv("MY_FLAG", "false")
     settings = settings_of("epochs=${oc.env:MY_EPOCHS}", "deterministic=${oc.env:MY_FLAG}", "output_dir=2024")
-    assert settings.stage("student").epochs == 3 and settings.deterministic is False
-    assert settings.stage("student").scheduler["T_max"] == 3 and settings.output_dir == "2024"
+    assert settings.stage("student").recipe.epochs == 3 and settings.deterministic is False
+    assert settings.output_dir == "2024"
     assert settings_of("dataset=imagefolder", "data_dir=7").source["path"] == "7"
     assert settings_of("stage.teacher.checkpoint=5").stage("teacher").checkpoint == "5"
 

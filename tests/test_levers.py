@@ -61,11 +61,11 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path, part
         assert one["train_accuracy"] == two["train_accuracy"]
 
 
-def test_accumulate_that_leaves_single_images_is_refused() -> None:
-    with pytest.raises(KdxError, match="accumulate=5: parts of at least two images .* teacher's batch_size is 8"):
-        settings_of("accumulate=5")
-    with pytest.raises(KdxError, match="accumulate=0"):
-        settings_of("accumulate=0")
+def test_micro_batches_that_leaves_single_images_is_refused() -> None:
+    with pytest.raises(KdxError, match="micro_batches=5: parts of at least two images .* teacher's batch_size is 8"):
+        settings_of("micro_batches=5")
+    with pytest.raises(KdxError, match="micro_batches=0"):
+        settings_of("micro_batches=0")
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
@@ -252,9 +252,9 @@ def test_no_graph_is_captured_in_inference_mode(tmp_path: Path, graphs: bool) ->
 
 def test_cuda_graphs_and_accumulating_do_not_go_together() -> None:
     """Of gradients summed over parts only one part may arrive (PyTorch issue 96693)."""
-    with pytest.raises(KdxError, match="compile=reduce-overhead: CUDA graphs spoil gradients summed by accumulate"):
-        settings_of("compile=reduce-overhead", "accumulate=2")
-    assert settings_of("compile=default", "accumulate=2").accumulate == 2
+    with pytest.raises(KdxError, match="compile=reduce-overhead: CUDA graphs spoil gradients summed by micro_batches"):
+        settings_of("compile=reduce-overhead", "micro_batches=2")
+    assert settings_of("compile=default", "micro_batches=2").stage("student").recipe.micro_batches == 2
 
 
 def test_compiling_and_recomputing_do_not_go_together() -> None:

@@ -97,4 +97,7 @@ def test_files_that_the_readme_shows_work_as_they_stand(tmp_path: Path, monkeypa
     assert {stage.network for stage in mine.stages if stage.role == "student"} == {"my_package.nets:small"}
     assert build(mine.stages[-1].kd, "kd")(torch.ones(2), torch.zeros(2), None) == 0.5
     four = read_settings(compose_config("stage=four", searched))
-    assert [(stage.role, stage.guide) for stage in four.stages][:2] == [("professor", None), ("teacher", "professor")]
+    assert [(stage.role, stage.teachers) for stage in four.stages][:2] == [
+        ("professor", ()),
+        ("teacher", ("professor",)),
+    ]

@@ -13,15 +13,16 @@ from kdx.losses.distillation import Distillation, Term, Weight, as_objective
 from kdx.losses.hard import HardLoss
 from kdx.losses.objective import Facts, Objective
 from kdx.models.features import Outputs, Watched, resolve_layers
+from kdx.recipe import Recipe
 from kdx.reproducibility import setup_reproducibility
 from kdx.training.keeper import Keeper
 from kdx.training.learner import Learner
 from kdx.training.progress import Best
 from kdx.training.runtime import Precision, choose_precision, match_layout
-from kdx.training.schedules import Schedule
+from kdx.training.schedules import Schedule, Span, cosine
 from kdx.training.stopping import StopRequest
 from kdx.training.teachers import LogitsCache, Teacher
-from kdx.training.trainer import Recipe, Trainer
+from kdx.training.trainer import Trainer
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -77,6 +78,7 @@ def make_training(
     cache: LogitsCache | None = None,
     optimizer: Any = None,
     schedule: Any = None,
+    compile_mode: str | None = None,
     **recipe: Any,
 ) -> Training:
     """`objective` is a method, or any callable of three tensors, which is then the whole loss; or there are `terms`."""
@@ -103,25 +105,27 @@ def make_training(
         loss.prepare(known[:1] if several == "mean" else known)
     learner = Learner(network, loss, precision, layers)
     optimizer = torch.optim.AdamW(learner.trained(), lr=0.02) if optimizer is None else optimizer(learner.trained())
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR
+    batches = Batches(
+        data.train,
+        preprocessing,
+        batch_size=8,
+        device=CPU,
+        shuffle=True,
+        augment=augment,
+        seed=seed,
+        num_classes=data.num_classes,
+        balance=balance,
+    )
+    span = Span(epochs, len(batches), recipe.pop("warmup", 0.0))
     trainer = Trainer(
         learner,
         {role: Teacher(net, precision, theirs[role], cache) for role, net in teachers.items()},
-        Batches(
-            data.train,
-            preprocessing,
-            batch_size=8,
-            device=CPU,
-            shuffle=True,
-            augment=augment,
-            balance=balance,
-            seed=seed,
-            num_classes=data.num_classes,
-        ),
+        batches,
         Batches(data.val, preprocessing, batch_size=16, device=CPU),
         optimizer,
-        Schedule(cosine(optimizer, epochs) if schedule is None else schedule(optimizer)),
-        Recipe(epochs, **recipe),
+        Schedule(optimizer, cosine(optimizer, span) if schedule is None else schedule(optimizer), span.warmup_updates),
+        Recipe(epochs=epochs, batch_size=8, **recipe),
+        compile_mode=compile_mode,
         name="student",
         task=task,
         num_classes=data.num_classes,

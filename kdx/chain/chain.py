@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import kdx
-from kdx.chain.context import RunContext, load_dataset, make_run_context, network_code, network_spec
+from kdx.chain.context import RunContext, as_recorded, load_dataset, make_run_context, network_code, network_spec
 from kdx.chain.finished import refuse_other_run
 from kdx.chain.index import FinishedStage, StageIndex, own_folder
 from kdx.chain.plan import PlannedStage, check_plan, describe_plan, make_plan, reuse_finished
@@ -178,14 +178,14 @@ class _Run:
     def forget_all_but(self, stages: Sequence[PlannedStage]) -> None:
         """Free the networks that these stages, which are to come, neither take nor are taught by."""
         needed = {planned.role for planned in stages}
-        needed |= {planned.stage.guide for planned in stages if planned.action == "train" and planned.stage.guide}
+        needed |= {role for planned in stages if planned.action == "train" for role in planned.stage.teachers}
         for role in self.loaded.keys() - needed:
             del self.loaded[role]
 
     def teachers_of(self, planned: PlannedStage) -> dict[str, FinishedTeacher]:
         """Who teaches a stage, by role."""
         teachers = {}
-        for role in [planned.stage.guide] if planned.stage.guide else []:
+        for role in planned.stage.teachers:
             outcome = self.outcomes[role]
             network = self.load(self.done[role], outcome.checkpoint).network
             del self.loaded[role]  # it may be compiled for this stage: who teaches another one is loaded again
@@ -200,7 +200,7 @@ class _Run:
             stem=network_spec(self.context, planned.stage).stem,
             status={"train": "trained", "reuse": "reused", "load": "loaded"}[planned.action],
             fingerprint=planned.fingerprint,
-            guide=planned.stage.guide,
+            guide=as_recorded(planned.stage.teachers),
             guide_fingerprint=outcome.guide_fingerprint,
             checkpoint=relative(outcome.checkpoint, self.run_dir),
             sha256=outcome.sha256,

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import math
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,12 +10,14 @@ from typing import TypeVar
 from torch import nn
 
 from kdx.chain.context import RunContext, network_spec
+from kdx.chain.optimizer import span_of
 from kdx.chain.parts import Parts, build_parts
 from kdx.chain.stage import make_trainer, raise_if_out_of_memory
 from kdx.config.schema import StageSettings
 from kdx.data.dataset import Split
 from kdx.errors import KdxError
 from kdx.losses.objective import Objective
+from kdx.metrics.selection import Selection
 from kdx.models.batch_norm import slow_momentum
 from kdx.models.networks import capture_features, check_network
 from kdx.trackers.trackers import check_tracker
@@ -35,6 +36,8 @@ def check_stage(context: RunContext, stage: StageSettings, teachers: Mapping[str
     `teachers` are networks like those that will teach it, trained or not.
     """
     check_tracker(context.settings.logger)
+    data = context.dataset
+    Selection.resolve(stage.recipe.select, data.task).check(data.val.labels, data.task, data.num_classes)
     parts = _attempt(lambda: build_parts(context, stage, teachers), stage)
     network = parts.learner.network
     _check_network(context, stage, network)
@@ -48,7 +51,7 @@ def check_stage(context: RunContext, stage: StageSettings, teachers: Mapping[str
 
 def _try_step(context: RunContext, stage: StageSettings, parts: Parts, teachers: Mapping[str, nn.Module]) -> None:
     """One step of loss, backward, optimizer and scaler on real images, then the schedule to its end."""
-    few = min(IMAGES, stage.batch_size, len(context.dataset.train))
+    few = min(IMAGES, stage.recipe.batch_size, len(context.dataset.train))
     split = Split(*context.dataset.train.first(max(few, min(2, len(context.dataset.train)))))
     asked = {role: Teacher(net, context.precision, parts.teacher_layers[role]) for role, net in teachers.items()}
     plain = replace(stage, cache_logits=False)
@@ -56,8 +59,7 @@ def _try_step(context: RunContext, stage: StageSettings, parts: Parts, teachers:
     try:
         trainer.learner.train()
         _attempt(lambda: trainer.train_step(next(trainer.train.epoch(1)), 1, 1), stage, parts)
-        for _ in range(stage.epochs):
-            _attempt(lambda: parts.schedule.after_epoch(0.0), stage, parts)
+        _attempt(lambda: parts.schedule.rehearse(span_of(context, stage)), stage, parts)
     finally:
         for teacher in asked.values():
             teacher.watched.close()
@@ -97,7 +99,7 @@ def _culprit(error: BaseException, stage: StageSettings, parts: Parts | None) ->
 
 def _check_network(context: RunContext, stage: StageSettings, network: nn.Module) -> None:
     called = f"model.{stage.role}={stage.network}:"
-    check_network(network, network_spec(context, stage), context.input_size, stage.batch_size, called)
+    check_network(network, network_spec(context, stage), context.input_size, stage.recipe.batch_size, called)
 
 
 def _tell_batch_norm(context: RunContext, stage: StageSettings, network: nn.Module) -> None:
@@ -106,7 +108,7 @@ def _tell_batch_norm(context: RunContext, stage: StageSettings, network: nn.Modu
     if chosen is not None:
         why = "which is meant for hundreds of epochs: short trainings would be validated at chance"
         log.info("%s: batch-norm has momentum %s instead of torchvision's own, %s", called, chosen, why)
-    steps = stage.epochs * math.ceil(len(context.dataset.train) / stage.batch_size)
+    steps = span_of(context, stage).updates
     slow = slow_momentum(network, steps)
     if slow is not None:
         share = f"{100 * (1 - slow) ** steps:.0f} % of batch-norm's statistics will be those from before"

@@ -1,5 +1,6 @@
 """What all stages of a run share, and what of it determines a stage's weights."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,8 +14,10 @@ from kdx.config.settings import build
 from kdx.data.batches import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, mean_and_std
 from kdx.data.dataset import Dataset
 from kdx.errors import KdxError
+from kdx.metrics.selection import Selection
 from kdx.models.batch_norm import momentum_for
 from kdx.models.networks import NetworkSpec, resolve_stem
+from kdx.recipe import changed
 from kdx.tasks import MULTI_LABEL
 from kdx.training.runtime import Precision, choose_device, choose_precision
 
@@ -92,8 +95,13 @@ def network_spec(context: RunContext, stage: StageSettings) -> NetworkSpec:
     )
 
 
-def stage_fingerprint(context: RunContext, stage: StageSettings, guide_fingerprint: str | None) -> str:
-    """Hash of exactly what determines the stage's weights."""
+def as_recorded(teachers: Sequence[str]) -> str | list[str] | None:
+    """The roles or fingerprints of a stage's teachers as records hold them: none, one, or a list."""
+    return None if not teachers else teachers[0] if len(teachers) == 1 else list(teachers)
+
+
+def stage_fingerprint(context: RunContext, stage: StageSettings, guide_fingerprint: str | list[str] | None) -> str:
+    """Hash of exactly what determines the stage's weights, the teachers' fingerprints as they are recorded."""
     facts: dict[str, Any] = {
         "role": stage.role,  # seeds are derived from it
         "data": {
@@ -105,9 +113,7 @@ def stage_fingerprint(context: RunContext, stage: StageSettings, guide_fingerpri
         "network": {key: value for key, value in asdict(network_spec(context, stage)).items() if value is not None},
         "optimizer": stage.optimizer,
         "scheduler": stage.scheduler,
-        "epochs": stage.epochs,
-        "batch_size": stage.batch_size,
-        "accumulate": context.settings.accumulate,  # batch-norm sees the parts
+        "recipe": changed(stage.recipe) | {"select": Selection.resolve(stage.recipe.select, context.dataset.task).name},
         "amp": context.settings.amp,
         "seed": context.settings.seed,
         "code": data_code(context) | network_code(context, stage),
@@ -116,6 +122,8 @@ def stage_fingerprint(context: RunContext, stage: StageSettings, guide_fingerpri
         facts["code"] |= context.sources.of_node(node)
     if stage.distilled:
         facts |= {"kd": stage.kd, "guide": guide_fingerprint}
+        if len(stage.teachers) > 1:
+            facts["several"] = stage.several
     return fingerprint(facts)
 
 

@@ -1,12 +1,13 @@
 """Where a teacher's logits are kept for all stages that are taught by it, and how much room they take."""
 
-import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kdx.augmentations import plain_augment
+from kdx.chain.batches import updates_per_epoch
 from kdx.chain.context import RunContext, data_code, metadata, network_code
 from kdx.chain.index import fingerprint
 from kdx.checkpoint import versions
@@ -18,33 +19,39 @@ def compile_mode(context: RunContext, stage: StageSettings) -> str | None:
     settings = context.settings
     if settings.compile == "auto" and settings.activation_checkpointing:  # the two do not go together
         return None
-    steps = stage.epochs * math.ceil(len(context.dataset.train) / stage.batch_size)
+    steps = stage.recipe.epochs * updates_per_epoch(context, stage)
     return choose_compile(settings.compile, context.device, steps)
 
 
-def logits_folder(context: RunContext, stage: StageSettings, teacher_sha256: str) -> Path:
-    """Where the teacher's logits are kept, under a name that stands for all that determines their bits."""
+def logits_folder(context: RunContext, stage: StageSettings, teacher: str, teacher_sha256: str) -> Path:
+    """Where the logits of a role that teaches are kept, under a name that stands for all that determines their bits."""
     known, settings, augment = metadata(context, stage), context.settings, context.settings.augment
     card = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else None
     facts: dict[str, Any] = {"guide": teacher_sha256, "surroundings": context.surroundings()}
     facts |= {"versions": versions(), "card": card, "compiled": compile_mode(context, stage)}
-    taught_by = [other for other in settings.stages if other.role == stage.guide]
-    facts["code"] = [data_code(context), *(network_code(context, guide) for guide in taught_by)]
+    facts["code"] = [data_code(context), network_code(context, settings.stage(teacher))]
     facts |= {"data_digest": known["data_digest"], "preprocessing": known["preprocessing"]}
-    facts |= {"augment": plain_augment(augment), "batch_size": stage.batch_size, "accumulate": settings.accumulate}
+    facts |= {
+        "augment": plain_augment(augment),
+        "batch_size": stage.recipe.batch_size,
+        "micro_batches": stage.recipe.micro_batches,
+    }
     if augment:  # then they are those of this stage's views
         facts |= {"seed": settings.seed, "role": stage.role}
     return Path(settings.output_dir) / "index" / "logits" / fingerprint(facts)
 
 
-def logits_to_come(context: RunContext, stage: StageSettings, teacher_sha256: str | None) -> int:
+def logits_to_come(context: RunContext, stage: StageSettings, known: Mapping[str, str]) -> int:
     """Bytes that `kd.cache_logits` will still write: float32 logits of every training view, of validation and test.
 
-    Of a teacher that is to be trained (None) nothing is kept yet.
+    `known` has the sha256 of the teachers that are there; of one that is to be trained nothing is kept yet.
     """
-    if not stage.cache_logits or stage.guide is None:
+    if not stage.cache_logits:
         return 0
-    data, views = context.dataset, stage.epochs if context.settings.augment else 1
+    data, views = context.dataset, stage.recipe.epochs if context.settings.augment else 1
     everything = 4 * data.num_classes * (views * len(data.train) + len(data.val) + len(data.test))
-    kept = () if teacher_sha256 is None else logits_folder(context, stage, teacher_sha256).glob("*.npy")
-    return max(0, everything - sum(path.stat().st_size for path in kept))
+    to_come = 0
+    for teacher in stage.teachers:
+        kept = logits_folder(context, stage, teacher, known[teacher]).glob("*.npy") if teacher in known else ()
+        to_come += max(0, everything - sum(path.stat().st_size for path in kept))
+    return to_come

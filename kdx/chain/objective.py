@@ -5,22 +5,23 @@ from typing import Any
 
 from torch import nn
 
+from kdx.config.schema import StageSettings
 from kdx.config.settings import arguments_of, build
 from kdx.config.swap_points import COMBINED, HINTON, OF_STAGE, TERMS
 from kdx.data.dataset import Dataset
 from kdx.errors import KdxError
-from kdx.losses.distillation import Distillation, Term, Weight, as_objective
+from kdx.losses.distillation import EACH, MEAN, Distillation, Term, Weight, as_objective
 from kdx.losses.hard import HardLoss
 
 OURS = ("weight", *OF_STAGE)  # of any method; what else its file holds is its own
 
 
-def build_objective(kd: Mapping[str, Any], hard_loss: HardLoss, dataset: Dataset, cached: bool) -> Distillation:
+def build_objective(stage: StageSettings, hard_loss: HardLoss, dataset: Dataset) -> Distillation:
     """The whole of what a distilled stage minimises; `KdxError` names the term that a data set cannot use.
 
-    `cached`: the teacher's logits come from files, so that no method can look at its layers.
+    With cached logits no method can look at the teacher's layers, and the layers of several have no mean.
     """
-    hard, terms = build_terms(kd)
+    hard, terms = build_terms(stage.kd)
     weights = [hard, *(term.weight for term in terms.values())]
     if not any(weight.start or weight.end for weight in weights):
         keys = ", ".join(["kd.hard", *(f"{term.key}.weight" for term in terms.values())])
@@ -29,11 +30,13 @@ def build_objective(kd: Mapping[str, Any], hard_loss: HardLoss, dataset: Dataset
         refused = term.method.refusal(dataset.task, dataset.num_classes)
         if refused is not None:
             raise KdxError(f"{term.key}: {term.target} {refused} (dataset {dataset.name})")
-        if cached and term.method.layers:
-            name = term.target if term.key == "kd" else f"{term.key}, {term.target},"
+        name = term.target if term.key == "kd" else f"{term.key}, {term.target},"
+        if len(stage.teachers) > 1 and stage.several == MEAN and term.method.layers:
+            raise KdxError(f"kd.teachers={MEAN}: {name} looks at layers, which have no mean; choose {EACH}")
+        if stage.cache_logits and term.method.layers:
             told = f"{name} looks at layers of the teacher, and logits only are kept; choose false"
             raise KdxError(f"kd.cache_logits=true: {told}")
-    return Distillation(hard_loss, hard, terms)
+    return Distillation(hard_loss, hard, terms, stage.several)
 
 
 def build_terms(kd: Mapping[str, Any]) -> tuple[Weight, dict[str, Term]]:

@@ -8,17 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from kdx.chain.batches import known_labels
 from kdx.chain.context import RunContext, network_spec
 from kdx.chain.objective import build_objective
+from kdx.chain.optimizer import build_optimizer, build_schedule, span_of
 from kdx.config.schema import StageSettings
-from kdx.config.settings import build
 from kdx.errors import KdxError
-from kdx.losses.distillation import Distillation, Weight
-from kdx.losses.hard import HardLoss
+from kdx.losses.distillation import MEAN, Distillation, Weight
+from kdx.losses.hard import HardLoss, balanced_weights
 from kdx.losses.objective import Facts
 from kdx.models.activation_checkpointing import recompute_blocks
 from kdx.models.features import Layers, Outputs, Watched, eval_mode, resolve_layers
 from kdx.models.networks import build_network
+from kdx.recipe import BALANCED
 from kdx.reproducibility import derive_seed, setup_reproducibility
 from kdx.training.learner import Learner
 from kdx.training.schedules import Schedule
@@ -59,10 +61,11 @@ def build_parts(context: RunContext, stage: StageSettings, teachers: Mapping[str
             )
             for role, layers in teacher_layers.items()
         ]
-        objective.prepare(known)
+        objective.prepare(known[:1] if stage.several == MEAN else known)
     learner = Learner(network, objective.to(context.device), context.precision, student_layers)
-    optimizer = build(stage.optimizer, "optimizer", _groups(learner, stage.kd.get("lr")))
-    return Parts(learner, optimizer, Schedule(build(stage.scheduler, "scheduler", optimizer)), teacher_layers)
+    optimizer = build_optimizer(stage, learner)
+    schedule = build_schedule(stage, optimizer, span_of(context, stage), context.dataset.task)
+    return Parts(learner, optimizer, schedule, teacher_layers)
 
 
 def _network(context: RunContext, stage: StageSettings) -> nn.Module:
@@ -81,10 +84,22 @@ def _network(context: RunContext, stage: StageSettings) -> nn.Module:
 
 
 def _objective(context: RunContext, stage: StageSettings) -> Distillation:
-    hard_loss = HardLoss(context.dataset.task)
+    hard_loss = _hard_loss(context, stage)
     if not stage.distilled:
         return Distillation(hard_loss, Weight.of(1))
-    return build_objective(stage.kd, hard_loss, context.dataset, stage.cache_logits)
+    return build_objective(stage, hard_loss, context.dataset)
+
+
+def _hard_loss(context: RunContext, stage: StageSettings) -> HardLoss:
+    """The loss by the labels, whose class weights are counted among the labels that the stage may use."""
+    data, wanted = context.dataset, stage.recipe.class_weights
+    if wanted == BALANCED:
+        known = known_labels(context, stage)
+        labels = data.train.labels if known is None else data.train.labels[known]
+        wanted = balanced_weights(labels, data.task, data.num_classes)
+    elif wanted is not None and len(wanted) != data.num_classes:
+        raise KdxError(f"class_weights={list(wanted)}: {len(wanted)} numbers for {data.num_classes} classes")
+    return HardLoss(data.task, stage.recipe.label_smoothing, wanted)
 
 
 def _resolved(objective: Distillation, network: nn.Module, role: str | None, images: Tensor) -> dict[str, Any]:
@@ -98,15 +113,6 @@ def _resolved(objective: Distillation, network: nn.Module, role: str | None, ima
         except KdxError as error:
             raise KdxError(f"{term.key}.{own}: {error} (in the {role or 'student'})") from error
     return found
-
-
-def _groups(learner: Learner, own_rate: float | None) -> list[Any]:
-    """What the optimizer is given: all that is trained, the objective's parameters at their own rate if any."""
-    objective = [parameter for parameter in learner.objective.parameters() if parameter.requires_grad]
-    if own_rate is None or not objective:
-        return learner.trained()
-    network = [parameter for parameter in learner.network.parameters() if parameter.requires_grad]
-    return [{"params": network}, {"params": objective, "lr": own_rate}]
 
 
 def _say(network: nn.Module, layers: Layers, images: Tensor, num_classes: int) -> Outputs:

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from kdx.chain.check import check_stage
-from kdx.chain.context import RunContext, metadata, network_code, stage_fingerprint
+from kdx.chain.context import RunContext, as_recorded, metadata, network_code, stage_fingerprint
 from kdx.chain.index import FinishedStage, StageIndex, fingerprint
 from kdx.chain.logits import logits_to_come
 from kdx.chain.stage import LoadedStage, check_answers, load_network
@@ -42,13 +42,12 @@ def make_plan(context: RunContext, index: StageIndex) -> list[PlannedStage]:
     settings = context.settings
     stages: dict[str, PlannedStage] = {}
     for stage in settings.stages:
-        guide = stages[stage.guide].fingerprint if stage.guide else None
-        stages[stage.role] = _find(context, stage, stage_fingerprint(context, stage, guide), index)
+        taught_by = as_recorded([stages[role].fingerprint for role in stage.teachers])
+        stages[stage.role] = _find(context, stage, stage_fingerprint(context, stage, taught_by), index)
     needed = set(settings.deliver)
     for planned in reversed(stages.values()):
         if planned.role in needed and planned.action == "train":
-            if planned.stage.guide:
-                needed.add(planned.stage.guide)
+            needed.update(planned.stage.teachers)
             if planned.role not in settings.deliver and settings.missing == "error":
                 raise KdxError(
                     f"stage.missing=error: no finished {planned.role} ({planned.stage.network} on "
@@ -64,9 +63,9 @@ def describe_plan(plan: Sequence[PlannedStage]) -> list[str]:
     lines = ["plan:"]
     for planned in plan:
         stage = planned.stage
-        how = {"train": f"train {stage.epochs} epochs", "reuse": "reuse", "load": "load"}[planned.action]
-        if planned.action == "train" and stage.guide:
-            how += f", taught by the {stage.guide}"
+        how = {"train": f"train {stage.recipe.epochs} epochs", "reuse": "reuse", "load": "load"}[planned.action]
+        if planned.action == "train" and stage.teachers:
+            how += f", taught by the {' and the '.join(stage.teachers)}"
         if planned.checkpoint is not None:
             how += f" {from_here(planned.checkpoint)}"
         lines.append(f"  {planned.role:<10} {stage.network:<12} {planned.fingerprint}  {how}")
@@ -81,11 +80,12 @@ def check_plan(context: RunContext, plan: Sequence[PlannedStage], run_dir: Path)
     logits = 0
     for planned in plan:
         if planned.checkpoint is None:
-            guides = [planned.stage.guide] if planned.stage.guide else []
-            networks[planned.role] = check_stage(context, planned.stage, {role: networks[role] for role in guides})
+            teachers = planned.stage.teachers
+            networks[planned.role] = check_stage(context, planned.stage, {role: networks[role] for role in teachers})
             parameters.append(count_parameters(networks[planned.role]))
-            guide = loaded.get(planned.stage.guide or "")
-            logits += logits_to_come(context, planned.stage, None if guide is None else guide.sha256)
+            logits += logits_to_come(
+                context, planned.stage, {role: loaded[role].sha256 for role in teachers if role in loaded}
+            )
         else:
             loaded[planned.role] = load_network(context, planned.stage, planned.checkpoint)
             networks[planned.role] = loaded[planned.role].network
@@ -154,7 +154,7 @@ def _find(context: RunContext, stage: StageSettings, own: str, index: StageIndex
         return PlannedStage(stage, "load", f"file:{fingerprint(facts)}", path)
     exact = None if settings.reuse == "never" else index.find(own)
     candidates = [] if exact is None else [exact]
-    if settings.reuse == "latest" and stage.role in settings.teachers():
+    if settings.reuse == "latest" and stage.role in settings.teaching_roles():
         candidates += index.newest_first(
             role=stage.role,
             network=stage.network,

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import kdx
-from kdx.chain.context import RunContext, metadata, network_spec
+from kdx.chain.batches import stage_batches
+from kdx.chain.context import RunContext, as_recorded, metadata, network_spec
 from kdx.chain.logits import compile_mode, logits_folder
 from kdx.chain.parts import Parts, build_parts
 from kdx.checkpoint import check_metadata, load_hashed, load_weights, versions
 from kdx.config.schema import StageSettings
-from kdx.data.batches import Batches
 from kdx.data.dataset import Dataset, Split
 from kdx.epoch_log import EpochLogger
 from kdx.errors import KdxError
@@ -32,7 +32,7 @@ from kdx.training.progress import Best
 from kdx.training.runtime import match_layout
 from kdx.training.stopping import StopRequest
 from kdx.training.teachers import LogitsCache, Teacher
-from kdx.training.trainer import Recipe, Trainer
+from kdx.training.trainer import Trainer
 from kdx.users_code import text_of
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Outcome:
     test: dict[str, Any]
     parameters: int
     seconds: float
-    guide_fingerprint: str | None
+    guide_fingerprint: str | list[str] | None
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class LoadedStage:
     sha256: str
     epoch: int
     validation: dict[str, float]
-    guide_fingerprint: str | None
+    guide_fingerprint: str | list[str] | None
 
 
 def load_network(context: RunContext, stage: StageSettings, checkpoint: Path) -> LoadedStage:
@@ -92,7 +92,9 @@ def load_network(context: RunContext, stage: StageSettings, checkpoint: Path) ->
 def check_answers(context: RunContext, stage: StageSettings, network: nn.Module, checkpoint: Path) -> None:
     """`KdxError` where a loaded network gives no numbers for the first images of the validation split."""
     few = Split(*context.dataset.val.first(FEW))
-    logits = logits_of(network, _batches(context, stage, "val", replace(context.dataset, val=few)), context.precision)
+    logits = logits_of(
+        network, stage_batches(context, stage, "val", replace(context.dataset, val=few)), context.precision
+    )
     require_numbers(logits, f"{checkpoint}: the network")
 
 
@@ -111,9 +113,11 @@ def train_stage(
     What a run that died left in `folder`, or else in `earlier`, is resumed.
     """
     parts = build_parts(context, stage, {role: teacher.network for role, teacher in teachers.items()})
-    asked = {role: _teacher(context, stage, known, parts.teacher_layers[role]) for role, known in teachers.items()}
-    trainer = make_trainer(context, stage, parts, asked, context.dataset)
-    meta = {"role": stage.role, "fingerprint": own, "guide_fingerprint": _guide_fingerprint(teachers)}
+    layers = parts.teacher_layers
+    asked = {role: _teacher(context, stage, role, known, layers[role]) for role, known in teachers.items()}
+    trainer = make_trainer(context, stage, parts, asked)
+    lineage = as_recorded([teacher.fingerprint for teacher in teachers.values()])
+    meta = {"role": stage.role, "fingerprint": own, "guide_fingerprint": lineage}
     keeper = _keeper(context, stage, folder, trainer, meta, stop)
     _leave_clean_script(folder)
     _resume(trainer, keeper, earlier)
@@ -124,8 +128,9 @@ def train_stage(
         keeper.logger.close()
     checkpoint = folder / "checkpoints" / best.file
     chosen = load_network(context, stage, checkpoint)
-    teacher_logits = [teacher.of_split("test", _batches(context, stage, "test")) for teacher in asked.values()]
-    test = scores_on_test(context, stage, chosen.network, teacher_logits) | {"epoch": best.epoch}
+    images = stage_batches(context, stage, "test")
+    said = {role: teacher.of_split("test", images) for role, teacher in asked.items()}
+    test = scores_on_test(context, stage, chosen.network, said) | {"epoch": best.epoch}
     write_json(folder / "test_metrics.json", test)
     _draw_feature_maps(context, stage, chosen.network, folder / "visualizations")
     seconds = sum(row["epoch_time_sec"] for row in trainer.progress.history)
@@ -137,40 +142,34 @@ def train_stage(
         test,
         count_parameters(chosen.network),
         seconds,
-        meta["guide_fingerprint"],
+        lineage,
     )
 
 
-def _guide_fingerprint(teachers: Mapping[str, FinishedTeacher]) -> str | None:
-    return next((teacher.fingerprint for teacher in teachers.values()), None)
-
-
-def _teacher(context: RunContext, stage: StageSettings, known: FinishedTeacher, layers: Layers) -> Teacher:
-    cache = (
-        LogitsCache(logits_folder(context, stage, known.sha256), context.dataset.num_classes)
-        if stage.cache_logits
-        else None
-    )
+def _teacher(context: RunContext, stage: StageSettings, role: str, known: FinishedTeacher, layers: Layers) -> Teacher:
+    cache = None
+    if stage.cache_logits:
+        cache = LogitsCache(logits_folder(context, stage, role, known.sha256), context.dataset.num_classes)
     return Teacher(known.network, context.precision, layers, cache)
 
 
 def make_trainer(
-    context: RunContext, stage: StageSettings, parts: Parts, teachers: Mapping[str, Teacher], dataset: Dataset
+    context: RunContext,
+    stage: StageSettings,
+    parts: Parts,
+    teachers: Mapping[str, Teacher],
+    dataset: Dataset | None = None,
 ) -> Trainer:
-    """The stage's trainer on the images of a data set."""
-    recipe = Recipe(
-        epochs=stage.epochs,
-        micro_batches=context.settings.accumulate,
-        compile_mode=compile_mode(context, stage),
-    )
+    """The stage's trainer, on the images of another data set where one is given."""
     return Trainer(
         parts.learner,
         teachers,
-        _batches(context, stage, "train", dataset),
-        _batches(context, stage, "val", dataset),
+        stage_batches(context, stage, "train", dataset),
+        stage_batches(context, stage, "val", dataset),
         parts.optimizer,
         parts.schedule,
-        recipe,
+        stage.recipe,
+        compile_mode=compile_mode(context, stage),
         name=stage.role,
         task=context.dataset.task,
         num_classes=context.dataset.num_classes,
@@ -184,7 +183,7 @@ def _keeper(
     logger = EpochLogger(
         folder / "logs" / f"{file_stem(stage)}_log.csv",
         stage.role,
-        stage.epochs,
+        stage.recipe.epochs,
         log_interval=settings.log_interval,
         tracker=open_tracker(settings.logger, folder, Path(settings.output_dir), stage.config),
     )
@@ -219,7 +218,7 @@ def raise_if_out_of_memory(error: BaseException, stage: StageSettings) -> None:
     """`KdxError` that says what to lower, where an error means that memory ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text_of(error):
         raise KdxError(
-            f"{stage.role}: out of memory with batch_size={stage.batch_size}; "
+            f"{stage.role}: out of memory with batch_size={stage.recipe.batch_size}; "
             f"lower stage.{stage.role}.batch_size or set amp=bf16; what was saved is sound"
         ) from error
 
@@ -244,7 +243,7 @@ def _draw_feature_maps(
         return
     from kdx.visualize.feature_maps import last_map_layer, save_feature_maps  # imports matplotlib
 
-    batches = _batches(context, stage, split).unshuffled()
+    batches = stage_batches(context, stage, split).unshuffled()
     layer = requested.layer or last_map_layer(network, next(batches.epoch(0)).images)
     if layer is not None:
         pairs = ((batch.images, batch.labels) for batch in batches.epoch(0))
@@ -267,32 +266,13 @@ def _drawing(
 
 
 def scores_on_test(
-    context: RunContext, stage: StageSettings, network: nn.Module, teacher_logits: Sequence[Tensor] = ()
+    context: RunContext, stage: StageSettings, network: nn.Module, teacher_logits: Mapping[str, Tensor] | None = None
 ) -> dict[str, Any]:
-    """Loss and scores on the test split, and the agreement with the first teacher's logits (N, C)."""
-    test, dataset = _batches(context, stage, "test"), context.dataset
-    known = teacher_logits[0] if teacher_logits else None
-    return evaluate(network, test, context.precision, dataset.task, dataset.num_classes, known)
+    """Loss and scores on the test split, and the agreement with the teachers' logits (N, C), by role."""
+    test, dataset = stage_batches(context, stage, "test"), context.dataset
+    return evaluate(network, test, context.precision, dataset.task, dataset.num_classes, teacher_logits)
 
 
 def file_stem(stage: StageSettings) -> str:
     """`<model>_<role>`, with what a file name should not hold replaced."""
     return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', stage.network)}_{stage.role}"
-
-
-def _batches(context: RunContext, stage: StageSettings, split: str, dataset: Dataset | None = None) -> Batches:
-    settings = context.settings
-    training = split == "train"
-    return Batches(
-        getattr(dataset or context.dataset, split),
-        context.preprocessing,
-        batch_size=stage.batch_size if training else 2 * stage.batch_size,
-        device=context.device,
-        seed=settings.seed,
-        name=stage.role,
-        augment=settings.augment if training else (),
-        shuffle=training,
-        balance=settings.balance,
-        num_workers=settings.num_workers,
-        num_classes=context.dataset.num_classes,
-    )

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from kdx.config.schema import NETWORK, ModelSchema, RoleSchema, Schema, StageSchema
-from kdx.config.swap_points import COMBINED, OF_COMBINED, SWAP_POINTS, TERM_NAME, rules_of
+from kdx.config.swap_points import COMBINED, GROUPS, OF_COMBINED, SWAP_POINTS, TERM_NAME, is_shipped, rules_of
 from kdx.errors import KdxError, suggest
 from kdx.ranges import (
     Choice,
@@ -27,6 +27,7 @@ from kdx.ranges import (
     shown,
     stray,
 )
+from kdx.recipe import Recipe
 
 MEDMNIST_SIZES = (28, 64, 128, 224)
 RESERVED_ROLES = {
@@ -66,6 +67,9 @@ class Problems:
         """A key that nothing reads, with the near miss among those that are read beside it."""
         self._tell(key, f"{shown(key)}: no such key{suggest(key.rsplit('.', 1)[-1], choices)}")
 
+    def unknown_role(self, role: str, choices: Iterable[str]) -> None:
+        self._tell(f"stage.{role}", f"stage.{role}: no such role{suggest(role, choices)}")
+
     def left_out(self, key: str) -> None:
         """A key that an override such as `~key` removed."""
         instead = f"; write {key}=none to do without" if key in OPTIONAL_GROUPS else ""
@@ -99,6 +103,7 @@ def check_values(config: Mapping[str, Any], problems: Problems) -> None:
         check_role_names(roles, stage, problems)
         for role in roles:
             check_fields(RoleSchema, stage[role], f"stage.{role}.", problems)
+            check_groups_of_stage(role, stage[role], config, problems)
             needed = NETWORK.problem(model.get(role))
             if needed is not None:
                 problems.add(f"model.{role}", model.get(role), f"stage.{role} needs {needed}")
@@ -201,13 +206,45 @@ def _check_terms(node: Mapping[str, Any], kd: str, problems: Problems) -> None:
                 problems.rule(f"{key}.{own}", term[own], rules[own])
 
 
+def check_groups_of_stage(role: str, own: Mapping[str, Any], config: Mapping[str, Any], problems: Problems) -> None:
+    """The keys of kd, optimizer and scheduler that hold for one stage."""
+    for group in GROUPS:
+        node, usual = own.get(group), config.get(group)
+        if not isinstance(node, Mapping) or not isinstance(usual, Mapping):
+            continue
+        whole = "_target_" in node
+        target = node["_target_"] if whole else usual.get("_target_")
+        rules = rules_of(group, target)
+        for key, value in node.items():
+            if key in rules:
+                problems.rule(f"stage.{role}.{group}.{key}", value, rules[key])
+            elif not whole and key not in usual and is_shipped(target):
+                problems.unknown(f"stage.{role}.{group}.{key}", usual)
+        if whole and group == "optimizer" and target is None:
+            problems.add(f"stage.{role}.optimizer._target_", None, "the dotted name of a callable is needed")
+        if group == "optimizer" and own.get("lr") is not None and node.get("lr") is not None and not whole:
+            problems.add(f"stage.{role}.lr", own["lr"], f"stage.{role}.optimizer.lr={shown(node['lr'])} says it, too")
+
+
+def check_stage(role: str, recipe: Recipe, run: Schema, problems: Problems) -> None:
+    """What the numbers of a stage's training allow only together."""
+    if recipe.micro_batches > max(1, recipe.batch_size // 2):
+        needed = f"parts of at least two images are needed, and the {role}'s batch_size is {recipe.batch_size}"
+        problems.add(_key_of(role, "micro_batches", recipe, run), recipe.micro_batches, needed)
+    # of gradients summed over parts, only one part may arrive (PyTorch issue 96693)
+    if recipe.micro_batches > 1 and run.compile == "reduce-overhead":
+        problems.add("compile", run.compile, "CUDA graphs spoil gradients summed by micro_batches; choose default")
+
+
+def _key_of(role: str, name: str, recipe: Recipe, run: Schema) -> str:
+    """The key that gave a stage its number: the stage's own one, or the run's."""
+    return name if getattr(recipe, name) == getattr(run, name) else f"stage.{role}.{name}"
+
+
 def check_together(run: Schema, problems: Problems) -> None:
     """What two keys allow only together."""
     if run.activation_checkpointing and run.compile not in ("auto", "off"):
         problems.add("compile", run.compile, "does not go together with activation_checkpointing=true; choose off")
-    # of gradients summed over parts, only one part may arrive (PyTorch issue 96693)
-    if run.accumulate > 1 and run.compile == "reduce-overhead":
-        problems.add("compile", run.compile, "CUDA graphs spoil gradients summed by accumulate; choose default")
     dataset = run.dataset
     if isinstance(dataset.normalize, Mapping):
         _check_mean_and_std(dataset.normalize, problems)
@@ -228,6 +265,17 @@ def _check_mean_and_std(value: Mapping[str, Any], problems: Problems) -> None:
         problems.add("dataset.normalize", value, f"{needed}0-1: mean from 0 to 1, std above 0 and at most 10")
 
 
+def teachers_of(role: Mapping[str, Any]) -> tuple[str, ...]:
+    """The roles that a role's `guide` names."""
+    guide = role.get("guide")
+    return () if guide is None else (guide,) if isinstance(guide, str) else tuple(guide)
+
+
+def roles_with_guide(stage: Mapping[str, Any]) -> list[str]:
+    """The roles whose mapping says who teaches them, as those of conf do."""
+    return [role for role in roles_of(stage) if "guide" in stage[role]]
+
+
 def roles_of(stage: Mapping[str, Any]) -> list[str]:
     """The roles: every mapping under `stage`."""
     return [str(key) for key, value in stage.items() if isinstance(value, Mapping)]
@@ -238,11 +286,17 @@ def check_role_names(roles: list[str], stage: Mapping[str, Any], problems: Probl
     for role in roles:
         if role.lower() in RESERVED_ROLES or not role.isidentifier() or len(role) > 64:
             problems.add("stage", role, "this word cannot name a role")
-        guide = stage[role].get("guide")
-        if guide is not None and (guide == role or guide not in roles):
-            others = [other for other in roles if other != role]
+        elif "guide" not in stage[role] and suggest(role, roles_with_guide(stage)):
+            problems.unknown_role(role, roles_with_guide(stage))
+        guide, others = stage[role].get("guide"), [other for other in roles if other != role]
+        named = guide if isinstance(guide, list | tuple) else [guide]
+        unfit = [one for one in named if one not in others] if guide is not None else []
+        if unfit or len({shown(one) for one in named}) < len(named) or guide == []:
+            near = suggest(shown(unfit[0]), others) if unfit else ""
             choices = ", ".join(("null", *others))
-            problems.add(f"stage.{role}.guide", guide, f"choose {choices}{suggest(shown(guide), others)}")
+            problems.add(
+                f"stage.{role}.guide", guide, f"choose {choices}{near or ', or some of them in a list, each once'}"
+            )
     if not roles:
         problems.add("stage", stage, "a role is needed: a mapping {guide: null}")
     problems.rule("stage.deliver", stage.get("deliver"), Choice(("all", *roles)))

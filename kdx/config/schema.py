@@ -1,16 +1,15 @@
 """The types of a run's configuration: as composed (Schema), and as checked (Settings). Imports no torch."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, make_dataclass
+from typing import Any, get_type_hints
 
 from kdx.augmentations import BY_NAME, Augmentation
 from kdx.ranges import Anything, Choice, Either, Flag, Folder, Group, Real, Text, Whole, Words, key
+from kdx.recipe import Recipe
 
 # A key is declared once: its type, its rule, its default where conf has none. `| None` allows null. Swap points (kd,
 # optimizer, scheduler, dataset.source) are mappings, whose keys kdx.config.swap_points knows: a user's own _target_
 # may take anything that is finite.
-EPOCHS = Whole(1, 100_000)
-BATCH_SIZE = Whole(1, 65_536)
 LEARNING_RATE = Real(above=0, most=1e38)  # what float32 holds: a training that diverges tells so itself
 PIXELS = Whole(1, 4096)
 LAYER = Text(r"\w+(\.\w+)*", "the dotted name of a layer is needed")
@@ -25,14 +24,26 @@ CACHE = ("auto", "memory", "disk", "none")
 NORMALIZE = ("auto", "imagenet", "dataset")
 
 
+RULES = {field.name: field.metadata["rule"] for field in fields(Recipe)}
+
+
 @dataclass
-class RoleSchema:
-    guide: str | None = key(Anything(), None)  # the role that teaches this one
-    epochs: int | None = key(EPOCHS, None)  # null = the global value, here and below
-    batch_size: int | None = key(BATCH_SIZE, None)
-    lr: float | None = key(LEARNING_RATE, None)
-    pretrained: bool | None = key(Flag(), None)
+class RoleKeys:
+    guide: Any = key(Anything(), None)  # the role that teaches this one, or a list of them
     checkpoint: str | None = key(Folder(), None)  # a file that stands in for training
+    pretrained: bool | None = key(Flag(), None)  # null = the global value, here and below
+    lr: float | None = key(LEARNING_RATE, None)
+    kd: dict[str, Any] | None = key(Group(), None)  # keys in the place of the global ones, or a whole option of conf
+    optimizer: dict[str, Any] | None = key(Group(), None)
+    scheduler: dict[str, Any] | None = key(Group(), None)
+
+
+# ... and every number of its training, null = the global value
+RoleSchema = make_dataclass(
+    "RoleSchema",
+    [(name, hint | None, key(RULES[name], None)) for name, hint in get_type_hints(Recipe).items()],
+    bases=(RoleKeys,),
+)
 
 
 @dataclass
@@ -86,7 +97,7 @@ class SearchSchema:
 
 
 @dataclass
-class Schema:
+class Schema(Recipe):
     dataset: DatasetSchema = key(Group(DatasetSchema), DatasetSchema)
     model: dict[str, Any] = key(Group())
     stage: dict[str, Any] = key(Group())
@@ -95,13 +106,10 @@ class Schema:
     scheduler: dict[str, Any] = key(Group())
     experiment: Any = key(Anything(), None)
     search: dict[str, Any] | None = key(Group(SearchSchema), None)
-    epochs: int = key(EPOCHS)
-    batch_size: int = key(BATCH_SIZE)
     amp: str = key(Choice(("auto", "bf16", "fp16", "off")))
     device: str = key(Text(r"auto|cpu|mps|cuda(:\d{1,3})?", "choose auto, cpu, cuda, cuda:<number> or mps"))
     channels_last: bool | None = key(Flag())
     compile: str = key(Choice(("auto", "off", "default", "reduce-overhead")))
-    accumulate: int = key(Whole(1, 32_768))
     activation_checkpointing: bool = key(Flag())
     num_workers: int = key(Whole(0, 256))
     log_interval: int = key(Whole(1, 1_000_000))
@@ -126,9 +134,9 @@ class StageSettings:
 
     role: str
     network: str
-    guide: str | None
-    epochs: int
-    batch_size: int
+    teachers: tuple[str, ...]  # the roles that teach it
+    several: str  # how more than one of them is used: mean or each
+    recipe: Recipe
     lr: float
     pretrained: bool
     checkpoint: str | None
@@ -140,12 +148,12 @@ class StageSettings:
 
     @property
     def distilled(self) -> bool:
-        return self.guide is not None
+        return bool(self.teachers)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A run as configured. `stages` come guides first."""
+    """A run as configured. `stages` come teachers first."""
 
     stages: tuple[StageSettings, ...]
     deliver: tuple[str, ...]
@@ -163,7 +171,6 @@ class Settings:
     device: str
     channels_last: bool | None
     compile: str
-    accumulate: int
     activation_checkpointing: bool
     num_workers: int
     log_interval: int
@@ -183,10 +190,10 @@ class Settings:
     def stage(self, role: str) -> StageSettings:
         return next(stage for stage in self.stages if stage.role == role)
 
-    def teachers(self) -> set[str]:
+    def teaching_roles(self) -> set[str]:
         """The roles that teach somebody on the way to what this run delivers."""
         ways = set(self.deliver)
         for stage in reversed(self.stages):
-            if stage.role in ways and stage.guide:
-                ways.add(stage.guide)
-        return {stage.guide for stage in self.stages if stage.role in ways and stage.guide}
+            if stage.role in ways:
+                ways.update(stage.teachers)
+        return {role for stage in self.stages if stage.role in ways for role in stage.teachers}

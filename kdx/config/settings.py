@@ -1,6 +1,7 @@
 """From a composed config to plain, checked settings. Nothing behind this file sees a config; it imports no torch."""
 
 import copy
+import dataclasses
 import inspect
 import pkgutil
 import re
@@ -20,15 +21,18 @@ from kdx.config.checks import (
     Problems,
     check_hydra,
     check_left_out,
+    check_stage,
     check_swap_points,
     check_together,
     check_values,
     roles_of,
+    teachers_of,
 )
 from kdx.config.schema import RoleSchema, Schema, Settings, StageSettings
-from kdx.config.swap_points import rules_of
+from kdx.config.swap_points import GROUPS, KEYS_OF_KDX, rules_of
 from kdx.errors import KdxError, suggest
 from kdx.ranges import leaves, shown
+from kdx.recipe import Recipe
 from kdx.users_code import reason_of, users_code
 
 # ${kdx.start:...} names the output folder's first level: how the networks start.
@@ -44,15 +48,16 @@ def read_settings(config: DictConfig) -> Settings:
     config, typed = _typed(config)
     problems = Problems()
     check_together(typed, problems)
-    order = _guides_first(config, roles_of(config.stage), problems)
+    order = _teachers_first(config, roles_of(config.stage), problems)
     problems.raise_if_any()
     stages = tuple(_stage(config, role) for role in order)
-    for least in sorted(stages, key=lambda stage: stage.batch_size)[:1]:
-        if typed.accumulate > max(1, least.batch_size // 2):
-            needed = f"parts of at least two images are needed, and the {least.role}'s batch_size is {least.batch_size}"
-            problems.add("accumulate", typed.accumulate, needed)
     augment = read_augment(typed.dataset.augment)
     check_kept_logits(augment, typed.dataset.balance, stages, problems)
+    for stage in stages:
+        check_stage(stage.role, stage.recipe, typed, problems)
+        if typed.dataset.balance and stage.distilled and stage.recipe.labelled != 1:
+            needed = f"the {stage.role} must not know the classes of images whose labels are hidden; choose false"
+            problems.add("dataset.balance", True, needed)
     problems.raise_if_any()
     deliver = config.stage.deliver
     dataset = OmegaConf.to_container(config.dataset, resolve=True)
@@ -85,16 +90,16 @@ def flat_keys(node: Any, prefix: str = "") -> list[str]:
     return keys
 
 
-def build(node: dict[str, Any], key: str, *arguments: Any) -> Any:
+def build(node: dict[str, Any], key: str, *arguments: Any, **named: Any) -> Any:
     """The object that a swap point's `_target_` names, or None without one. The only place that instantiates.
 
-    A `_partial_` target is called with `arguments`, which so stay what they are (parameters, an optimizer).
+    A `_partial_` target is called with `arguments` and `named` ones, which so stay what they are (an optimizer).
     """
     if node.get("_target_") is None:
         return None
     try:
         built = instantiate({**node, "_convert_": "all"})
-        return built(*arguments) if arguments else built
+        return built(*arguments, **named) if arguments else built
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a user's own code may raise anything
@@ -203,12 +208,12 @@ def explain_key(error: OmegaConfBaseException) -> str:
     return f"{key}: {first}" if key and key not in first else first
 
 
-def _guides_first(config: DictConfig, roles: list[str], problems: Problems) -> list[str]:
-    """The roles in an order in which every guide precedes whom it teaches."""
-    guides = {role: config.stage[role].get("guide") for role in roles}
+def _teachers_first(config: DictConfig, roles: list[str], problems: Problems) -> list[str]:
+    """The roles in an order in which every teacher precedes whom it teaches."""
+    teachers = {role: teachers_of(config.stage[role]) for role in roles}
     order: list[str] = []
     while len(order) < len(roles):
-        ready = [r for r in roles if r not in order and (guides[r] is None or guides[r] in order)]
+        ready = [role for role in roles if role not in order and set(teachers[role]) <= set(order)]
         if not ready:
             stuck = ", ".join(r for r in roles if r not in order)
             problems.add("stage.<role>.guide", stuck, "these roles guide each other in a circle")
@@ -217,34 +222,49 @@ def _guides_first(config: DictConfig, roles: list[str], problems: Problems) -> l
     return order
 
 
+def _group_of_stage(group: str, usual: DictConfig, own: DictConfig) -> Any:
+    """A group's keys for one stage: its own in the place of the usual ones, or all of another option of conf."""
+    if "_target_" not in own:
+        return OmegaConf.merge(usual, own)
+    kept = {key: usual[key] for key in KEYS_OF_KDX[group] if key in usual}
+    return OmegaConf.merge(OmegaConf.create(kept), own)
+
+
 def _stage(config: DictConfig, role: str) -> StageSettings:
     """The config with the role's own values in the place of the global ones, resolved."""
     own = config.stage[role]
 
     def staged(copied: Any) -> Any:
-        for key, target in (("epochs", "epochs"), ("batch_size", "batch_size"), ("lr", "optimizer.lr")):
-            if own.get(key) is not None:
-                OmegaConf.update(copied, target, own[key], force_add=True)
+        for group in GROUPS:
+            if own.get(group) is not None:
+                copied[group] = _group_of_stage(group, copied[group], copied.stage[role][group])
+        for field in dataclasses.fields(Recipe):
+            if own.get(field.name) is not None:
+                copied[field.name] = copied.stage[role][field.name]
+        if own.get("lr") is not None:
+            OmegaConf.update(copied, "optimizer.lr", own.lr, force_add=True)
         if own.get("pretrained") is not None:
             copied.model.pretrained = own.pretrained
         return OmegaConf.to_container(copied, resolve=True)
 
     resolved = staged(copy.deepcopy(config))
-    told = staged(OmegaConf.create(keep_environment(OmegaConf.to_container(config, resolve=False))))
-    guide = own.get("guide") if resolved["kd"].get("_target_") is not None else None
-    cache_logits = resolved["kd"].pop("cache_logits", False)  # no number of the loss: changes what it costs only
+    as_written = staged(OmegaConf.create(keep_environment(OmegaConf.to_container(config, resolve=False))))
+    kd = resolved["kd"]
+    teachers = teachers_of(own) if kd.get("_target_") is not None else ()
+    cache_logits = kd.pop("cache_logits", False)  # no number of the loss: changes what it costs only
+    several = kd.pop("teachers", "mean")
     return StageSettings(
         role=role,
         network=config.model[role],
-        guide=guide,
-        epochs=resolved["epochs"],
-        batch_size=resolved["batch_size"],
+        teachers=teachers,
+        several=several,
+        recipe=Recipe(**{field.name: resolved[field.name] for field in dataclasses.fields(Recipe)}),
         lr=resolved["optimizer"].get("lr", 0.0),
         pretrained=resolved["model"]["pretrained"],
         checkpoint=own.get("checkpoint"),
         cache_logits=cache_logits,
-        kd=resolved["kd"] if guide else {},
+        kd=kd if teachers else {},
         optimizer=resolved["optimizer"],
         scheduler=resolved["scheduler"],
-        config=told,
+        config=as_written,
     )

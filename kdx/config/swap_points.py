@@ -1,6 +1,6 @@
 """What the keys of the shipped optimizers, schedulers, losses and data sources may be. Imports no torch."""
 
-from kdx.config.schema import CACHE, EPOCHS, LEARNING_RATE, NAME, PIXELS
+from kdx.config.schema import CACHE, LEARNING_RATE, NAME, PIXELS
 from kdx.ranges import Choice, Either, Flag, Folder, ListOf, Nullable, Ramp, Real, Rule, Text, Whole
 
 TARGET = Nullable(Text(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "the dotted name of a callable is needed", 300))
@@ -21,8 +21,6 @@ KD: dict[str, Rule] = {
     "temperature": Real(above=0, most=10_000),
     "alpha": Real(least=0, most=1),
     "standardise": MAYBE_FLAG,
-    "cache_logits": Flag(),
-    "lr": Nullable(LEARNING_RATE),
 }
 LAYERS = Either((Text(needed="the name of a layer, or stages, last_map, pooled is needed"), ListOf(Text(), fewest=1)))
 SHARED_BY_ALPHA = (".Hinton", ".KnowledgeDistillationLoss")  # alpha of the soft loss, 1 - alpha of the hard one
@@ -51,7 +49,6 @@ METHOD: dict[str, Rule] = {  # of the others in kdx.losses, whose alpha is a wei
     "momentum": Real(least=0, most=1),
 }
 OPTIMIZER: dict[str, Rule] = {
-    "lr": LEARNING_RATE,
     "weight_decay": NOT_NEGATIVE,
     "momentum": SHARE,
     "dampening": SHARE,
@@ -74,7 +71,6 @@ SCHEDULER: dict[str, Rule] = {
     "T_max": COUNT,
     "T_0": COUNT,
     "T_mult": Whole(1, 1000),
-    "epochs": EPOCHS,
     "milestones": ListOf(Real(above=0, most=MANY), fewest=1),
     "gamma": FACTOR,
     "step_size": COUNT,
@@ -115,11 +111,27 @@ SOURCE: dict[str, Rule] = {
 HINTON, COMBINED = "kdx.losses.Hinton", "kdx.losses.Combined"
 TERMS = "kd.terms"  # of COMBINED: methods by names of the user's
 TERM_NAME = Text(r"[A-Za-z]\w*", "a word that names a term is needed", 64)
-OF_STAGE = ("hard", "lr", "cache_logits")  # said once beside a method or `terms`: kdx's own, not a method's numbers
+OF_STAGE = (
+    "hard",
+    "lr",
+    "cache_logits",
+    "teachers",
+)  # said once beside a method or `terms`: kdx's own, not a method's numbers
 OF_COMBINED = ("_target_", "terms", *OF_STAGE)
+GROUPS = ("kd", "optimizer", "scheduler")  # whose keys a stage may have of its own
+KEYS_OF_KDX: dict[str, dict[str, Rule]] = {  # which kdx reads itself, whatever the _target_
+    "kd": {"cache_logits": Flag(), "teachers": Choice(("mean", "each")), "lr": Nullable(LEARNING_RATE)},
+    "optimizer": {"lr": LEARNING_RATE, "decay": Choice(("all", "weights"))},
+    "scheduler": {"warmup": Real(least=0, most=100_000), "every": Nullable(Choice(("update", "epoch")))},
+    "dataset.source": {},
+}
 SWAP_POINTS = {"kd": KD, "optimizer": OPTIMIZER, "scheduler": SCHEDULER, "dataset.source": SOURCE}
 SHIPPED = ("kdx.", "torch.")  # the packages whose keys the tables mean
-ALWAYS = ("lr", "cache_logits")  # read by kdx itself, whatever the _target_
+
+
+def is_shipped(target: object) -> bool:
+    """Whether the tables above say what a `_target_` takes."""
+    return target is None or str(target).startswith(SHIPPED)
 
 
 def rules_of(swap_point: str, target: object) -> dict[str, Rule]:
@@ -127,5 +139,4 @@ def rules_of(swap_point: str, target: object) -> dict[str, Rule]:
     swap_point = "kd" if swap_point.startswith(f"{TERMS}.") else swap_point
     method = str(target).startswith("kdx.losses.") and not str(target).endswith(SHARED_BY_ALPHA)
     table = METHOD if swap_point == "kd" and method else SWAP_POINTS[swap_point]
-    shipped = target is None or str(target).startswith(SHIPPED)
-    return ANY | (table if shipped else {key: rule for key, rule in table.items() if key in ALWAYS})
+    return ANY | KEYS_OF_KDX[swap_point] | (table if is_shipped(target) else {})

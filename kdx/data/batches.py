@@ -120,10 +120,13 @@ class Batches:
         balance: bool = False,
         num_workers: int = 0,
         num_classes: int = 0,
+        known: Tensor | None = None,
+        known_only: bool = False,
     ) -> None:
         """`balance` shows every class equally often in a shuffled epoch, rare images several times.
 
-        `num_classes` is needed where mixed images have shares of classes as targets.
+        `num_classes` is needed where mixed images have shares of classes as targets. `known` (N,) is False for images
+        whose labels must not be used; `known_only` leaves those images out.
         """
         self.preprocessing = preprocessing
         self.prepare = preprocessing.on(device)
@@ -134,25 +137,26 @@ class Batches:
         self.views = Views(self.augment, self._frame(split.images), seed, name)
         self.mixing = Mixing(self.augment, self.views.size, num_classes, seed, name)
         self.shuffle, self.balanced = shuffle, balance and shuffle
-        self.count = balanced_size(split.labels) if self.balanced else len(split)  # images an epoch
         self.num_workers = num_workers
         self.images = split.images
         self.on_device = isinstance(split.images, Tensor) and fits(split.images, device)
         if isinstance(split.images, Tensor) and self.on_device:
             self.images = split.images.to(device)
         self.labels = split.labels.to(device)
-        if shuffle and len(split) < 2:
+        self.known = None if known is None or known_only else known.to(device)
+        self.used = torch.arange(len(split)) if known is None or not known_only else known.nonzero().flatten()
+        self.count = images_an_epoch(split.labels[self.used], self.balanced)
+        if shuffle and len(self.used) < 2:
             raise KdxError("a training split of one image: batch normalisation needs at least two")
 
     def __len__(self) -> int:
-        """Batches an epoch. A shuffled epoch drops a last batch of one image, which batch-norm cannot take."""
-        full, rest = divmod(self.count, self.batch_size)
-        return full + (rest > (1 if self.shuffle and self.batch_size > 1 else 0))
+        return batches_an_epoch(self.count, self.batch_size, self.shuffle)
 
     def unshuffled(self) -> "Batches":
         """The same images in their own order, as they are."""
         twin = copy.copy(self)
         twin.shuffle, twin.balanced, twin.augment, twin.count = False, False, (), len(self.labels)
+        twin.used, twin.known = torch.arange(len(self.labels)), None
         twin.views, twin.mixing = self.views.without(), self.mixing.without()
         return twin
 
@@ -168,8 +172,9 @@ class Batches:
         """
         order = self._order(number)
         rows = torch.arange(self.count) if self.balanced else order  # an image that comes twice has two views
-        view = self.views.of_epoch(number, self.count, self.device)
-        mix = self.mixing.of_epoch(number, self.count, len(self), self.device)
+        drawn = self.count if self.balanced else len(self.labels)  # a row of numbers an image, or a place
+        view = self.views.of_epoch(number, drawn, self.device)
+        mix = self.mixing.of_epoch(number, drawn, len(self), self.device)
         pieces, here, there, rows_there = (
             numbers.split(self.batch_size)[start : len(self)]
             for numbers in (order, rows, order.to(self.device), rows.to(self.device))
@@ -177,15 +182,16 @@ class Batches:
         batches = zip(self._raw_batches(pieces, there), there, rows_there, here, strict=True)
         for step, (raw, indices, row, row_here) in enumerate(batches, start):
             labels = self.labels[indices]
-            images, targets, known = mix(view(raw, row, row_here), labels, None, row, step)
+            hidden = None if self.known is None else self.known[indices]
+            images, targets, known = mix(view(raw, row, row_here), labels, hidden, row, step)
             yield Batch(self.prepare(images), labels, indices, targets, known)
 
     def _order(self, epoch: int) -> Tensor:
         """The images of an epoch by number, on the host."""
         draw = generator(self.seed, self.name, "order", epoch)
         if self.balanced:
-            return balanced_order(self.labels.cpu(), draw)
-        return torch.randperm(self.count, generator=draw) if self.shuffle else torch.arange(self.count)
+            return self.used[balanced_order(self.labels.cpu()[self.used], draw)]
+        return self.used[torch.randperm(len(self.used), generator=draw)] if self.shuffle else self.used
 
     def _raw_batches(self, pieces: Sequence[Tensor], there: Sequence[Tensor]) -> Iterator[Tensor]:
         """uint8 batches on the device of the images whose numbers are `pieces` on the host, `there` on the device."""
@@ -213,6 +219,17 @@ class Batches:
             mean if len(mean) == channels else mean.mean(dim=0, keepdim=True)
         )  # grey images spread over three means
         return Frame((height, width), (resize, resize) if resize else (height, width), colour)
+
+
+def images_an_epoch(labels: Tensor, balance: bool) -> int:
+    """Of the images with these labels, those that an epoch shows."""
+    return balanced_size(labels) if balance else len(labels)
+
+
+def batches_an_epoch(images: int, batch_size: int, shuffle: bool) -> int:
+    """A shuffled epoch drops a last batch of one image, which batch-norm cannot take."""
+    full, rest = divmod(images, batch_size)
+    return full + (rest > (1 if shuffle and batch_size > 1 else 0))
 
 
 def fits(images: Tensor, device: torch.device) -> bool:

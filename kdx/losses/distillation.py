@@ -152,7 +152,9 @@ class Distillation(nn.Module):
 
 
 def averaged(teachers: Sequence[Outputs], multi_label: bool) -> Outputs:
-    """One teacher whose probabilities are the mean of theirs, as logits (B, C)."""
+    """One teacher whose probabilities are the mean of theirs, as logits (B, C); a single one as it is."""
+    if len(teachers) == 1:
+        return teachers[0]
     logits = torch.stack([teacher.logits for teacher in teachers])
     count = torch.log(torch.tensor(float(len(teachers)), device=logits.device))
     if multi_label:  # log(p / (1 - p)) of the mean p, both sums in log space

@@ -10,6 +10,18 @@ from kdx.losses.objective import Lesson
 from kdx.tasks import MULTI_LABEL
 
 
+def balanced_weights(labels: Tensor, task: str, num_classes: int) -> list[float]:
+    """A weight a class by inverse frequency: N / (C * images of the class); 0 where a class has none.
+
+    Of a multi-label set, images without a label for each that has it.
+    """
+    if task == MULTI_LABEL:
+        present = labels.double().sum(dim=0)
+        return ((len(labels) - present) / present.clamp(min=1)).tolist()
+    counts = torch.bincount(labels, minlength=num_classes).double()
+    return torch.where(counts > 0, len(labels) / (num_classes * counts.clamp(min=1)), 0.0).tolist()
+
+
 class HardLoss(nn.Module):
     """Cross-entropy by the labels that are known, or binary cross-entropy for each label of a multi-label set.
 

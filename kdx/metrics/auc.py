@@ -34,6 +34,13 @@ def auc_of_logits(logits: Tensor, labels: Tensor, task: str) -> float | None:
     return _mean_area(_columns(logits, task), labels, task)
 
 
+def has_auc(labels: Tensor, task: str, num_classes: int) -> bool:
+    """Whether some class that counts has both positive and negative images."""
+    classes = [1] if task == BINARY else range(num_classes)
+    positives = (int(_truth(labels, task, number).sum()) for number in classes)
+    return any(0 < count < len(labels) for count in positives)
+
+
 def _truth(labels: Tensor, task: str, number: int) -> Tensor:
     """0 or 1 for each image: whether it is of a class, or has a label."""
     return (labels[:, number] == 1 if task == MULTI_LABEL else labels == number).long()

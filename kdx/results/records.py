@@ -71,6 +71,7 @@ class ScoresOnTest(TypedDict):
     calibration: NotRequired[Calibration]
     num_samples: NotRequired[Count]
     guide_agreement: NotRequired[Percent]
+    guide_agreements: NotRequired[dict[str, Percent]]
     epoch: NotRequired[Count]
 
 
@@ -101,8 +102,8 @@ class Stage:
     test: ScoresOnTest
     seconds: NotNegative
     stem: str | None = None
-    guide: str | None = None
-    guide_fingerprint: str | None = None
+    guide: str | list[str] | None = None  # a role, or several
+    guide_fingerprint: str | list[str] | None = None
     sha256: str | None = None
     checkpoint_mb: NotNegative | None = None
     efficiency: dict[str, Count | Timing] | None = None

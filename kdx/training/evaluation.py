@@ -1,16 +1,20 @@
 """A network's logits on a whole split, and its scores there."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdx.data.batches import Batches
+from kdx.losses.distillation import averaged
 from kdx.losses.hard import HardLoss
 from kdx.losses.objective import Lesson
 from kdx.metrics.agreement import agreement
 from kdx.metrics.classification import full_scores
 from kdx.metrics.logits import require_numbers
+from kdx.models.features import Outputs
+from kdx.tasks import MULTI_LABEL
 from kdx.training.runtime import Precision
 
 
@@ -28,9 +32,11 @@ def evaluate(
     precision: Precision,
     task: str,
     num_classes: int,
-    teacher_logits: Tensor | None = None,
+    teacher_logits: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Loss by the labels alone, all scores, and the agreement with a teacher's logits (N, C), of a network on a split.
+    """Loss by the labels alone, all scores, the agreement with teachers' logits (N, C), of a network on a split.
+
+    Of several teachers, the agreement with what they say together (the mean of their probabilities) and with each.
 
     `KdxError` where its logits are no numbers: it has no scores.
     """
@@ -42,6 +48,10 @@ def evaluate(
         **full_scores(logits, batches.labels, task, num_classes),
         "num_samples": len(batches.labels),
     }
-    if teacher_logits is not None:
-        scores["guide_agreement"] = agreement(logits, teacher_logits, task)
+    if teacher_logits:
+        together = averaged([Outputs(known) for known in teacher_logits.values()], task == MULTI_LABEL).logits
+        scores["guide_agreement"] = agreement(logits, together, task)
+    if teacher_logits and len(teacher_logits) > 1:
+        each = {role: agreement(logits, known, task) for role, known in teacher_logits.items()}
+        scores["guide_agreements"] = each
     return scores

@@ -6,19 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NUMBERS = ("step", "count", "seconds", "learning_rate")  # of an epoch under way
+
 
 @dataclass
 class Best:
-    """The epoch that validation chose so far."""
+    """The epoch that validation chose so far, by this value of what selects."""
 
     epoch: int
-    accuracy: float
-    loss: float
+    value: float
     file: str
-
-    def beaten_by(self, accuracy: float, loss: float) -> bool:
-        """Higher accuracy wins; the lower loss decides between equals. NaN never wins."""
-        return accuracy > self.accuracy or (accuracy == self.accuracy and loss < self.loss)
 
 
 @dataclass
@@ -52,16 +49,17 @@ class EpochProgress:
     step: int = 0
     count: int = 0
     seconds: float = 0.0
+    learning_rate: float = 0.0  # of its first update
     losses: Losses = field(default_factory=Losses)
     predictions: list[Tensor] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
 
-    def add(self, step: int, losses: Losses, predictions: Tensor, labels: Tensor) -> None:
-        """Count a step with its mean losses; everything stays on the device."""
+    def add(self, step: int, losses: Losses, predictions: Tensor, labels: Tensor, known: Tensor | None = None) -> None:
+        """Count a step with its mean losses; everything stays on the device. Hidden labels enter no score."""
         self.losses.add_all(losses, len(labels))
         self.step, self.count = step, self.count + len(labels)
-        self.predictions.append(predictions)
-        self.labels.append(labels)
+        self.predictions.append(predictions if known is None else predictions[known])
+        self.labels.append(labels if known is None else labels[known])
 
     def mean_losses(self) -> dict[str, float]:
         return {name: total / self.count for name, total in self.losses.plain().items()}
@@ -69,13 +67,15 @@ class EpochProgress:
     def plain(self) -> dict[str, Any]:
         """As a checkpoint keeps it."""
         kept = {name: [torch.cat(getattr(self, name)).cpu()] for name in ("predictions", "labels")}
-        return {"step": self.step, "count": self.count, "seconds": self.seconds, "sums": self.losses.plain(), **kept}
+        numbers = {name: getattr(self, name) for name in NUMBERS}
+        return {**numbers, "sums": self.losses.plain(), **kept}
 
     @classmethod
     def of(cls, kept: dict[str, Any], device: torch.device) -> "EpochProgress":
-        moved = {name: [value.to(device) for value in kept[name]] for name in ("predictions", "labels")}
         names, sums = tuple(kept["sums"]), torch.tensor(list(kept["sums"].values()), device=device)
-        return cls(kept["step"], kept["count"], kept["seconds"], Losses(names, sums if names else None), **moved)
+        numbers: dict[str, Any] = {name: kept[name] for name in NUMBERS}
+        moved: dict[str, Any] = {n: [value.to(device) for value in kept[n]] for n in ("predictions", "labels")}
+        return cls(**numbers, **moved, losses=Losses(names, sums if names else None))
 
 
 class Progress:
@@ -95,6 +95,13 @@ class Progress:
     @property
     def epochs_since_best(self) -> int:
         return 0 if self.best is None else self.epochs - self.best.epoch
+
+    def best_scores(self) -> dict[str, Any] | None:
+        """The scores on the validation split of the best epoch so far."""
+        if self.best is None:
+            return None
+        row = self.history[self.best.epoch - 1]
+        return {key.removeprefix("val_"): value for key, value in row.items() if key.startswith("val_")}
 
     def close_epoch(self, row: dict[str, Any], best: Best | None) -> None:
         """End the epoch under way with its row; `best` is the new best, if it is one."""

@@ -3,20 +3,21 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdx.checkpoint import best_name
 from kdx.data.batches import Batch, Batches
 from kdx.errors import KdxError
 from kdx.losses.objective import Lesson
 from kdx.memory import peak_mb, start_peak
+from kdx.metrics.auc import auc_of_logits
 from kdx.metrics.classification import epoch_scores
 from kdx.metrics.logits import predict
+from kdx.metrics.selection import AUC, Selection
 from kdx.models.features import Outputs
+from kdx.recipe import Recipe
 from kdx.reproducibility import RandomState
 from kdx.training.averaging import Average
 from kdx.training.evaluation import logits_of
@@ -26,18 +27,6 @@ from kdx.training.progress import Best, EpochProgress, Losses, Progress
 from kdx.training.runtime import Precision, compile_networks
 from kdx.training.schedules import Schedule
 from kdx.training.teachers import Teacher
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The numbers of a training that are no part's own."""
-
-    epochs: int
-    micro_batches: int = 1  # parts of a batch, one after the other: less memory, one update a batch
-    clip_norm: float | None = None  # the gradients' norm is cut to this
-    ema: float = 0.0  # decay of an average of the weights, which is then validated, kept and shipped
-    patience: int | None = None  # epochs without a better one after which training ends
-    compile_mode: str | None = None  # torch.compile's; None: not compiled
 
 
 class Trainer:
@@ -53,13 +42,15 @@ class Trainer:
         schedule: Schedule,
         recipe: Recipe,
         *,
+        compile_mode: str | None = None,
         name: str,
         task: str,
         num_classes: int,
     ) -> None:
         self.learner, self.teachers, self.train, self.val = learner, teachers, train, val
         self.optimizer, self.schedule, self.recipe = optimizer, schedule, recipe
-        self.name, self.task, self.num_classes = name, task, num_classes
+        self.name, self.task, self.num_classes, self.compile_mode = name, task, num_classes, compile_mode
+        self.selection = Selection.resolve(recipe.select, task)
         self.precision: Precision = learner.precision
         self.device = self.precision.device
         self.scaler = self.precision.scaler()
@@ -83,9 +74,9 @@ class Trainer:
         Raises `KdxError` that names epoch and step where a loss is not finite; `latest.pth` is then the last epoch
         that was sound.
         """
-        if self.recipe.compile_mode:
+        if self.compile_mode:
             networks = [self.learner.network, *(teacher.network for teacher in self.teachers.values())]
-            compile_networks(networks, self.recipe.compile_mode)
+            compile_networks(networks, self.compile_mode)
         # what teachers say of the validation split never changes: once a stage
         self.val_outputs = [Outputs(teacher.of_split("val", self.val)) for teacher in self.teachers.values()]
         with keeper.writing():
@@ -102,18 +93,20 @@ class Trainer:
         """Train and validate one epoch; its row of the log."""
         epoch, started = self.progress.epochs + 1, time.perf_counter() - self.progress.under_way.seconds
         start_peak(self.device)
-        learning_rate = self.optimizer.param_groups[0]["lr"]  # the one used in this epoch, read before it changes
+        if not self.progress.under_way.step:
+            self.progress.under_way.learning_rate = self.optimizer.param_groups[0]["lr"]
+        learning_rate = self.progress.under_way.learning_rate
         trained = self._train_epoch(epoch, started, keeper)
         validated = self._validate(epoch)
-        self.schedule.after_epoch(validated["accuracy"])
+        self.schedule.after_epoch(self.selection.value_of(validated))
         row: dict[str, Any] = {"epoch": epoch}
         row |= {f"train_{key}": value for key, value in trained.items()}
         row |= {f"val_{key}": value for key, value in validated.items()}
         row |= {"learning_rate": learning_rate, "gpu_memory_mb": round(peak_mb(self.device), 1)}
         row["epoch_time_sec"] = round(time.perf_counter() - started, 3)
-        accuracy, loss, best = row["val_accuracy"], row["val_loss"], self.progress.best
-        is_best = best is None or best.beaten_by(accuracy, loss)
-        self.progress.close_epoch(row, Best(epoch, accuracy, loss, best_name(accuracy)) if is_best else None)
+        is_best = self.selection.is_better(validated, self.progress.best_scores())
+        file = self.selection.best_file(validated)
+        self.progress.close_epoch(row, Best(epoch, self.selection.value_of(validated), file) if is_best else None)
         return row
 
     def _train_epoch(self, epoch: int, started: float, keeper: Keeper) -> dict[str, float]:
@@ -125,7 +118,7 @@ class Trainer:
         batches = keeper.logger.bar(self.train.epoch(epoch, start=done.step), epoch, len(self.train), done.step)
         for step, batch in enumerate(batches, start=done.step + 1):
             logits, losses = self.train_step(batch, epoch, step)
-            done.add(step, losses, predict(logits, self.task), batch.labels)
+            done.add(step, losses, predict(logits, self.task), batch.labels, batch.known)
             if keeper.wants_step(step, len(self.train)):
                 done.seconds = time.perf_counter() - started
                 self._require_sound_weights(epoch, step)
@@ -171,7 +164,10 @@ class Trainer:
         terms = self.learner.objective(Outputs(logits), self.val_outputs, lesson)
         means = {name: float(term) for name, term in terms.items()}
         self._require_finite(means["loss"], epoch, len(self.train), "validation loss")
-        return means | epoch_scores(predict(logits, self.task), labels, self.task, self.num_classes)
+        means |= epoch_scores(predict(logits, self.task), labels, self.task, self.num_classes)
+        if self.selection.name == AUC:
+            means["auc"] = math.nan if (auc := auc_of_logits(logits.cpu(), labels.cpu(), self.task)) is None else auc
+        return means
 
     def _scores_of(self, done: EpochProgress) -> dict[str, float]:
         return epoch_scores(torch.cat(done.predictions), torch.cat(done.labels), self.task, self.num_classes)

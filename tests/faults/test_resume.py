@@ -50,7 +50,7 @@ def train(folder: Path, stop_after: int | None = None, **options: Any) -> Traini
 def outcome(folder: Path) -> dict[str, Any]:
     state = load_checkpoint(folder / "latest.pth")
     rows = [{k: v for k, v in row.items() if k != "epoch_time_sec"} for row in rows_of(folder / "log.csv")]
-    (best,) = folder.glob("best_acc_*.pth")
+    (best,) = folder.glob("best_*.pth")
     kept = {name: digest(state[name]) for name in STATE if name != "progress"}
     return kept | {"rows": rows, "best": (best.name, digest(load_checkpoint(best)["model"]))}
 

@@ -52,7 +52,7 @@ def checked(*overrides: str) -> None:
 
 def objective_of(*overrides: str) -> Distillation:
     stage = settings_of("kd=combined", *overrides).stage("student")
-    return build_objective(stage.kd, HardLoss("multi-class"), tiny.dataset(), stage.cache_logits)
+    return build_objective(stage, HardLoss("multi-class"), tiny.dataset())
 
 
 def test_the_loss_is_the_sum_of_the_terms() -> None:
@@ -151,7 +151,7 @@ def test_what_is_wrong_with_a_term_is_one_line_with_its_key(overrides: list[str]
 def test_what_would_teach_nothing_is_refused_of_one_method_too(name: str) -> None:
     stage = settings_of(f"kd={name}", "kd.hard=0", "kd.weight=0").stage("student")
     with pytest.raises(KdxError, match=re.escape("kd.hard, kd.weight: all are 0")):
-        build_objective(stage.kd, HardLoss("multi-class"), tiny.dataset(), False)
+        build_objective(stage, HardLoss("multi-class"), tiny.dataset())
 
 
 def test_every_number_and_version_of_a_term_is_in_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def test_an_option_trains_an_epoch_of_thin_networks(name: str, outputs: Path) ->
 @pytest.mark.parametrize("name", NAMES)
 def test_an_option_makes_a_step_in_parts_and_bf16_or_is_refused(name: str) -> None:
     one_map = ["kd.hint=-1"] if name == "fitnet" else []  # the tiny network has one stage
-    settings = settings_of(f"kd={name}", *one_map, "accumulate=2", "amp=bf16")
+    settings = settings_of(f"kd={name}", *one_map, "micro_batches=2", "amp=bf16")
     context = make_run_context(settings, load_dataset(settings))
     teachers = {"assistant": tiny.wide(3, 1)}
     stage = settings.stage("student")
@@ -82,10 +82,10 @@ def test_logits_cannot_stand_for_features(name: str) -> None:
     stage = settings_of(f"kd={name}", "kd.cache_logits=true").stage("student")
     hard = HardLoss("multi-class")
     if name not in BY_FEATURES:
-        assert not build_objective(stage.kd, hard, tiny.dataset(), stage.cache_logits).layers
+        assert not build_objective(stage, hard, tiny.dataset()).layers
         return
     with pytest.raises(KdxError, match="^kd.cache_logits=true: .*looks at layers of the teacher") as caught:
-        build_objective(stage.kd, hard, tiny.dataset(), stage.cache_logits)
+        build_objective(stage, hard, tiny.dataset())
     assert "\n" not in str(caught.value)
 
 

@@ -13,6 +13,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from kdx.cli import compose_jobs
+from kdx.config.stage_overrides import from_hydra
 from kdx.errors import KdxError
 from kdx.report.sweep import write_report
 from kdx.sweeps import jobs as sweep
@@ -58,7 +59,9 @@ class ProcessLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         sweep_dir = Path(str(self.config.hydra.sweep.dir))
         jobs = [
-            sweep.Job(initial_job_idx + index, tuple(overrides), sweep_dir / str(initial_job_idx + index))
+            sweep.Job(
+                initial_job_idx + index, tuple(map(from_hydra, overrides)), sweep_dir / str(initial_job_idx + index)
+            )
             for index, overrides in enumerate(job_overrides)
         ]
         from kdx.run import CONF, main

@@ -1,0 +1,32 @@
+"""`stage.<role>.<group>.<key>=value` as a user types it, in Hydra's own words, and back."""
+
+import dataclasses
+import re
+
+from kdx.config.schema import RoleSchema
+from kdx.config.swap_points import GROUPS
+
+OPTIONS = re.compile(r"[A-Za-z_][\w.\-]*(,[A-Za-z_][\w.\-]*)*")  # names of a group's files, one or a sweep's
+OWN_KEYS = {field.name for field in dataclasses.fields(RoleSchema)}
+
+
+def to_hydra(override: str) -> str:
+    """An override of a stage as Hydra takes it: a key that is not there yet is added, an option of conf is chosen."""
+    name, equals, value = override.partition("=")
+    parts = name.split(".")
+    if not equals or len(parts) < 3 or parts[0] != "stage":
+        return override
+    if len(parts) == 3 and parts[2] in GROUPS and OPTIONS.fullmatch(value) and value != "null":
+        return f"+{parts[2]}@{override}"
+    return f"++{override}" if len(parts) > 3 or parts[2] in OWN_KEYS else override
+
+
+def from_hydra(override: str) -> str:
+    """An override as it was typed."""
+    name, equals, value = override.partition("=")
+    typed = re.sub(r"^\+\w+@stage\.", "stage.", name)
+    return (
+        (typed.lstrip("+") if typed.lstrip("+").startswith("stage.") and typed.count(".") > 1 else typed)
+        + equals
+        + value
+    )
