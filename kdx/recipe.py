@@ -6,6 +6,7 @@ from typing import Any
 from kdx.ranges import Choice, Either, ListOf, Nullable, Real, Whole, key
 
 SELECTIONS = ("auto", "accuracy", "auc", "f1", "loss")
+SCORES = {"accuracy": "accuracy", "auc": "auc", "f1": "f1_score", "loss": "loss"}  # the name of each among scores
 BALANCED = "balanced"
 CLASS_WEIGHTS = Either((Choice((BALANCED,)), ListOf(Real(above=0, most=1e6), fewest=2, most=1_000_000)))
 LABELLED = Either((Real(above=0, most=1), Whole(2, 10**12)))

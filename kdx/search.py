@@ -17,6 +17,7 @@ from kdx.config.checks import Problems
 from kdx.config.schema import SearchSchema, Settings
 from kdx.config.settings import explain_key, flat_keys, read_settings
 from kdx.errors import KdxError, suggest
+from kdx.recipe import SCORES
 from kdx.report.sweep import write_report
 from kdx.results import load_sweep, read_log
 from kdx.run import CONF
@@ -46,12 +47,14 @@ INSTEAD_OF = "instead_of"  # marks a trial that repeats one which died with an e
 def search(requested: SearchSchema, settings: Settings, program: Program, overrides: Sequence[str], cpus: int) -> Path:
     """Run the trials that are left of a search; the folder that holds its study and its trials.
 
-    Each trial is a job with the overrides that the sampler proposes. Its last stage's validation accuracy, epoch by
+    Each trial is a job with the overrides that the sampler proposes. What its last stage is selected by, epoch by
     epoch, decides whether it is pruned; what it delivers is told to the sampler. The test split has no say.
     """
     folder = Path(settings.output_dir) / "search" / requested.name
     folder.mkdir(parents=True, exist_ok=True)
-    study = _open_study(requested, folder, settings.seed)
+    last = settings.deliver[-1]
+    select = settings.stage(last).recipe.select
+    study = _open_study(requested, folder, settings.seed, select)
     stages = fingerprints_of(program, [[*overrides, *place] for place in _places_in(requested.space)])
     _refuse_other_search(study, stages, folder)
     pool = Pool(program, [], cpus)
@@ -67,7 +70,7 @@ def search(requested: SearchSchema, settings: Settings, program: Program, overri
                 trial, _ = under_way.pop(sentinel)
                 _tell(study, trial, job, end)
             for sentinel, (trial, job) in list(under_way.items()):
-                if requested.prune and _falls_behind(trial, job, settings.deliver[-1]):
+                if requested.prune and _falls_behind(trial, job, last, select):
                     pool.end(sentinel)
                     under_way.pop(sentinel)
                     _tell(study, trial, job, None)
@@ -119,7 +122,7 @@ def _is_space(space: dict[str, Any]) -> bool:
     return space["low"] < space["high"] and (space["low"] > 0 or not space["log"])
 
 
-def _open_study(requested: SearchSchema, folder: Path, seed: int) -> "optuna.Study":
+def _open_study(requested: SearchSchema, folder: Path, seed: int, select: str) -> "optuna.Study":
     """The search's study in its sqlite file; trials that died with an earlier search are queued again."""
     import optuna
 
@@ -129,7 +132,7 @@ def _open_study(requested: SearchSchema, folder: Path, seed: int) -> "optuna.Stu
         storage=f"sqlite:///{folder / 'study.db'}",
         sampler=optuna.samplers.TPESampler(seed=seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3) if requested.prune else optuna.pruners.NopPruner(),
-        direction="maximize",
+        direction="minimize" if select == "loss" else "maximize",
         load_if_exists=True,
     )
     for dead in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
@@ -178,12 +181,14 @@ def _propose(trial: "optuna.Trial", key: str, space: dict[str, Any]) -> Any:
     return round(trial.suggest_float(key, low, high, log=space.get("log", False)), 6)
 
 
-def _falls_behind(trial: "optuna.Trial", job: Job, role: str) -> bool:
+def _falls_behind(trial: "optuna.Trial", job: Job, role: str, select: str) -> bool:
     """Tell the pruner the epochs of the job's last stage so far; whether it wants the trial to stop."""
     known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
     for row in read_log(job.folder / role):
-        if int(row["epoch"]) not in known and "val_accuracy" in row:
-            trial.report(row["val_accuracy"], int(row["epoch"]))
+        usual = "auc" if "val_auc" in row else "accuracy"  # auto: only where the area chooses is it in the log
+        column = f"val_{SCORES[usual if select == 'auto' else select]}"
+        if int(row["epoch"]) not in known and column in row:
+            trial.report(row[column], int(row["epoch"]))
     return trial.should_prune()
 
 

@@ -22,6 +22,7 @@ from kdx.deploy.efficiency import measure_network
 from kdx.errors import KdxError
 from kdx.files import from_here, make_folder, relative
 from kdx.memory import full_cleanup, keep_freed_memory
+from kdx.metrics.selection import Selection
 from kdx.models.networks import count_parameters
 from kdx.report.run import write_run_report
 from kdx.report.tables import stage_table
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) -> float | None:
-    """Deliver the configured stages; the best validation accuracy of the last one (None when only planning).
+    """Deliver the configured stages; the value that chose the last one's epoch (None when only planning).
 
     Raises `KdxError` before the first training step for whatever in any stage cannot work.
     """
@@ -55,7 +56,7 @@ def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) 
     if settings.report:
         log.info("%s\n", write_run_report(run_dir))
     log.info("results: %s", from_here(run_dir))
-    return stages[plan[-1].role].validation["accuracy"]
+    return stages[plan[-1].role].selected
 
 
 class _Run:
@@ -200,6 +201,7 @@ class _Run:
             stem=network_spec(self.context, planned.stage).stem,
             status={"train": "trained", "reuse": "reused", "load": "loaded"}[planned.action],
             fingerprint=planned.fingerprint,
+            selected_by=Selection.resolve(planned.stage.recipe.select, self.context.dataset.task).name,
             guide=as_recorded(planned.stage.teachers),
             guide_fingerprint=outcome.guide_fingerprint,
             checkpoint=relative(outcome.checkpoint, self.run_dir),

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from kdx.errors import KdxError, suggest
 from kdx.metrics.auc import has_auc
-from kdx.recipe import SELECTIONS
+from kdx.recipe import SCORES, SELECTIONS
 from kdx.tasks import MULTI_LABEL
 
 CHOICES = AUTO, ACCURACY, AUC, F1, LOSS = SELECTIONS
-KEYS = {ACCURACY: "accuracy", AUC: "auc", F1: "f1_score", LOSS: "loss"}  # where the scores of an epoch hold each
 SHORT = {ACCURACY: "acc", AUC: "auc", F1: "f1", LOSS: "loss"}
 DECIMALS = {ACCURACY: 2, AUC: 4, F1: 2, LOSS: 4}  # accuracy and F1 are in percent
 
@@ -48,7 +47,7 @@ class Selection:
 
     def value_of(self, scores: Scores) -> float:
         """The quantity, of the scores of a split; NaN where it is not defined."""
-        value = scores[KEYS[self.name]]
+        value = scores[SCORES[self.name]]
         return math.nan if value is None else float(value)
 
     def is_better(self, new: Scores, old: Scores | None) -> bool:

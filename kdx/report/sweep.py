@@ -1,6 +1,6 @@
 """What a sweep found, as sweep.csv, sweep.md and report.html."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,8 @@ from kdx.report import html as page
 from kdx.report.plots import curves, heat_map
 from kdx.report.tables import aligned, markdown
 from kdx.results import (
+    ACCURACY,
+    LOSS,
     Configuration,
     as_text,
     grid,
@@ -18,6 +20,7 @@ from kdx.results import (
     override_keys,
     read_csv,
     roles_of,
+    selection_of,
     swept_keys,
 )
 from kdx.text import csv_text, harmless, markdown_text
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 GRID = ("kd.temperature", "kd.alpha")  # drawn as a heat map where both were swept
 JOBS = "Jobs"
+WORDS = {"accuracy": "accuracy", "auc": "AUC", "f1": "F1", "loss": "loss"}
+DIGITS = {"accuracy": 2, "auc": 4, "f1": 2, "loss": 4}  # accuracy and F1 are in percent
 SCORES = ("val_accuracy", "test_accuracy", "test_f1_score", "test_auc")
 CSV_COLUMNS = (
     *(*SCORES, "seconds", "status", "fingerprint"),
@@ -70,8 +75,14 @@ def _tables(frame: "pd.DataFrame", groups: Sequence[Configuration]) -> dict[str,
 
 
 def _best(groups: Sequence[Configuration]) -> Configuration | None:
-    """The one with the highest mean validation accuracy: the test split has no say."""
-    return max(groups, key=lambda group: group.mean("val_accuracy"), default=None)
+    """The one with the best mean of what selects, on validation: the test split has no say."""
+    return max(groups, key=rank_of(groups), default=None)
+
+
+def rank_of(groups: Sequence[Configuration]) -> Callable[[Configuration], float]:
+    """A number for each configuration, the higher the better on validation."""
+    select, column = selection_of(groups)
+    return lambda group: -group.mean(column) if select == LOSS else group.mean(column)
 
 
 def _conclusions(groups: Sequence[Configuration]) -> list[str]:
@@ -79,8 +90,10 @@ def _conclusions(groups: Sequence[Configuration]) -> list[str]:
     best = _best(groups)
     if best is None:
         return []
+    select, column = selection_of(groups)
     lines = [
-        f"Best on validation: {_name(best)} with {_spread(best, 'val_accuracy')} validation accuracy; "
+        f"Best on validation: {_name(best)} with {_spread(best, column, digits=DIGITS[select])} "
+        f"validation {WORDS[select]}; "
         f"its test accuracy is {_spread(best, 'test_accuracy')}."
     ]
     alone = [group for group in groups if group.values.get("kd") == "none"]
@@ -100,12 +113,14 @@ def _conclusions(groups: Sequence[Configuration]) -> list[str]:
 
 def _configuration_table(groups: Sequence[Configuration]) -> Table:
     keys = list(dict.fromkeys(key for group in groups for key in group.values))
-    header = [*keys, "n", "val acc", "test acc", "test F1", "test AUC"]
-    ranked = sorted(groups, key=lambda group: -group.mean("val_accuracy"))
-    rows = []
-    for group in ranked:
+    select, column = selection_of(groups)
+    chosen = [] if select == ACCURACY else [f"val {WORDS[select]}"]  # a column of its own, where it is not there
+    header = [*keys, "n", *chosen, "val acc", "test acc", "test F1", "test AUC"]
+    rank, rows = rank_of(groups), []
+    for group in sorted(groups, key=lambda group: -rank(group)):
         values = [as_text(group.values.get(key)) or "-" for key in keys]
-        rows.append([*values, str(len(group.stages())), *_score_cells(group)])
+        selected = [_spread(group, column, with_n=False, digits=DIGITS[select]) for _ in chosen]
+        rows.append([*values, str(len(group.stages())), *selected, *_score_cells(group)])
     return header, rows
 
 
@@ -171,7 +186,7 @@ def _pictures(
     parts = []
     drawn = _heat_map(frame, groups, rows_key, columns_key)
     if drawn is not None:
-        parts += [page.heading("Mean validation accuracy"), drawn]
+        parts += [page.heading(f"Mean validation {WORDS[selection_of(groups)[0]]}"), drawn]
     lines, keys = {}, swept_keys(frame)
     for job, run in _jobs(frame):
         points = _points_of(run)
@@ -196,7 +211,7 @@ def _points_of(run: dict[str, Any]) -> list[tuple[float, float]]:
 def _heat_map(
     frame: "pd.DataFrame", groups: Sequence[Configuration], rows_key: str | None, columns_key: str | None
 ) -> str | None:
-    """Mean accuracy on validation, which chooses, over two swept keys; the mean over all others."""
+    """Mean of what chooses on validation over two swept keys; the mean over all others."""
     keys = list(dict.fromkeys(key for group in groups for key in group.values))
     for requested in (rows_key, columns_key):
         if requested is not None and requested not in keys:
@@ -209,7 +224,8 @@ def _heat_map(
     first, second = chosen
     if first is None or second is None:
         return None
-    table = grid(frame, first, second)
+    select, column = selection_of(groups)
+    table = grid(frame, first, second, column)
     if not table.size:
         return None
     cells = {
@@ -220,12 +236,15 @@ def _heat_map(
     }
     rows, columns = ([as_text(value) for value in axis] for axis in (table.index, table.columns))
     drawing = heat_map(rows, columns, cells, (first, second))
-    return page.picture(drawing, f"Mean validation accuracy in % over {first} and {second}.")
+    return page.picture(drawing, f"Mean validation {WORDS[select]} over {first} and {second}.")
 
 
-def _spread(group: Configuration, name: str, role: str | None = None, with_n: bool = True) -> str:
+def _spread(
+    group: Configuration, name: str, role: str | None = None, with_n: bool = True, digits: int | None = None
+) -> str:
     scores = group.scores(name, role)
-    return _words(scores.mean(), scores.std(), len(scores), digits=4 if name == "test_auc" else 2, with_n=with_n)
+    digits = (4 if name == "test_auc" else 2) if digits is None else digits
+    return _words(scores.mean(), scores.std(), len(scores), digits=digits, with_n=with_n)
 
 
 def _words(mean: float, spread: float, count: int, digits: int = 2, with_n: bool = True) -> str:

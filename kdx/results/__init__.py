@@ -1,5 +1,7 @@
 """What runs and sweeps left, as typed records and as a pandas DataFrame; imports neither torch nor pandas by itself."""
 
+from kdx.results.frame import ACCURACY as ACCURACY
+from kdx.results.frame import LOSS as LOSS
 from kdx.results.frame import Configuration as Configuration
 from kdx.results.frame import configurations as configurations
 from kdx.results.frame import epochs as epochs
@@ -9,6 +11,7 @@ from kdx.results.frame import load as load
 from kdx.results.frame import load_sweep as load_sweep
 from kdx.results.frame import override_keys as override_keys
 from kdx.results.frame import roles_of as roles_of
+from kdx.results.frame import selection_of as selection_of
 from kdx.results.frame import swept_keys as swept_keys
 from kdx.results.logs import read_csv as read_csv
 from kdx.results.logs import read_log as read_log

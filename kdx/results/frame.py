@@ -35,6 +35,8 @@ STAGE_COLUMNS = (
     "epoch",
     "parameters",
     "seconds",
+    "selected_by",
+    "val_selected",
     "val_accuracy",
     "val_f1_score",
     "test_accuracy",
@@ -45,6 +47,7 @@ STAGE_COLUMNS = (
     "latency_ms",
     "checkpoint",
 )
+ACCURACY, LOSS = "accuracy", "loss"
 SCORES = tuple(f"_{name}" for name in STAGE_COLUMNS if name.startswith(("val_", "test_", "latency")))
 
 
@@ -78,9 +81,21 @@ class Configuration:
         """One score, e.g. `test_accuracy`, of each of these stages."""
         return self.stages(role)[name].dropna().astype(float)
 
+    @property
+    def selected_by(self) -> str:
+        """What on validation chose the delivered stages; accuracy where it was not the same for all."""
+        chosen = set(self.stages()["selected_by"].dropna())
+        return str(chosen.pop()) if len(chosen) == 1 else ACCURACY
+
     def mean(self, name: str) -> float:
         """The mean of a score of the delivered stages; NaN where there is none."""
         return float(self.scores(name).mean())
+
+
+def selection_of(groups: "Sequence[Configuration]") -> tuple[str, str]:
+    """What compares configurations on validation, and its column: what chose their epochs where that is one thing."""
+    chosen = {group.selected_by for group in groups}
+    return (chosen.pop(), "val_selected") if len(chosen) == 1 else (ACCURACY, "val_accuracy")
 
 
 def load(*folders: str | Path) -> "pd.DataFrame":
@@ -165,7 +180,9 @@ def configurations(frame: "pd.DataFrame", role: str | None = None) -> "pd.DataFr
         rows.append({**group.values, "n": len(stages), **summed})
     keys = list(dict.fromkeys(key for group in groups for key in group.values))
     columns = [*keys, "n", *(f"{name}_{how}" for name in names for how in ("mean", "std"))]
-    return pd.DataFrame(rows, columns=columns).sort_values("val_accuracy_mean", ascending=False, ignore_index=True)
+    select, column = selection_of(groups)
+    table = pd.DataFrame(rows, columns=columns)
+    return table.sort_values(f"{column}_mean", ascending=select == LOSS, ignore_index=True)
 
 
 def grid(frame: "pd.DataFrame", rows: str, columns: str, value: str = "val_accuracy") -> "pd.DataFrame":
@@ -268,6 +285,7 @@ def _stage_values(folder: Path, stage: Stage) -> dict[str, Any]:
     calibration = stage.test.get("calibration")
     values = (
         *(stage.network, stage.status, stage.fingerprint, stage.epoch, stage.parameters, stage.seconds),
+        *(stage.selected_by, stage.selected),
         *(stage.validation["accuracy"], stage.validation.get("f1_score")),
         *(stage.test["accuracy"], stage.test["f1_score"], stage.test["auc"]),
         *(calibration and calibration["ece"], stage.test.get("guide_agreement")),

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict, cast
 
 import msgspec
 from msgspec import Meta
 
 from kdx.errors import KdxError
 from kdx.files import as_record, read_json, read_record, write_json
+from kdx.recipe import SCORES
 
 SUMMARY = "summary.json"
 SWEEP = "sweep.json"
@@ -101,12 +102,20 @@ class Stage:
     validation: ScoresOnValidation
     test: ScoresOnTest
     seconds: NotNegative
+    selected_by: Annotated[str, Meta(pattern="^(accuracy|auc|f1|loss)$")] = (
+        "accuracy"  # what on validation chose the epoch
+    )
     stem: str | None = None
     guide: str | list[str] | None = None  # a role, or several
     guide_fingerprint: str | list[str] | None = None
     sha256: str | None = None
     checkpoint_mb: NotNegative | None = None
     efficiency: dict[str, Count | Timing] | None = None
+
+    @property
+    def selected(self) -> float | None:
+        """The value on validation of what chose the epoch; None in a record that does not hold it."""
+        return cast(Mapping[str, float], self.validation).get(SCORES[self.selected_by])
 
     @property
     def timings(self) -> dict[str, Timing]:

@@ -54,7 +54,7 @@ class Program:
 
 @dataclass(frozen=True)
 class JobEnd:
-    """How a job ended: the validation accuracy that it delivered, or the reason why it failed."""
+    """How a job ended: the value on validation of what it delivered, or the reason why it failed."""
 
     state: str
     seconds: float
@@ -326,7 +326,7 @@ def finished_before(job: Job) -> JobEnd | None:
 def _end_of(job: Job, exit_code: int, seconds: float) -> JobEnd:
     run, unreadable = _run_of(job)
     if exit_code == 0 and run.status == "finished" and run.delivered is not None:
-        value = run.stages[run.delivered].validation["accuracy"]
+        value = run.stages[run.delivered].selected
         return JobEnd("finished", round(seconds, 1), value=value)
     return JobEnd("failed", round(seconds, 1), reason=unreadable or _reason(job, exit_code))
 
