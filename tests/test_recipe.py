@@ -205,6 +205,12 @@ def test_milestones_below_one_are_shares_and_from_one_on_epochs() -> None:
     assert used == pytest.approx([1.0] * 8 + [0.1] * 4 + [0.01] * 4)
 
 
+def test_a_milestone_after_the_end_is_refused() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    with pytest.raises(KdxError, match=r"scheduler.milestones=\[0.5, 9\]: the stage has 8 epochs"):
+        step(optimizer, Span(8, 2), [0.5, 9], 0.1)
+
+
 @pytest.mark.parametrize(("select", "reduced"), [("accuracy", False), ("loss", True)])
 def test_a_plateau_is_one_of_what_selects(tmp_path: Path, select: str, reduced: bool) -> None:
     """The loss grows and the accuracy with it: only by the loss there is nothing to wait for."""

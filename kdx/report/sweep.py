@@ -235,8 +235,9 @@ def _heat_map(
         if table.loc[row, column] == table.loc[row, column]
     }
     rows, columns = ([as_text(value) for value in axis] for axis in (table.index, table.columns))
+    unit = " in %" if DIGITS[select] == 2 else ""
     drawing = heat_map(rows, columns, cells, (first, second))
-    return page.picture(drawing, f"Mean validation {WORDS[select]} over {first} and {second}.")
+    return page.picture(drawing, f"Mean validation {WORDS[select]}{unit} over {first} and {second}.")
 
 
 def _spread(

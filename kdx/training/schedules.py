@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
+from kdx.errors import KdxError
+
 UPDATE, EPOCH = "update", "epoch"
 
 
@@ -118,6 +120,10 @@ def cosine(optimizer: torch.optim.Optimizer, span: Span) -> LRScheduler:
 
 def step(optimizer: torch.optim.Optimizer, span: Span, milestones: Sequence[float], gamma: float) -> LRScheduler:
     """The learning rate times `gamma` at each milestone: below 1 a share of all epochs, from 1 on a number of them."""
+    if max(milestones) > span.epochs:
+        raise KdxError(
+            f"scheduler.milestones={list(milestones)}: the stage has {span.epochs} epochs; lower ones are needed"
+        )
     epochs = [milestone * span.epochs if milestone < 1 else milestone for milestone in milestones]
     passed_at = [max(1, round(epoch * span.updates_per_epoch)) for epoch in epochs]
     return Curve(optimizer, lambda update: gamma ** sum(update >= at for at in passed_at))
