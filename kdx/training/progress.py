@@ -16,6 +16,7 @@ class Best:
     epoch: int
     value: float
     file: str
+    scores: dict[str, float]  # on the validation split
 
 
 @dataclass
@@ -95,13 +96,6 @@ class Progress:
     @property
     def epochs_since_best(self) -> int:
         return 0 if self.best is None else self.epochs - self.best.epoch
-
-    def best_scores(self) -> dict[str, Any] | None:
-        """The scores on the validation split of the best epoch so far."""
-        if self.best is None:
-            return None
-        row = self.history[self.best.epoch - 1]
-        return {key.removeprefix("val_"): value for key, value in row.items() if key.startswith("val_")}
 
     def close_epoch(self, row: dict[str, Any], best: Best | None) -> None:
         """End the epoch under way with its row; `best` is the new best, if it is one."""

@@ -104,9 +104,10 @@ class Trainer:
         row |= {f"val_{key}": value for key, value in validated.items()}
         row |= {"learning_rate": learning_rate, "gpu_memory_mb": round(peak_mb(self.device), 1)}
         row["epoch_time_sec"] = round(time.perf_counter() - started, 3)
-        is_best = self.selection.is_better(validated, self.progress.best_scores())
-        file = self.selection.best_file(validated)
-        self.progress.close_epoch(row, Best(epoch, self.selection.value_of(validated), file) if is_best else None)
+        before = self.progress.best
+        is_best = self.selection.is_better(validated, None if before is None else before.scores)
+        best = Best(epoch, self.selection.value_of(validated), self.selection.best_file(validated), validated)
+        self.progress.close_epoch(row, best if is_best else None)
         return row
 
     def _train_epoch(self, epoch: int, started: float, keeper: Keeper) -> dict[str, float]:

@@ -96,11 +96,11 @@ def forget(state: dict[str, Any], item: str) -> None:
     elif not piece:
         state[whole] = fresh
     elif piece == "best":
-        state[whole][piece] = state[whole][piece] | {"accuracy": 101.0}
+        state[whole][piece] = state[whole][piece] | {"scores": {"accuracy": 101.0, "loss": 0.0}}
     elif piece in ("history", "epoch_under_way"):
         state[whole][piece] = fresh[piece]
     else:
-        under_way = {"step": 0, "count": 0, "sums": {}, "predictions": [], "labels": []}
+        under_way = {"step": 0, "count": 0, "learning_rate": 0.0, "sums": {}, "predictions": [], "labels": []}
         state[whole]["epoch_under_way"][piece] = under_way[piece]
 
 
@@ -134,7 +134,7 @@ def everything() -> dict[str, Any]:
 STATE = tuple(make_training(Path("unused")).trainer.state)
 PIECES = [name for name in STATE if name != "progress"]
 PIECES += [f"progress.{piece}" for piece in ("history", "best", "epoch_under_way")]
-PIECES += [f"progress.{piece}" for piece in ("step", "count", "sums", "predictions", "labels")]
+PIECES += [f"progress.{piece}" for piece in ("step", "count", "learning_rate", "sums", "predictions", "labels")]
 
 
 def with_everything(folder: Path, stop_after: int | None = None) -> Training:
