@@ -135,7 +135,7 @@ def check_fields(
             problems.unknown(f"{prefix}{name}", (*fields, *others))
     for name, field in fields.items():
         if name not in node:
-            if _is_needed(field):
+            if _is_needed(field) or _of_recipe(schema, name):
                 problems.left_out(f"{prefix}{name}")
             continue
         rule, value = field.metadata["rule"], unquoted(node[name], field.metadata["rule"])
@@ -149,10 +149,15 @@ def check_left_out(schema: type, node: Any, prefix: str, problems: Problems) -> 
     """The keys that a dataclass needs and a mapping, which need not be resolved, does not have."""
     for field in dataclasses.fields(schema) if isinstance(node, Mapping) else ():
         inner = getattr(field.metadata["rule"], "schema", None)
-        if field.name not in node and _is_needed(field):
+        if field.name not in node and (_is_needed(field) or _of_recipe(schema, field.name)):
             problems.left_out(f"{prefix}{field.name}")
         elif inner is not None:
             check_left_out(inner, node.get(field.name), f"{prefix}{field.name}.", problems)
+
+
+def _of_recipe(schema: type, name: str) -> bool:
+    """Whether a key of a whole run is a number of its trainings; conf/config.yaml has a value for each."""
+    return schema is Schema and name in Recipe.__dataclass_fields__
 
 
 def _is_needed(field: "dataclasses.Field[Any]") -> bool:
@@ -173,6 +178,8 @@ def check_swap_point(name: str, config: Mapping[str, Any], problems: Problems, p
         node = node.get(part) if isinstance(node, Mapping) else None
     if not isinstance(node, Mapping):
         return
+    if name in GROUPS and "_target_" not in node:  # what is there is kdx's own
+        return problems.left_out(f"{prefix}{name}")
     rules = rules_of(name, node.get("_target_"))
     for key, value in node.items():
         if key in rules:
