@@ -1,6 +1,6 @@
 """The numbers of a stage's training that are no part's own. Imports no torch."""
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from kdx.ranges import Choice, Either, ListOf, Nullable, Real, Whole, key
@@ -33,7 +33,5 @@ class Recipe:
 
 def changed(recipe: Recipe) -> dict[str, Any]:
     """The numbers that are not their defaults, so that a new one leaves the fingerprints of what is finished."""
-    numbers = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
-    defaults = {field.name: field.default for field in fields(recipe)}
-    assert MISSING not in defaults.values()
-    return {name: value for name, value in numbers.items() if value != defaults[name]}
+    numbers = ((field, getattr(recipe, field.name)) for field in fields(recipe))
+    return {field.name: value for field, value in numbers if value != field.default}

@@ -91,6 +91,20 @@ def test_a_wrong_key_or_value_of_a_stage_is_one_line(override: str, message: str
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("option", "key", "message"),
+    [
+        ("kd=combined", "kd.terms.at.power=0", "stage.student.kd.terms.at.power=0: a finite number above 0"),
+        ("kd=combined", "kd.tems={}", "stage.student.kd.tems: no such key; did you mean 'terms'?"),
+        ("optimizer=sgd", "optimizer._target_=null", "stage.student.optimizer._target_=None: the dotted name"),
+    ],
+)
+def test_another_option_of_a_stage_is_checked_as_that_of_a_run_is(option: str, key: str, message: str) -> None:
+    with pytest.raises(KdxError) as error:
+        settings_of(f"stage.student.{option}", f"stage.student.{key}")
+    assert message in str(error.value)
+
+
 def test_the_learning_rate_of_a_stage_is_given_once() -> None:
     with pytest.raises(KdxError, match=r"stage.student.lr=0.1: stage.student.optimizer.lr=0.2 says it, too"):
         settings_of("stage.student.lr=0.1", "stage.student.optimizer.lr=0.2")

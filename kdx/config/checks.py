@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from kdx.config.schema import NETWORK, ModelSchema, RoleSchema, Schema, StageSchema
+from kdx.config.schema import NETWORK, ModelSchema, RoleSchema, Schema, StageSchema, StageSettings
 from kdx.config.swap_points import COMBINED, GROUPS, OF_COMBINED, SWAP_POINTS, TERM_NAME, is_shipped, rules_of
 from kdx.errors import KdxError, suggest
 from kdx.ranges import (
@@ -135,7 +135,7 @@ def check_fields(
             problems.unknown(f"{prefix}{name}", (*fields, *others))
     for name, field in fields.items():
         if name not in node:
-            if _is_needed(field) or _of_recipe(schema, name):
+            if _is_needed(schema, field):
                 problems.left_out(f"{prefix}{name}")
             continue
         rule, value = field.metadata["rule"], unquoted(node[name], field.metadata["rule"])
@@ -149,23 +149,23 @@ def check_left_out(schema: type, node: Any, prefix: str, problems: Problems) -> 
     """The keys that a dataclass needs and a mapping, which need not be resolved, does not have."""
     for field in dataclasses.fields(schema) if isinstance(node, Mapping) else ():
         inner = getattr(field.metadata["rule"], "schema", None)
-        if field.name not in node and (_is_needed(field) or _of_recipe(schema, field.name)):
+        if field.name not in node and _is_needed(schema, field):
             problems.left_out(f"{prefix}{field.name}")
         elif inner is not None:
             check_left_out(inner, node.get(field.name), f"{prefix}{field.name}.", problems)
 
 
-def _of_recipe(schema: type, name: str) -> bool:
-    """Whether a key of a whole run is a number of its trainings; conf/config.yaml has a value for each."""
-    return schema is Schema and name in Recipe.__dataclass_fields__
+def _is_needed(schema: type, field: "dataclasses.Field[Any]") -> bool:
+    """Whether a key has no default, or is a group with such a key.
 
-
-def _is_needed(field: "dataclasses.Field[Any]") -> bool:
-    """Whether a key has no default, or is a group with such a key."""
-    schema = getattr(field.metadata["rule"], "schema", None)
-    if field.default is not dataclasses.MISSING or schema is None:
+    A number of the recipe has one, which changes nothing: what a run uses stands in conf/config.yaml.
+    """
+    group = getattr(field.metadata["rule"], "schema", None)
+    if schema is Schema and field.name in Recipe.__dataclass_fields__:
+        return True
+    if field.default is not dataclasses.MISSING or group is None:
         return field.default == MISSING
-    return any(inner.default == MISSING for inner in dataclasses.fields(schema))
+    return any(inner.default == MISSING for inner in dataclasses.fields(group))
 
 
 def check_swap_point(name: str, config: Mapping[str, Any], problems: Problems, prefix: str = "") -> None:
@@ -208,7 +208,7 @@ def _check_terms(node: Mapping[str, Any], kd: str, problems: Problems) -> None:
         elif target is None or target == COMBINED:
             problems.add(f"{key}._target_", target, "the dotted name of one method is needed")
         else:
-            rules = rules_of(key, target)
+            rules = rules_of("kd", target)
             for own in term.keys() & rules.keys():
                 problems.rule(f"{key}.{own}", term[own], rules[own])
 
@@ -219,22 +219,26 @@ def check_groups_of_stage(role: str, own: Mapping[str, Any], config: Mapping[str
         node, usual = own.get(group), config.get(group)
         if not isinstance(node, Mapping) or not isinstance(usual, Mapping):
             continue
-        whole = "_target_" in node
-        target = node["_target_"] if whole else usual.get("_target_")
+        if "_target_" in node:  # all of another option
+            check_swap_point(group, own, problems, f"stage.{role}.")
+            continue
+        target = usual.get("_target_")
         rules = rules_of(group, target)
         for key, value in node.items():
             if key in rules:
                 problems.rule(f"stage.{role}.{group}.{key}", value, rules[key])
-            elif not whole and key not in usual and is_shipped(target):
+            elif key not in usual and is_shipped(target):
                 problems.unknown(f"stage.{role}.{group}.{key}", usual)
-        if whole and group == "optimizer" and target is None:
-            problems.add(f"stage.{role}.optimizer._target_", None, "the dotted name of a callable is needed")
-        if group == "optimizer" and own.get("lr") is not None and node.get("lr") is not None and not whole:
+        if group == "optimizer" and own.get("lr") is not None and node.get("lr") is not None:
             problems.add(f"stage.{role}.lr", own["lr"], f"stage.{role}.optimizer.lr={shown(node['lr'])} says it, too")
 
 
-def check_stage(role: str, recipe: Recipe, run: Schema, problems: Problems) -> None:
+def check_recipe(stage: StageSettings, run: Schema, problems: Problems) -> None:
     """What the numbers of a stage's training allow only together."""
+    role, recipe = stage.role, stage.recipe
+    if run.dataset.balance and stage.distilled and recipe.labelled != 1:
+        needed = f"the {role} must not know the classes of images whose labels are hidden; choose false"
+        problems.add("dataset.balance", True, needed)
     if recipe.micro_batches > max(1, recipe.batch_size // 2):
         needed = f"parts of at least two images are needed, and the {role}'s batch_size is {recipe.batch_size}"
         problems.add(_key_of(role, "micro_batches", recipe, run), recipe.micro_batches, needed)
@@ -278,11 +282,6 @@ def teachers_of(role: Mapping[str, Any]) -> tuple[str, ...]:
     return () if guide is None else (guide,) if isinstance(guide, str) else tuple(guide)
 
 
-def roles_with_guide(stage: Mapping[str, Any]) -> list[str]:
-    """The roles whose mapping says who teaches them, as those of conf do."""
-    return [role for role in roles_of(stage) if "guide" in stage[role]]
-
-
 def roles_of(stage: Mapping[str, Any]) -> list[str]:
     """The roles: every mapping under `stage`."""
     return [str(key) for key, value in stage.items() if isinstance(value, Mapping)]
@@ -290,11 +289,12 @@ def roles_of(stage: Mapping[str, Any]) -> list[str]:
 
 def check_role_names(roles: list[str], stage: Mapping[str, Any], problems: Problems) -> None:
     """The words that name the roles, and those that choose among them."""
+    with_guide = [role for role in roles if "guide" in stage[role]]  # as those of conf
     for role in roles:
         if role.lower() in RESERVED_ROLES or not role.isidentifier() or len(role) > 64:
             problems.add("stage", role, "this word cannot name a role")
-        elif "guide" not in stage[role] and suggest(role, roles_with_guide(stage)):
-            problems.unknown_role(role, roles_with_guide(stage))
+        elif "guide" not in stage[role] and suggest(role, with_guide):
+            problems.unknown_role(role, with_guide)
         guide, others = stage[role].get("guide"), [other for other in roles if other != role]
         named = guide if isinstance(guide, list | tuple) else [guide]
         unfit = [one for one in named if one not in others] if guide is not None else []

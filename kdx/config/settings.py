@@ -21,7 +21,7 @@ from kdx.config.checks import (
     Problems,
     check_hydra,
     check_left_out,
-    check_stage,
+    check_recipe,
     check_swap_points,
     check_together,
     check_values,
@@ -54,10 +54,7 @@ def read_settings(config: DictConfig) -> Settings:
     augment = read_augment(typed.dataset.augment)
     check_kept_logits(augment, typed.dataset.balance, stages, problems)
     for stage in stages:
-        check_stage(stage.role, stage.recipe, typed, problems)
-        if typed.dataset.balance and stage.distilled and stage.recipe.labelled != 1:
-            needed = f"the {stage.role} must not know the classes of images whose labels are hidden; choose false"
-            problems.add("dataset.balance", True, needed)
+        check_recipe(stage, typed, problems)
     problems.raise_if_any()
     deliver = config.stage.deliver
     dataset = OmegaConf.to_container(config.dataset, resolve=True)

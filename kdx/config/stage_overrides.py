@@ -23,10 +23,4 @@ def to_hydra(override: str) -> str:
 
 def from_hydra(override: str) -> str:
     """An override as it was typed."""
-    name, equals, value = override.partition("=")
-    typed = re.sub(r"^\+\w+@stage\.", "stage.", name)
-    return (
-        (typed.lstrip("+") if typed.lstrip("+").startswith("stage.") and typed.count(".") > 1 else typed)
-        + equals
-        + value
-    )
+    return re.sub(r"^\+(\+|\w+@)?(?=stage\.[^.=]+\.)", "", override)

@@ -111,12 +111,8 @@ SOURCE: dict[str, Rule] = {
 HINTON, COMBINED = "kdx.losses.Hinton", "kdx.losses.Combined"
 TERMS = "kd.terms"  # of COMBINED: methods by names of the user's
 TERM_NAME = Text(r"[A-Za-z]\w*", "a word that names a term is needed", 64)
-OF_STAGE = (
-    "hard",
-    "lr",
-    "cache_logits",
-    "teachers",
-)  # said once beside a method or `terms`: kdx's own, not a method's numbers
+# Said once beside a method or `terms`: kdx's own, not a method's numbers.
+OF_STAGE = ("hard", "lr", "cache_logits", "teachers")
 OF_COMBINED = ("_target_", "terms", *OF_STAGE)
 GROUPS = ("kd", "optimizer", "scheduler")  # whose keys a stage may have of its own
 KEYS_OF_KDX: dict[str, dict[str, Rule]] = {  # which kdx reads itself, whatever the _target_
