@@ -8,11 +8,11 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from kdx.ranges import Real, Rule, Span, Words, key
+from kdx.ranges import Interval, Real, Rule, Words, key
 
 CHANCE = Real(least=0, most=1)
-AREA = Span(Real(above=0, most=1))
-RATIO = Span(Real(least=0.01, most=100))
+AREA = Interval(Real(above=0, most=1))
+RATIO = Interval(Real(least=0.01, most=100))
 ALPHA = Real(least=0.01, most=100)
 
 
@@ -146,7 +146,7 @@ def _with_options(kind: type[Augmentation], options: Mapping[str, Any]) -> Augme
     """Numbers are what their defaults are: 1 and 1.0 are one option."""
     rules = options_of(kind)
     numbers: dict[str, Any] = {
-        name: tuple(map(float, given)) if isinstance(rules[name], Span) else float(given)
+        name: tuple(map(float, given)) if isinstance(rules[name], Interval) else float(given)
         for name, given in options.items()
     }
     return kind(**numbers)

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import stat
 import tempfile
 from itertools import chain, count
@@ -104,6 +105,16 @@ def make_folder(folder: Path, key: str = "output_dir") -> None:
         raise KdxError(f"cannot make the folder {folder}: {error.strerror}; choose another {key}") from error
     if not os.access(folder, os.W_OK):
         raise KdxError(f"cannot write into the folder {folder}: permission denied; choose another {key}")
+
+
+def nearest(folder: Path) -> Path:
+    """The folder itself, or the innermost one around it that is there."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
+def free_bytes(folder: Path) -> int:
+    """Room where a folder is, or will be."""
+    return shutil.disk_usage(nearest(folder)).free
 
 
 def sweep_temps(folder: Path, name: str = "") -> None:

@@ -159,7 +159,7 @@ class ListOf:
 
 
 @dataclass(frozen=True)
-class Span:
+class Interval:
     """Two numbers [low, high], neither above the other, that each follow `rule`."""
 
     rule: Rule

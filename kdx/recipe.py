@@ -5,8 +5,9 @@ from typing import Any
 
 from kdx.ranges import Choice, Either, ListOf, Nullable, Real, Whole, key
 
-SELECTIONS = ("auto", "accuracy", "auc", "f1", "loss")
-SCORES = {"accuracy": "accuracy", "auc": "auc", "f1": "f1_score", "loss": "loss"}  # the name of each among scores
+SELECTIONS = AUTO, ACCURACY, AUC, F1, LOSS = ("auto", "accuracy", "auc", "f1", "loss")
+SCORES = {ACCURACY: "accuracy", AUC: "auc", F1: "f1_score", LOSS: "loss"}  # the name of each among scores
+DECIMALS = {ACCURACY: 2, AUC: 4, F1: 2, LOSS: 4}  # accuracy and F1 are in percent
 BALANCED = "balanced"
 CLASS_WEIGHTS = Either((Choice((BALANCED,)), ListOf(Real(above=0, most=1e6), fewest=2, most=1_000_000)))
 LABELLED = Either((Real(above=0, most=1), Whole(2, 10**12)))
@@ -24,7 +25,7 @@ class Recipe:
     micro_batches: int = key(Whole(1, 32_768), 1)  # parts of a batch, one after the other: less memory, one update
     clip_norm: float | None = key(Real(above=0, most=1e30), None)  # the gradients' norm is cut to this
     ema: float = key(Real(least=0, below=1), 0.0)  # decay of an average of the weights, then validated, kept, shipped
-    select: str = key(Choice(SELECTIONS), "auto")  # what on validation chooses the epoch; auto: as the task asks
+    select: str = key(Choice(SELECTIONS), AUTO)  # what on validation chooses the epoch; auto: as the task asks
     patience: int | None = key(Whole(1, 100_000), None)  # epochs without a better one after which training ends
     label_smoothing: float = key(Real(least=0, below=1), 0.0)  # of the loss by the labels
     class_weights: Any = key(Nullable(CLASS_WEIGHTS), None)  # of that loss: balanced, or a number a class

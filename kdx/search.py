@@ -17,7 +17,7 @@ from kdx.config.checks import Problems
 from kdx.config.schema import SearchSchema, Settings
 from kdx.config.settings import explain_key, flat_keys, read_settings
 from kdx.errors import KdxError, suggest
-from kdx.recipe import SCORES
+from kdx.recipe import ACCURACY, AUC, AUTO, LOSS, SCORES
 from kdx.report.sweep import write_report
 from kdx.results import load_sweep, read_log
 from kdx.run import CONF
@@ -132,7 +132,7 @@ def _open_study(requested: SearchSchema, folder: Path, seed: int, select: str) -
         storage=f"sqlite:///{folder / 'study.db'}",
         sampler=optuna.samplers.TPESampler(seed=seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3) if requested.prune else optuna.pruners.NopPruner(),
-        direction="minimize" if select == "loss" else "maximize",
+        direction="minimize" if select == LOSS else "maximize",
         load_if_exists=True,
     )
     for dead in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
@@ -185,8 +185,8 @@ def _falls_behind(trial: "optuna.Trial", job: Job, role: str, select: str) -> bo
     """Tell the pruner the epochs of the job's last stage so far; whether it wants the trial to stop."""
     known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
     for row in read_log(job.folder / role):
-        usual = "auc" if "val_auc" in row else "accuracy"  # auto: only where the area chooses is it in the log
-        column = f"val_{SCORES[usual if select == 'auto' else select]}"
+        usual = AUC if "val_auc" in row else ACCURACY  # auto: only where the area chooses is it in the log
+        column = f"val_{SCORES[usual if select == AUTO else select]}"
         if int(row["epoch"]) not in known and column in row:
             trial.report(row[column], int(row["epoch"]))
     return trial.should_prune()

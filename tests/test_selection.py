@@ -5,7 +5,8 @@ import torch
 
 from kdx.errors import KdxError
 from kdx.metrics.classification import full_scores
-from kdx.metrics.selection import CHOICES, Selection
+from kdx.metrics.selection import Selection
+from kdx.recipe import SELECTIONS
 from kdx.tasks import TASKS
 
 NAN = math.nan
@@ -22,7 +23,7 @@ def test_auto_is_auc_for_multi_label_sets_only() -> None:
         "ordinal-regression": "accuracy",
         "multi-label": "auc",
     }
-    assert all(Selection.resolve(name, task).name == name for name in CHOICES if name != "auto" for task in TASKS)
+    assert all(Selection.resolve(name, task).name == name for name in SELECTIONS if name != "auto" for task in TASKS)
     with pytest.raises(KdxError, match="select=acuracy: choose auto, accuracy, auc, f1, loss; did you mean 'accuracy'"):
         Selection.resolve("acuracy", "multi-class")
 

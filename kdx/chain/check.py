@@ -78,15 +78,11 @@ def _attempt(work: Callable[[], T], stage: StageSettings, parts: Parts | None = 
 def _culprit(error: BaseException, stage: StageSettings, parts: Parts | None) -> str:
     """The key and the value of the part in whose code an error came up: the innermost one on the way to it."""
     network = f"model.{stage.role}={stage.network}:"
-    known = (
-        []
-        if parts is None
-        else [
-            (parts.optimizer, f"optimizer: {stage.optimizer['_target_']}"),
-            (parts.schedule.scheduler, f"scheduler: {stage.scheduler['_target_']}"),
-            (parts.learner.network, network),
-        ]
-    )
+    known: list[tuple[object, str]] = []
+    if parts is not None:
+        known.append((parts.optimizer, f"optimizer: {stage.optimizer['_target_']}"))
+        known.append((parts.schedule.scheduler, f"scheduler: {stage.scheduler['_target_']}"))
+        known.append((parts.learner.network, network))
     found = network
     for frame, _ in traceback.walk_tb(error.__traceback__):
         where = frame.f_locals.get(next(iter(frame.f_code.co_varnames), ""))  # self, whatever a user calls it

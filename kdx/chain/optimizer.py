@@ -26,16 +26,19 @@ def build_optimizer(stage: StageSettings, learner: Learner) -> torch.optim.Optim
 
 
 def _groups(learner: Learner, own_rate: float | None, decay: str) -> list[Any]:
-    """What the optimizer is given: the objective's parameters at their own rate, if any; biases and norms, which have
-    fewer than two dimensions, without weight decay where only weights decay."""
+    """What the optimizer is given: the objective's parameters at their own rate, if any.
+
+    Where only weights decay, biases and norms, which have fewer than two dimensions, have groups without.
+    """
     if own_rate is None and decay == "all":
         return learner.trained()
     groups: list[dict[str, Any]] = []
     for module, rate in ((learner.network, None), (learner.objective, own_rate)):
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        flat = [parameter for parameter in trained if parameter.ndim < 2 and decay == "weights"]
-        deep = [parameter for parameter in trained if not (parameter.ndim < 2 and decay == "weights")]
-        for parameters, options in ((deep, {}), (flat, {"weight_decay": 0.0})):
+        least = 2 if decay == "weights" else 0  # dimensions of what decays
+        decayed = [parameter for parameter in trained if parameter.ndim >= least]
+        others = [parameter for parameter in trained if parameter.ndim < least]
+        for parameters, options in ((decayed, {}), (others, {"weight_decay": 0.0})):
             if parameters:
                 groups.append({"params": parameters, **options} | ({} if rate is None else {"lr": rate}))
     return groups

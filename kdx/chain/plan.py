@@ -1,7 +1,6 @@
 """Which stages to reuse, load or train, decided and checked before anything is trained."""
 
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from kdx.chain.stage import LoadedStage, check_answers, load_network
 from kdx.checkpoint import check_metadata, load_hashed
 from kdx.config.schema import StageSettings
 from kdx.errors import KdxError
-from kdx.files import from_here, hash_file
+from kdx.files import free_bytes, from_here, hash_file, nearest
 from kdx.models.networks import count_parameters
 
 log = logging.getLogger(__name__)
@@ -109,7 +108,7 @@ def _check_space(parameters: Sequence[int], run_dir: Path, logits: int, output_d
     is being written, all in float32.
     """
     checkpoints = 4 * (4 * sum(parameters) + 3 * max(parameters, default=0))
-    run_disk, output_disk = (_nearest(folder) for folder in (run_dir, output_dir))
+    run_disk, output_disk = (nearest(folder) for folder in (run_dir, output_dir))
     needs = [(run_disk, f"hydra.run.dir={run_dir}", "checkpoints", checkpoints)]
     if logits and run_disk.stat().st_dev == output_disk.stat().st_dev:
         what = f"checkpoints and kd.cache_logits ({logits / 1e6:.1f} MB)"
@@ -117,16 +116,12 @@ def _check_space(parameters: Sequence[int], run_dir: Path, logits: int, output_d
     elif logits:
         needs.append((output_disk, f"output_dir={output_dir}", "kd.cache_logits", logits))
     for folder, key, what, needed in needs:
-        free = shutil.disk_usage(folder).free
+        free = free_bytes(folder)
         if needed > free:
             raise KdxError(
                 f"{key}: needs about {needed / 1e6:.1f} MB for {what}, the disk has {free / 1e6:.1f} MB free; "
                 "make room or choose another output_dir"
             )
-
-
-def _nearest(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def reuse_finished(

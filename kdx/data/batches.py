@@ -182,8 +182,8 @@ class Batches:
         batches = zip(self._raw_batches(pieces, there), there, rows_there, here, strict=True)
         for step, (raw, indices, row, row_here) in enumerate(batches, start):
             labels = self.labels[indices]
-            hidden = None if self.known is None else self.known[indices]
-            images, targets, known = mix(view(raw, row, row_here), labels, hidden, row, step)
+            known = None if self.known is None else self.known[indices]
+            images, targets, known = mix(view(raw, row, row_here), labels, known, row, step)
             yield Batch(self.prepare(images), labels, indices, targets, known)
 
     def _order(self, epoch: int) -> Tensor:
@@ -215,9 +215,7 @@ class Batches:
         resize = self.preprocessing.resize
         mean = 255 * torch.tensor(self.preprocessing.mean, device=self.device).view(-1, 1, 1)
         channels = images.shape[-3]
-        colour = (
-            mean if len(mean) == channels else mean.mean(dim=0, keepdim=True)
-        )  # grey images spread over three means
+        colour = mean if len(mean) == channels else mean.mean(dim=0, keepdim=True)  # grey images have three means
         return Frame((height, width), (resize, resize) if resize else (height, width), colour)
 
 

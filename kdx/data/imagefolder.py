@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader
 
 from kdx.data.dataset import Dataset, FileImages, Split
 from kdx.data.folders import Listing, find_classes, find_splits, list_split, listing_notes
-from kdx.data.picture_cache import bytes_of, cached, free_bytes
+from kdx.data.picture_cache import bytes_of, cached
 from kdx.data.pictures import READER, check_regular, fitted, read_picture
 from kdx.data.sources import carve
 from kdx.errors import KdxError
+from kdx.files import free_bytes
 
 Files = tuple[list[Path], np.ndarray]  # pictures and their labels
 VAL_SHARE = 0.1

@@ -9,7 +9,6 @@ import hashlib
 import logging
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -21,7 +20,7 @@ from torch import Tensor
 from kdx.data.dataset import FileImages
 from kdx.data.download import only_one
 from kdx.errors import KdxError
-from kdx.files import make_folder, set_aside, write_atomic
+from kdx.files import free_bytes, make_folder, set_aside, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -88,14 +87,6 @@ def cached(
 def bytes_of(images: FileImages) -> int:
     """What decoded images take."""
     return len(images) * math.prod(images.shape)
-
-
-def free_bytes(folder: Path) -> int:
-    """Room where a folder is, or will be."""
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def _write(path: Path, part: Path, images: Joined, decode: Decoder, num_workers: int) -> None:

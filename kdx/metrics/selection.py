@@ -9,12 +9,10 @@ from torch import Tensor
 
 from kdx.errors import KdxError, suggest
 from kdx.metrics.auc import has_auc
-from kdx.recipe import SCORES, SELECTIONS
+from kdx.recipe import ACCURACY, AUC, AUTO, DECIMALS, F1, LOSS, SCORES, SELECTIONS
 from kdx.tasks import MULTI_LABEL
 
-CHOICES = AUTO, ACCURACY, AUC, F1, LOSS = SELECTIONS
 SHORT = {ACCURACY: "acc", AUC: "auc", F1: "f1", LOSS: "loss"}
-DECIMALS = {ACCURACY: 2, AUC: 4, F1: 2, LOSS: 4}  # accuracy and F1 are in percent
 
 Scores = Mapping[str, Any]
 
@@ -28,8 +26,8 @@ class Selection:
     @classmethod
     def resolve(cls, name: str, task: str) -> "Selection":
         """`auto` as `auc` for a multi-label set, where accuracy is flat, else as `accuracy`; the others as they are."""
-        if name not in CHOICES:
-            raise KdxError(f"select={name}: choose {', '.join(CHOICES)}{suggest(name, CHOICES)}")
+        if name not in SELECTIONS:
+            raise KdxError(f"select={name}: choose {', '.join(SELECTIONS)}{suggest(name, SELECTIONS)}")
         if name == AUTO:
             return cls(AUC if task == MULTI_LABEL else ACCURACY)
         return cls(name)

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from kdx.errors import KdxError
 from kdx.files import from_here, write_atomic
+from kdx.recipe import ACCURACY, AUC, DECIMALS, F1, LOSS
 from kdx.report import html as page
 from kdx.report.plots import curves, heat_map
 from kdx.report.tables import aligned, markdown
 from kdx.results import (
-    ACCURACY,
-    LOSS,
     Configuration,
     as_text,
     grid,
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
 
 GRID = ("kd.temperature", "kd.alpha")  # drawn as a heat map where both were swept
 JOBS = "Jobs"
-WORDS = {"accuracy": "accuracy", "auc": "AUC", "f1": "F1", "loss": "loss"}
-DIGITS = {"accuracy": 2, "auc": 4, "f1": 2, "loss": 4}  # accuracy and F1 are in percent
+WORDS = {ACCURACY: "accuracy", AUC: "AUC", F1: "F1", LOSS: "loss"}
 SCORES = ("val_accuracy", "test_accuracy", "test_f1_score", "test_auc")
 CSV_COLUMNS = (
     *(*SCORES, "seconds", "status", "fingerprint"),
@@ -92,7 +90,7 @@ def _conclusions(groups: Sequence[Configuration]) -> list[str]:
         return []
     select, column = selection_of(groups)
     lines = [
-        f"Best on validation: {_name(best)} with {_spread(best, column, digits=DIGITS[select])} "
+        f"Best on validation: {_name(best)} with {_spread(best, column, digits=DECIMALS[select])} "
         f"validation {WORDS[select]}; "
         f"its test accuracy is {_spread(best, 'test_accuracy')}."
     ]
@@ -119,7 +117,7 @@ def _configuration_table(groups: Sequence[Configuration]) -> Table:
     rank, rows = rank_of(groups), []
     for group in sorted(groups, key=lambda group: -rank(group)):
         values = [as_text(group.values.get(key)) or "-" for key in keys]
-        selected = [_spread(group, column, with_n=False, digits=DIGITS[select]) for _ in chosen]
+        selected = [_spread(group, column, with_n=False, digits=DECIMALS[select]) for _ in chosen]
         rows.append([*values, str(len(group.stages())), *selected, *_score_cells(group)])
     return header, rows
 
@@ -235,7 +233,7 @@ def _heat_map(
         if table.loc[row, column] == table.loc[row, column]
     }
     rows, columns = ([as_text(value) for value in axis] for axis in (table.index, table.columns))
-    unit = " in %" if DIGITS[select] == 2 else ""
+    unit = " in %" if DECIMALS[select] == 2 else ""
     drawing = heat_map(rows, columns, cells, (first, second))
     return page.picture(drawing, f"Mean validation {WORDS[select]}{unit} over {first} and {second}.")
 

@@ -1,7 +1,5 @@
 """What runs and sweeps left, as typed records and as a pandas DataFrame; imports neither torch nor pandas by itself."""
 
-from kdx.results.frame import ACCURACY as ACCURACY
-from kdx.results.frame import LOSS as LOSS
 from kdx.results.frame import Configuration as Configuration
 from kdx.results.frame import configurations as configurations
 from kdx.results.frame import epochs as epochs

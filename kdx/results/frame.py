@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdx.errors import KdxError
+from kdx.recipe import ACCURACY, LOSS
 from kdx.results.logs import read_csv, read_log
 from kdx.results.overrides import as_text, typed_overrides
 from kdx.results.records import SUMMARY, SWEEP, Run, Stage, SweepJob, read_run, read_sweep
@@ -47,7 +48,6 @@ STAGE_COLUMNS = (
     "latency_ms",
     "checkpoint",
 )
-ACCURACY, LOSS = "accuracy", "loss"
 SCORES = tuple(f"_{name}" for name in STAGE_COLUMNS if name.startswith(("val_", "test_", "latency")))
 
 

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from kdx.errors import KdxError
 from kdx.files import as_record, read_json, read_record, write_json
-from kdx.recipe import SCORES
+from kdx.recipe import ACCURACY, SCORES
 
 SUMMARY = "summary.json"
 SWEEP = "sweep.json"
@@ -102,9 +102,7 @@ class Stage:
     validation: ScoresOnValidation
     test: ScoresOnTest
     seconds: NotNegative
-    selected_by: Annotated[str, Meta(pattern="^(accuracy|auc|f1|loss)$")] = (
-        "accuracy"  # what on validation chose the epoch
-    )
+    selected_by: Annotated[str, Meta(pattern=f"^({'|'.join(SCORES)})$")] = ACCURACY  # what chose the epoch
     stem: str | None = None
     guide: str | list[str] | None = None  # a role, or several
     guide_fingerprint: str | list[str] | None = None

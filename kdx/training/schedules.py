@@ -60,9 +60,9 @@ class Schedule:
     def after_update(self) -> None:
         """An update of the weights was made."""
         self.updates += 1
-        steps = self.scheduler is not None and self.every == UPDATE
-        if steps or self.updates <= self.warmup_updates:
-            self._change(self.scheduler.step if steps and self.scheduler is not None else None)
+        step = self.scheduler.step if self.scheduler is not None and self.every == UPDATE else None
+        if step is not None or self.updates <= self.warmup_updates:
+            self._change(step)
 
     def after_epoch(self, score: float) -> None:
         """An epoch was validated with this score."""

@@ -15,9 +15,9 @@ from kdx.memory import peak_mb, start_peak
 from kdx.metrics.auc import auc_of_logits
 from kdx.metrics.classification import epoch_scores
 from kdx.metrics.logits import predict
-from kdx.metrics.selection import AUC, Selection
+from kdx.metrics.selection import Selection
 from kdx.models.features import Outputs
-from kdx.recipe import Recipe
+from kdx.recipe import AUC, Recipe
 from kdx.reproducibility import RandomState
 from kdx.training.averaging import Average
 from kdx.training.evaluation import logits_of
