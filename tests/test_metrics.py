@@ -17,7 +17,7 @@ from kdx.errors import KdxError
 from kdx.metrics.auc import area_under_curve
 from kdx.metrics.classification import epoch_scores, full_scores
 from kdx.metrics.logits import predict, probabilities, require_numbers
-from kdx.tasks import TASKS
+from kdx.tasks import MULTI_LABEL, TASKS
 
 
 def random_logits(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
@@ -51,6 +51,15 @@ def test_absent_class_shifts_nothing() -> None:
     assert scores["f1_score"] == pytest.approx(100)  # the absent class is not part of the mean
     assert scores["auc"] == pytest.approx(1)
     assert scores["confusion_matrix"] == [[2, 0, 0], [0, 0, 0], [0, 0, 2]]
+
+
+@pytest.mark.parametrize("task", ["multi-class", MULTI_LABEL])
+def test_no_score_is_over_100_percent_where_every_image_is_right(task: str) -> None:
+    """The mean of ten precisions of 1 is 1.0000001 in float32; no record takes a score over 100."""
+    for classes in range(2, 400):
+        labels = torch.arange(classes) if task == "multi-class" else torch.eye(classes, dtype=torch.long)
+        scores = epoch_scores(labels, labels, task, classes)
+        assert all(99.999 < value <= 100 for value in scores.values()), (classes, scores)
 
 
 def test_never_predicted_class_has_precision_zero() -> None:

@@ -77,7 +77,8 @@ def confusions(predictions: Tensor, labels: Tensor, counts: Counts, task: str, n
 
 
 def percent(share: Tensor | float) -> float:
-    return round(100 * float(share), 5)  # the scores are float32: more digits are noise
+    """0 to 100. The scores are float32: more digits are noise, and a mean of ten times 1 may be a hair over 1."""
+    return min(round(100 * float(share), 5), 100.0)
 
 
 def _by_class(counts: Counts) -> dict[str, Tensor]:
