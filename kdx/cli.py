@@ -233,7 +233,7 @@ def _check_sweep(loader: Any, config: DictConfig) -> None:
     check_hydra_keys(config)
     if "BasicSweeper" not in config.hydra.sweeper._target_:
         return  # other sweepers choose their jobs as they go
-    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    params = [to_hydra(f"{key}={value}") for key, value in (config.hydra.sweeper.params or {}).items()]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *config.hydra.overrides.task])
     for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
         job = loader.load_sweep_config(config, list(overrides))

@@ -182,11 +182,23 @@ def test_layers_of_several_teachers_have_no_mean(tiny_run) -> None:
     assert run.summary["student"]["guide"] == ["teacher", "assistant"]
 
 
-def test_a_key_of_a_stage_is_swept_and_shown_as_it_was_typed(tmp_path: Path, kdx_environment: dict[str, str]) -> None:
+def test_a_key_of_a_stage_is_swept_from_a_file_and_the_command_line_and_shown_as_it_was_typed(
+    tmp_path: Path, kdx_environment: dict[str, str]
+) -> None:
     import subprocess
     import sys
 
-    swept = ["stage.student.kd.alpha=0.2,0.8", "stage.student.scheduler=none", "stage.deliver=student", "epochs=1"]
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nhydra: {sweeper: {params: {stage.student.kd.alpha: '0.2,0.8', epochs: 7}}}\n"
+    )
+    swept = [
+        f"--config-dir={tmp_path}/conf",
+        "experiment=mine",
+        "stage.student.scheduler=none",
+        "stage.deliver=student",
+    ]
+    swept.append("epochs=1")  # the command line's wins over the file's
     line = [sys.executable, "-m", "kdx.run", "--multirun", *TINY, *swept, f"hydra.sweep.dir={tmp_path}/sweep"]
     done = subprocess.run(
         [*line, f"output_dir={tmp_path}"], env=kdx_environment, capture_output=True, text=True, timeout=300
@@ -194,5 +206,6 @@ def test_a_key_of_a_stage_is_swept_and_shown_as_it_was_typed(tmp_path: Path, kdx
     assert done.returncode == 0, done.stdout + done.stderr
     frame = load(tmp_path / "sweep")
     assert frame["stage.student.kd.alpha"].tolist() == [0.2, 0.8]
+    assert frame["epochs"].tolist() == [1, 1]
     assert frame["stage.student.scheduler"].tolist() == ["none", "none"]
     assert "stage.student.kd.alpha" in done.stdout and "++" not in done.stdout
