@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import traceback
 import weakref
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from kdx.chain.stage import FinishedTeacher, train_stage
 from kdx.checkpoint import save_checkpoint
 from kdx.config.schema import Settings
 from kdx.errors import KdxError
+from kdx.losses.hinton import Hinton
 from kdx.models.networks import build_network
 from tests.conftest import TinyRun, same_weights, settings_of
 
@@ -384,6 +386,22 @@ def test_failed_run_says_so_in_its_summary(tiny_run, tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "outputs" / "run1" / "summary.json").read_text())
     assert summary["status"] == "failed" and "in epoch 1" in summary["error"]
     assert not list((tmp_path / "outputs").glob("index/*.json"))
+
+
+def test_the_loss_is_nine_calls_from_the_chain(tiny_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks for what a command minimises has few doors to open."""
+    ways = set()
+    forward = Hinton.forward
+
+    def watched(*args):
+        calls = [frame.name for frame in traceback.extract_stack() if "/kdx/" in frame.filename]
+        ways.add(tuple(name for name in calls if not name.startswith("<")))
+        return forward(*args)
+
+    monkeypatch.setattr(Hinton, "forward", watched)
+    tiny_run("epochs=1", "stage.deliver=student")
+    in_training = {way[way.index("run_chain") :] for way in ways if "fit" in way and "train_step" in way}
+    assert in_training and all(len(way) < 9 for way in in_training), in_training  # the method's own call is the ninth
 
 
 def test_multi_label_chain(tiny_run) -> None:

@@ -2,7 +2,8 @@
 
 import logging
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,7 +52,11 @@ def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) 
     make_folder(index.folder)
     with own_folder(run_dir), listening() as stop:
         refuse_other_run(run_dir, plan)
-        stages = _Run(context, plan, index, run_dir, overrides, stop, loaded).deliver()
+        run = _Run(context, plan, index, run_dir, overrides, stop, loaded)
+        with run.recording():
+            for planned in plan:
+                run.carry_out(planned)
+    stages = run.record.stages
     log.info("\n%s\n", stage_table(stages))
     if settings.report:
         log.info("%s\n", write_run_report(run_dir))
@@ -88,14 +93,11 @@ class _Run:
             lineage=[Origin("data", context.dataset.name, context.dataset.digest)],
         )
 
-    def deliver(self) -> dict[str, Stage]:
-        """Carry all stages out; the record of each stage."""
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Write summary.json at the end of a block, whatever ends it."""
         try:
-            for intended in self.plan:
-                self.stop.raise_if_asked()
-                self.write_summary("running")
-                with users_errors(intended.role), worker_errors(self.context.settings.num_workers):
-                    self.carry_out(intended)
+            yield
         except Stopped as stopped:
             self.write_summary("stopped", str(stopped))
             raise
@@ -103,39 +105,41 @@ class _Run:
             self.write_summary("failed", str(error) if isinstance(error, KdxError) else reason_of(error))
             raise
         self.write_summary("finished")
-        return self.record.stages
 
     def carry_out(self, intended: PlannedStage) -> None:
-        """Train or take one stage, and record it."""
-        trained = intended.action == "train"
-        planned, outcome = self.train_or_wait(intended) if trained else (intended, self.take(intended))
-        self.done[planned.role], self.outcomes[planned.role] = planned, outcome
-        self.describe(planned, outcome)
-        self.forget_all_but(self.plan[len(self.done) :])
-        full_cleanup()
+        """Train a stage under its teachers and file it in the index, or take one that exists; record it."""
+        self.stop.raise_if_asked()
+        self.write_summary("running")
+        with users_errors(intended.role), worker_errors(self.context.settings.num_workers):
+            with self.turn(intended) as (planned, earlier):
+                if planned.action == "train":
+                    folder, own, teachers = self.run_dir / planned.role, planned.fingerprint, self.teachers_of(planned)
+                    outcome = train_stage(
+                        self.context, planned.stage, folder, own=own, teachers=teachers, earlier=earlier, stop=self.stop
+                    )
+                    self.file(planned, outcome)
+                else:
+                    outcome = self.take(planned)
+            self.done[planned.role], self.outcomes[planned.role] = planned, outcome
+            self.describe(planned, outcome)
+            self.forget_all_but(self.plan[len(self.done) :])
+            full_cleanup()
 
-    def train_or_wait(self, planned: PlannedStage) -> tuple[PlannedStage, Outcome]:
-        """Train a stage, unless another run trains the same one: then wait for it and reuse the result."""
+    @contextmanager
+    def turn(self, planned: PlannedStage) -> Iterator[tuple[PlannedStage, Path | None]]:
+        """Wait while another run trains the same stage: then it is one to take. With it, the folder to resume from."""
+        if planned.action != "train":
+            yield planned, None
+            return
         folder, stop = self.run_dir / planned.role, self.stop.raise_if_asked
         with self.index.claim(planned.fingerprint, planned.role, folder, stop) as (earlier, waited):
             reusable = waited or self.context.settings.reuse != "never"
             finished = self.index.find(planned.fingerprint) if reusable else None
             reuse = None if finished is None else reuse_finished(self.context, planned.stage, finished, self.index)
-            if reuse is not None:
-                return reuse, self.take(reuse)
-            return planned, self.train(planned, earlier if waited or self.context.settings.resume else None)
+            yield reuse or planned, earlier if waited or self.context.settings.resume else None
 
-    def train(self, planned: PlannedStage, earlier: Path | None) -> Outcome:
-        """Train a stage under its teacher and file it in the index."""
-        outcome = train_stage(
-            self.context,
-            planned.stage,
-            self.run_dir / planned.role,
-            own=planned.fingerprint,
-            teachers=self.teachers_of(planned),
-            earlier=earlier,
-            stop=self.stop,
-        )
+    def file(self, planned: PlannedStage, outcome: Outcome) -> None:
+        """Let other runs find a stage that was trained here."""
         self.index.add(
             FinishedStage(
                 fingerprint=planned.fingerprint,
@@ -155,7 +159,6 @@ class _Run:
                 code=network_code(self.context, planned.stage),
             )
         )
-        return outcome
 
     def take(self, planned: PlannedStage) -> Outcome:
         """The outcome of a stage that exists: as filed, or tested now if it is a named checkpoint."""

@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ from kdx.results import ScoresOnValidation
 from kdx.trackers.trackers import open_tracker
 from kdx.training.evaluation import evaluate, logits_of
 from kdx.training.keeper import Keeper, is_due
-from kdx.training.progress import Best
 from kdx.training.runtime import match_layout
 from kdx.training.stopping import StopRequest
 from kdx.training.teachers import LogitsCache, Teacher
@@ -122,10 +122,8 @@ def train_stage(
     _leave_clean_script(folder)
     _resume(trainer, keeper, earlier)
     write_json(folder / "logs" / f"{file_stem(stage)}_config.json", meta | {"config": stage.config})
-    try:
-        best = _fit(trainer, stage, keeper, _drawing(context, stage, parts.learner.network, folder))
-    finally:
-        keeper.logger.close()
+    with closing(keeper.logger), _memory_errors(stage):
+        best = trainer.fit(keeper, _drawing(context, stage, parts.learner.network, folder))
     checkpoint = folder / "checkpoints" / best.file
     chosen = load_network(context, stage, checkpoint)
     images = stage_batches(context, stage, "test")
@@ -205,10 +203,11 @@ def _leave_clean_script(folder: Path) -> None:
     path.chmod(path.stat().st_mode | 0o111)
 
 
-def _fit(trainer: Trainer, stage: StageSettings, keeper: Keeper, after_epoch: Callable[[int], None] | None) -> Best:
-    """Train; running out of memory becomes an error that says what to do."""
+@contextmanager
+def _memory_errors(stage: StageSettings) -> Iterator[None]:
+    """Running out of memory becomes an error that says what to do."""
     try:
-        return trainer.fit(keeper, after_epoch)
+        yield
     except (MemoryError, RuntimeError) as error:
         raise_if_out_of_memory(error, stage)
         raise

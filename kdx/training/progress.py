@@ -1,5 +1,6 @@
 """How far a training has come: the best epoch so far, and what is known of the epoch under way."""
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +55,15 @@ class EpochProgress:
     losses: Losses = field(default_factory=Losses)
     predictions: list[Tensor] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
+    started: float = 0.0  # by this process's clock, as if it had done all of it
+
+    def start_clock(self) -> None:
+        self.started = time.perf_counter() - self.seconds
+
+    def read_clock(self) -> float:
+        """Seconds spent on the epoch, by earlier processes, too."""
+        self.seconds = time.perf_counter() - self.started
+        return self.seconds
 
     def add(self, step: int, losses: Losses, predictions: Tensor, labels: Tensor, known: Tensor | None = None) -> None:
         """Count a step with its mean losses; everything stays on the device. Hidden labels enter no score."""

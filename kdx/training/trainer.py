@@ -1,7 +1,6 @@
 """Train one learner under any number of teachers: the visible loop. Knows no config and no roles."""
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ from kdx.training.averaging import Average
 from kdx.training.evaluation import logits_of
 from kdx.training.keeper import Keeper, State
 from kdx.training.learner import Learner
-from kdx.training.progress import Best, EpochProgress, Losses, Progress
+from kdx.training.progress import Best, Losses, Progress
 from kdx.training.runtime import Precision, compile_networks
 from kdx.training.schedules import Schedule
 from kdx.training.teachers import Teacher
@@ -81,7 +80,8 @@ class Trainer:
         self.val_outputs = [Outputs(teacher.of_split("val", self.val)) for teacher in self.teachers.values()]
         with keeper.writing():
             while self.progress.epochs < self.recipe.epochs and not self._is_patience_spent():
-                row = self._fit_epoch(keeper)
+                trained = self._train_epoch(keeper)
+                row = self._close_epoch(trained)
                 keeper.after_epoch(row, self.average.network)
                 if after_epoch is not None:
                     after_epoch(row["epoch"])
@@ -89,31 +89,14 @@ class Trainer:
         assert self.progress.best is not None
         return self.progress.best
 
-    def _fit_epoch(self, keeper: Keeper) -> dict[str, Any]:
-        """Train and validate one epoch; its row of the log."""
-        epoch, started = self.progress.epochs + 1, time.perf_counter() - self.progress.under_way.seconds
-        start_peak(self.device)
-        if not self.progress.under_way.step:
-            self.progress.under_way.learning_rate = self.optimizer.param_groups[0]["lr"]
-        learning_rate = self.progress.under_way.learning_rate
-        trained = self._train_epoch(epoch, started, keeper)
-        validated = self._validate(epoch)
-        self.schedule.after_epoch(self.selection.value_of(validated))
-        row: dict[str, Any] = {"epoch": epoch}
-        row |= {f"train_{key}": value for key, value in trained.items()}
-        row |= {f"val_{key}": value for key, value in validated.items()}
-        row |= {"learning_rate": learning_rate, "gpu_memory_mb": round(peak_mb(self.device), 1)}
-        row["epoch_time_sec"] = round(time.perf_counter() - started, 3)
-        before = self.progress.best
-        is_best = self.selection.is_better(validated, None if before is None else before.scores)
-        best = Best(epoch, self.selection.value_of(validated), self.selection.best_file(validated), validated)
-        self.progress.close_epoch(row, best if is_best else None)
-        return row
-
-    def _train_epoch(self, epoch: int, started: float, keeper: Keeper) -> dict[str, float]:
+    def _train_epoch(self, keeper: Keeper) -> dict[str, float]:
         """One pass over the training split; mean losses and scores of the predictions made on the way."""
+        epoch, done = self.progress.epochs + 1, self.progress.under_way
+        done.start_clock()
+        if not done.step:
+            done.learning_rate = self.optimizer.param_groups[0]["lr"]
+        start_peak(self.device)
         self.learner.train()
-        done = self.progress.under_way
         for teacher in self.teachers.values():
             teacher.start_epoch(self.train, epoch, done.step == 0, self.num_classes)
         batches = keeper.logger.bar(self.train.epoch(epoch, start=done.step), epoch, len(self.train), done.step)
@@ -121,7 +104,7 @@ class Trainer:
             logits, losses = self.train_step(batch, epoch, step)
             done.add(step, losses, predict(logits, self.task), batch.labels, batch.known)
             if keeper.wants_step(step, len(self.train)):
-                done.seconds = time.perf_counter() - started
+                done.read_clock()
                 self._require_sound_weights(epoch, step)
                 keeper.after_step()
         means = done.mean_losses()  # the epoch's only wait for the device
@@ -129,7 +112,7 @@ class Trainer:
         self._require_sound_weights(epoch, done.step)  # of taps that see padding only, no loss tells
         for teacher in self.teachers.values():
             teacher.end_epoch(epoch)
-        return means | self._scores_of(done)
+        return means | epoch_scores(torch.cat(done.predictions), torch.cat(done.labels), self.task, self.num_classes)
 
     def train_step(self, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Losses]:
         """Forward, loss, backward for each part of the batch, then one update; the logits and the mean losses."""
@@ -155,6 +138,23 @@ class Trainer:
         self.average.update()
         return torch.cat(seen), losses
 
+    def _close_epoch(self, trained: Mapping[str, float]) -> dict[str, Any]:
+        """Validate after an epoch, and see whether it is the best; its row of the log."""
+        epoch, done = self.progress.epochs + 1, self.progress.under_way
+        learning_rate = done.learning_rate
+        validated = self._validate(epoch)
+        self.schedule.after_epoch(self.selection.value_of(validated))
+        row: dict[str, Any] = {"epoch": epoch}
+        row |= {f"train_{key}": value for key, value in trained.items()}
+        row |= {f"val_{key}": value for key, value in validated.items()}
+        row |= {"learning_rate": learning_rate, "gpu_memory_mb": round(peak_mb(self.device), 1)}
+        row["epoch_time_sec"] = round(done.read_clock(), 3)
+        before = self.progress.best
+        is_best = self.selection.is_better(validated, None if before is None else before.scores)
+        best = Best(epoch, self.selection.value_of(validated), self.selection.best_file(validated), validated)
+        self.progress.close_epoch(row, best if is_best else None)
+        return row
+
     @torch.no_grad()
     def _validate(self, epoch: int) -> dict[str, float]:
         """The same losses as in training, those that look at layers left out, and scores, on the validation split."""
@@ -169,9 +169,6 @@ class Trainer:
         if self.selection.name == AUC:
             means["auc"] = math.nan if (auc := auc_of_logits(logits.cpu(), labels.cpu(), self.task)) is None else auc
         return means
-
-    def _scores_of(self, done: EpochProgress) -> dict[str, float]:
-        return epoch_scores(torch.cat(done.predictions), torch.cat(done.labels), self.task, self.num_classes)
 
     def _is_patience_spent(self) -> bool:
         return self.recipe.patience is not None and self.progress.epochs_since_best >= self.recipe.patience
