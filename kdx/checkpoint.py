@@ -132,7 +132,7 @@ def load_hashed(path: Path, *, known: str | None = None, mapped: bool = False) -
     sha256 = verify_hash(path)
     if known not in (None, sha256):
         raise DamagedError(f"{path}: damaged (its sha256 is not the one in the index)")
-    _refuse_bomb(path)
+    refuse_bomb(path)
     content = _load(path, mapped)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise DamagedError(f"{path}: not a kdx checkpoint: a dict with the key 'model' is needed")
@@ -224,8 +224,8 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _refuse_bomb(path: Path, factor: int = 4) -> None:
-    """torch stores tensors uncompressed: contents much larger than the file are an attack or damage."""
+def refuse_bomb(path: Path, factor: int = 4) -> None:
+    """`DamagedError` for contents much larger than the file, an attack or damage: torch stores tensors uncompressed."""
     try:
         with zipfile.ZipFile(path) as archive:
             claimed = sum(entry.file_size for entry in archive.infolist())

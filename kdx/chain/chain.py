@@ -12,6 +12,7 @@ from typing import Any, cast
 import kdx
 from kdx.chain.context import RunContext, as_recorded, load_dataset, make_run_context, network_code, network_spec
 from kdx.chain.finished import refuse_other_run
+from kdx.chain.foreign import file_import
 from kdx.chain.index import FinishedStage, StageIndex, own_folder
 from kdx.chain.plan import PlannedStage, check_plan, describe_plan, make_plan, reuse_finished
 from kdx.chain.stage import FinishedTeacher, LoadedStage, Outcome, load_network, scores_on_test, train_stage
@@ -21,7 +22,7 @@ from kdx.data.description import log_description
 from kdx.data.imagefolder import worker_errors
 from kdx.deploy.efficiency import measure_network
 from kdx.errors import KdxError
-from kdx.files import from_here, make_folder, relative
+from kdx.files import from_here, hash_file, make_folder, relative
 from kdx.memory import full_cleanup, keep_freed_memory
 from kdx.metrics.selection import Selection
 from kdx.models.networks import count_parameters
@@ -32,6 +33,8 @@ from kdx.training.stopping import Stopped, StopRequest, listening
 from kdx.users_code import reason_of, users_errors
 
 log = logging.getLogger(__name__)
+
+STATUS = {"train": "trained", "reuse": "reused", "load": "loaded", "import": "imported"}
 
 
 def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) -> float | None:
@@ -139,7 +142,7 @@ class _Run:
             yield reuse or planned, earlier if waited or self.context.settings.resume else None
 
     def file(self, planned: PlannedStage, outcome: Outcome) -> None:
-        """Let other runs find a stage that was trained here."""
+        """Let other runs find a stage that is done."""
         self.index.add(
             FinishedStage(
                 fingerprint=planned.fingerprint,
@@ -161,7 +164,7 @@ class _Run:
         )
 
     def take(self, planned: PlannedStage) -> Outcome:
-        """The outcome of a stage that exists: as filed, or tested now if it is a named checkpoint."""
+        """The outcome of a stage that exists: as filed, or tested now if it is a named file."""
         assert planned.checkpoint is not None
         loaded = self.load(planned, planned.checkpoint)
         parameters, guide = count_parameters(loaded.network), loaded.guide_fingerprint
@@ -170,6 +173,12 @@ class _Run:
             return Outcome(
                 planned.checkpoint, done.sha256, done.epoch, done.validation, done.test, parameters, 0.0, guide
             )
+        if planned.source is not None:
+            folder = self.run_dir / planned.role
+            outcome = file_import(self.context, planned.stage, folder, loaded, planned.fingerprint, planned.source)
+            if loaded.sound:
+                self.file(planned, outcome)
+            return outcome
         test = scores_on_test(self.context, planned.stage, loaded.network)
         return Outcome(planned.checkpoint, loaded.sha256, loaded.epoch, loaded.validation, test, parameters, 0.0, guide)
 
@@ -198,11 +207,13 @@ class _Run:
 
     def describe(self, planned: PlannedStage, outcome: Outcome) -> None:
         """Record a stage that is done."""
+        if planned.source is not None:
+            self.record.lineage.append(Origin("file", planned.source.name, hash_file(planned.source)))
         self.record.lineage.append(Origin(planned.role, planned.stage.network, outcome.sha256))
         self.record.stages[planned.role] = Stage(
             network=planned.stage.network,
             stem=network_spec(self.context, planned.stage).stem,
-            status={"train": "trained", "reuse": "reused", "load": "loaded"}[planned.action],
+            status=STATUS[planned.action],
             fingerprint=planned.fingerprint,
             selected_by=Selection.resolve(planned.stage.recipe.select, self.context.dataset.task).name,
             guide=as_recorded(planned.stage.teachers),

@@ -90,7 +90,7 @@ def network_spec(context: RunContext, stage: StageSettings) -> NetworkSpec:
         in_channels=context.preprocessing.channels,
         pretrained=stage.pretrained,
         freeze_backbone=context.settings.freeze_backbone,
-        stem=resolve_stem(context.settings.stem, stage.network, stage.pretrained, size),
+        stem=stage.stem or resolve_stem(context.settings.stem, stage.network, stage.pretrained, size),
         norm_momentum=momentum_for(stage.network, stage.pretrained),
     )
 

@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
 from kdx.chain.check import check_stage
 from kdx.chain.context import RunContext, as_recorded, metadata, network_code, stage_fingerprint
+from kdx.chain.foreign import as_imported, import_fingerprint, import_network
 from kdx.chain.index import FinishedStage, StageIndex, fingerprint
 from kdx.chain.logits import logits_to_come
 from kdx.chain.stage import LoadedStage, check_answers, load_network
@@ -16,6 +17,7 @@ from kdx.checkpoint import check_metadata, load_hashed
 from kdx.config.schema import StageSettings
 from kdx.errors import KdxError
 from kdx.files import free_bytes, from_here, hash_file, nearest
+from kdx.models.foreign import is_kdx_file
 from kdx.models.networks import count_parameters
 
 log = logging.getLogger(__name__)
@@ -23,13 +25,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """What the plan does about one stage: `train` it, `reuse` a finished one, or `load` a named checkpoint."""
+    """What the plan does about one stage: `train` it, `reuse` a finished one, or take a named file.
+
+    `load` is for a checkpoint of kdx's; weights from elsewhere are to `import`: their `source` is then the named file,
+    and `finished` how they were filed before, if they were.
+    """
 
     stage: StageSettings
     action: str
     fingerprint: str
     checkpoint: Path | None = None
     finished: FinishedStage | None = None
+    source: Path | None = None
 
     @property
     def role(self) -> str:
@@ -62,11 +69,11 @@ def describe_plan(plan: Sequence[PlannedStage]) -> list[str]:
     lines = ["plan:"]
     for planned in plan:
         stage = planned.stage
-        how = {"train": f"train {stage.recipe.epochs} epochs", "reuse": "reuse", "load": "load"}[planned.action]
+        how = f"train {stage.recipe.epochs} epochs" if planned.action == "train" else planned.action
         if planned.action == "train" and stage.teachers:
             how += f", taught by the {' and the '.join(stage.teachers)}"
         if planned.checkpoint is not None:
-            how += f" {from_here(planned.checkpoint)}"
+            how += f" {from_here(planned.source or planned.checkpoint)}"
         lines.append(f"  {planned.role:<10} {stage.network:<12} {planned.fingerprint}  {how}")
     return lines
 
@@ -86,9 +93,8 @@ def check_plan(context: RunContext, plan: Sequence[PlannedStage], run_dir: Path)
                 context, planned.stage, {role: loaded[role].sha256 for role in teachers if role in loaded}
             )
         else:
-            loaded[planned.role] = load_network(context, planned.stage, planned.checkpoint)
+            loaded[planned.role] = _load(context, planned, planned.checkpoint)
             networks[planned.role] = loaded[planned.role].network
-            check_answers(context, planned.stage, networks[planned.role], planned.checkpoint)
         if planned.finished is not None:
             here, there = context.surroundings(), planned.finished.surroundings
             differ = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
@@ -98,6 +104,19 @@ def check_plan(context: RunContext, plan: Sequence[PlannedStage], run_dir: Path)
                 )
     _check_space(parameters, run_dir, logits, Path(context.settings.output_dir))
     context.sources.confirm()  # now that everything has been imported
+    return loaded
+
+
+def _load(context: RunContext, planned: PlannedStage, checkpoint: Path) -> LoadedStage:
+    """The network of a stage that is not trained, tried on images of the validation split."""
+    stage = planned.stage
+    if planned.action == "import" and planned.finished is None:
+        return import_network(context, stage, checkpoint)
+    loaded = load_network(context, stage, checkpoint)
+    check_answers(context, stage, loaded.network, checkpoint)
+    if planned.source is not None:
+        told = f"{from_here(planned.source)} reaches {loaded.validation['accuracy']:.2f} % on the validation split"
+        log.info("%s: %s; it was imported before, as %s", stage.role, told, from_here(checkpoint))
     return loaded
 
 
@@ -142,9 +161,11 @@ def _find(context: RunContext, stage: StageSettings, own: str, index: StageIndex
     """What the plan does about a stage: from the checkpoint that is named, from the index, or to be trained."""
     settings = context.settings
     if stage.checkpoint is not None:
-        path = Path(stage.checkpoint)
+        path, key = Path(stage.checkpoint), f"stage.{stage.role}.checkpoint={stage.checkpoint}"
         if not path.is_file():
-            raise KdxError(f"stage.{stage.role}.checkpoint={stage.checkpoint}: no such file")
+            raise KdxError(f"{key}: {'a folder, a file is needed' if path.is_dir() else 'no such file'}")
+        if not _is_kdx_file(path, key):
+            return _find_import(context, stage, path, index)
         facts = {"sha256": hash_file(path), "network": stage.network, "code": network_code(context, stage)}
         return PlannedStage(stage, "load", f"file:{fingerprint(facts)}", path)
     exact = None if settings.reuse == "never" else index.find(own)
@@ -159,3 +180,21 @@ def _find(context: RunContext, stage: StageSettings, own: str, index: StageIndex
         )
     stages = (reuse_finished(context, stage, finished, index) for finished in candidates)
     return next((planned for planned in stages if planned is not None), PlannedStage(stage, "train", own))
+
+
+def _is_kdx_file(path: Path, key: str) -> bool:
+    try:
+        return is_kdx_file(path)
+    except KdxError as error:
+        raise KdxError(f"{key}: {str(error).removeprefix(f'{path}: ')}") from error
+
+
+def _find_import(context: RunContext, stage: StageSettings, path: Path, index: StageIndex) -> PlannedStage:
+    """Weights that kdx did not train: as they were filed, or to be tried."""
+    stage = as_imported(context, stage, path)
+    own = import_fingerprint(context, stage, path)
+    finished = None if context.settings.reuse == "never" else index.find(own)
+    known = None if finished is None else reuse_finished(context, stage, finished, index)
+    if known is None:
+        return PlannedStage(stage, "import", own, path, source=path)
+    return replace(known, action="import", source=path)

@@ -72,6 +72,7 @@ class LoadedStage:
     epoch: int
     validation: dict[str, float]
     guide_fingerprint: str | list[str] | None
+    sound: bool = True  # False: weights from elsewhere that answer at chance
 
 
 def load_network(context: RunContext, stage: StageSettings, checkpoint: Path) -> LoadedStage:
@@ -81,12 +82,17 @@ def load_network(context: RunContext, stage: StageSettings, checkpoint: Path) ->
     if not {"epoch", "validation"} <= content.keys():
         raise KdxError(f"{checkpoint}: says nothing of its epoch and its scores on the validation split")
     as_record(content["validation"], ScoresOnValidation, checkpoint, "validation")
-    spec = network_spec(context, stage)
-    blank = NetworkSpec(spec.name, spec.num_classes, spec.in_channels, stem=spec.stem)  # no ImageNet weights needed
-    network = build_network(blank, context.settings.download)
+    network = blank_network(context, stage)
     load_weights(network, content, checkpoint)
     guide = content["meta"].get("guide_fingerprint")
     return LoadedStage(context.precision.place(network), sha256, content["epoch"], content["validation"], guide)
+
+
+def blank_network(context: RunContext, stage: StageSettings) -> nn.Module:
+    """The stage's network, whose weights are to come: it needs none of ImageNet's."""
+    spec = network_spec(context, stage)
+    blank = NetworkSpec(spec.name, spec.num_classes, spec.in_channels, stem=spec.stem)
+    return build_network(blank, context.settings.download)
 
 
 def check_answers(context: RunContext, stage: StageSettings, network: nn.Module, checkpoint: Path) -> None:
@@ -130,7 +136,7 @@ def train_stage(
     said = {role: teacher.of_split("test", images) for role, teacher in asked.items()}
     test = scores_on_test(context, stage, chosen.network, said) | {"epoch": best.epoch}
     write_json(folder / "test_metrics.json", test)
-    _draw_feature_maps(context, stage, chosen.network, folder / "visualizations")
+    draw_feature_maps(context, stage, chosen.network, folder / "visualizations")
     seconds = sum(row["epoch_time_sec"] for row in trainer.progress.history)
     return Outcome(
         checkpoint,
@@ -233,7 +239,7 @@ def _resume(trainer: Trainer, keeper: Keeper, earlier: Path | None) -> None:
             return
 
 
-def _draw_feature_maps(
+def draw_feature_maps(
     context: RunContext, stage: StageSettings, network: nn.Module, folder: Path, split: str = "test"
 ) -> None:
     """`feature_maps_*.png` in `folder` of the first images of a split, where the network has maps to draw."""
@@ -259,7 +265,7 @@ def _drawing(
 
     def draw(epoch: int) -> None:
         if is_due(epoch, every):
-            _draw_feature_maps(context, stage, network, folder / "visualizations" / f"epoch_{epoch:04d}", "val")
+            draw_feature_maps(context, stage, network, folder / "visualizations" / f"epoch_{epoch:04d}", "val")
 
     return draw
 

@@ -30,7 +30,11 @@ RULES = {field.name: field.metadata["rule"] for field in fields(Recipe)}
 @dataclass
 class RoleKeys:
     guide: Any = key(Anything(), None)  # the role that teaches this one, or a list of them
-    checkpoint: str | None = key(Folder(), None)  # a file that stands in for training
+    checkpoint: str | None = key(Folder(), None)  # a file that stands in for training, of kdx or of anybody
+    checkpoint_key: str | None = key(
+        Text(), None
+    )  # where in a file of somebody else's the weights lie; null = as usual
+    checkpoint_check: bool = key(Flag(), True)  # false: such weights are taken also where they answer at chance
     pretrained: bool | None = key(Flag(), None)  # null = the global value, here and below
     lr: float | None = key(LEARNING_RATE, None)
     kd: dict[str, Any] | None = key(Group(), None)  # keys in the place of the global ones, or a whole option of conf
@@ -140,11 +144,14 @@ class StageSettings:
     lr: float
     pretrained: bool
     checkpoint: str | None
+    checkpoint_key: str | None
+    checkpoint_check: bool
     cache_logits: bool
     kd: dict[str, Any]
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
     config: dict[str, Any]
+    stem: str | None = None  # that of weights from elsewhere, in the place of model.stem
 
     @property
     def distilled(self) -> bool:

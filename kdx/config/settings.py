@@ -259,6 +259,8 @@ def _stage(config: DictConfig, role: str) -> StageSettings:
         lr=resolved["optimizer"].get("lr", 0.0),
         pretrained=resolved["model"]["pretrained"],
         checkpoint=own.get("checkpoint"),
+        checkpoint_key=own.get("checkpoint_key"),
+        checkpoint_check=own.get("checkpoint_check", True),
         cache_logits=cache_logits,
         kd=kd if teachers else {},
         optimizer=resolved["optimizer"],

@@ -13,7 +13,8 @@ OWN_KEYS = {field.name for field in dataclasses.fields(RoleSchema)}
 def to_hydra(override: str) -> str:
     """An override of a stage as Hydra takes it: a key that is not there yet is added, an option of conf is chosen."""
     name, equals, value = override.partition("=")
-    parts = name.split(".")
+    parts = re.sub(r"^(stage\.\w+)\.checkpoint\.(key|check)$", r"\1.checkpoint_\2", name).split(".")
+    override = ".".join(parts) + equals + value
     if not equals or len(parts) < 3 or parts[0] != "stage":
         return override
     if len(parts) == 3 and parts[2] in GROUPS and OPTIONS.fullmatch(value) and value != "null":

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdx.errors import KdxError, suggest
 from kdx.files import hash_file
 from kdx.models.batch_norm import set_momentum
+from kdx.models.features import classifier_of
 from kdx.users_code import users_code
 
 USUAL_SIZES = (32, 64, 96, 128, 224, 299)  # px, of which one is proposed where a network cannot take the images
@@ -43,7 +44,7 @@ def resolve_stem(stem: str, name: str, pretrained: bool, image_size: int) -> str
     """`auto` as `small` for a ResNet from scratch on images up to 64 px, else as `imagenet`."""
     if stem != "auto":
         return stem
-    return "small" if _has_resnet_stem(name) and not pretrained and image_size <= SMALL_STEM_UP_TO else "imagenet"
+    return "small" if has_resnet_stem(name) and not pretrained and image_size <= SMALL_STEM_UP_TO else "imagenet"
 
 
 def build_network(spec: NetworkSpec, download: bool = True) -> nn.Module:
@@ -67,15 +68,20 @@ def build_network(spec: NetworkSpec, download: bool = True) -> nn.Module:
 
 
 def check_network(
-    network: nn.Module, spec: NetworkSpec, size: tuple[int, int], batch_size: int = 2, called: str | None = None
+    network: nn.Module,
+    spec: NetworkSpec,
+    size: tuple[int, int],
+    batch_size: int = 2,
+    called: str | None = None,
+    trained: bool = True,
 ) -> None:
-    """Pass blank images through the network, in eval mode and in training mode.
+    """Pass blank images through the network, in eval mode and, where it is to be `trained`, in training mode.
 
-    `KdxError`, which calls the network `called`, where it fails or does not return (N, num_classes). Changes
-    batch-norm statistics: for a network that is thrown away.
+    `KdxError`, which calls the network `called`, where it fails or does not return (N, num_classes). Training mode
+    changes batch-norm statistics: for a network that is thrown away.
     """
     called = called or f"network '{spec.name}'"
-    for training, count in ((False, 2), (True, min(2, batch_size))):
+    for training, count in ((False, 2), (True, min(2, batch_size)))[: 1 + trained]:
         network.train(training)
         try:
             with users_code(f"{called} fails on {size[0]}x{size[1]} images"), torch.no_grad():
@@ -115,7 +121,7 @@ def set_training_mode(network: nn.Module) -> None:
 def freeze_all_but_classifier(network: nn.Module) -> None:
     """Leave gradients to the last linear (or convolutional) classifier only."""
     network.requires_grad_(False)
-    _classifier(network)[1].requires_grad_(True)
+    classifier_of(network)[1].requires_grad_(True)
 
 
 @contextmanager
@@ -132,7 +138,8 @@ def capture_features(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _has_resnet_stem(name: str) -> bool:
+def has_resnet_stem(name: str) -> bool:
+    """Whether a network of this name has the stem that ResNets for ImageNet have, and another for small images."""
     return ":" not in name and name.startswith(("resnet", "resnext", "wide_resnet"))
 
 
@@ -193,16 +200,8 @@ def _hash_in(file_name: str) -> str:
     return Path(file_name).stem.rsplit("-", 1)[1]
 
 
-def _classifier(network: nn.Module) -> tuple[str, nn.Module]:
-    heads = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    linear = [(n, m) for n, m in heads if isinstance(m, nn.Linear)]
-    if not heads:
-        raise KdxError(f"{type(network).__name__} has no linear classifier to train or replace")
-    return (linear or heads)[-1]
-
-
 def _replace_classifier(network: nn.Module, num_classes: int) -> None:
-    name, old = _classifier(network)
+    name, old = classifier_of(network)
     if isinstance(old, nn.Linear):
         network.set_submodule(name, nn.Linear(old.in_features, num_classes))
     else:
@@ -212,7 +211,7 @@ def _replace_classifier(network: nn.Module, num_classes: int) -> None:
 
 def _use_small_stem(network: nn.Module, spec: NetworkSpec) -> None:
     """3x3 convolution with stride 1 and no max-pool, the CIFAR form of a ResNet (1512.03385, 4.2)."""
-    if not _has_resnet_stem(spec.name):
+    if not has_resnet_stem(spec.name):
         raise KdxError(f"model.stem=small: '{spec.name}' is no torchvision ResNet; choose auto or imagenet")
     if spec.pretrained:
         raise KdxError("model.stem=small: ImageNet weights need the ImageNet stem; choose auto or imagenet")
