@@ -183,8 +183,8 @@ def load_weights(network: torch.nn.Module, content: dict[str, Any], path: Path) 
     """
     weights = content["model"]
     for key, own in network.state_dict().items():
-        if key in weights and not is_lazy(own) and _kind(own) != _kind(weights[key]):
-            raise KdxError(f"{path}: {key} holds {_kind(weights[key])}, the network needs {_kind(own)}")
+        if key in weights and not is_lazy(own) and kind_of(own) != kind_of(weights[key]):
+            raise KdxError(f"{path}: {key} holds {kind_of(weights[key])}, the network needs {kind_of(own)}")
     try:
         network.load_state_dict(weights, strict=True)
     except (RuntimeError, AttributeError, TypeError) as error:
@@ -195,7 +195,7 @@ def load_weights(network: torch.nn.Module, content: dict[str, Any], path: Path) 
             raise KdxError(f"{path}: weights that are not finite in {key}")
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """What a tensor holds, as far as one may be copied into another without becoming other numbers."""
     if not isinstance(value, torch.Tensor):
         return f"a {type(value).__name__}"

@@ -10,14 +10,23 @@ from pathlib import Path
 from typing import Any, cast
 
 import kdx
-from kdx.chain.context import RunContext, as_recorded, load_dataset, make_run_context, network_code, network_spec
+from kdx.chain.context import (
+    RunContext,
+    as_recorded,
+    load_dataset,
+    make_run_context,
+    network_code,
+    network_spec,
+    start_hash,
+)
 from kdx.chain.finished import refuse_other_run
 from kdx.chain.foreign import file_import
 from kdx.chain.index import FinishedStage, StageIndex, own_folder
 from kdx.chain.plan import PlannedStage, check_plan, describe_plan, make_plan, reuse_finished
 from kdx.chain.stage import FinishedTeacher, LoadedStage, Outcome, load_network, scores_on_test, train_stage
-from kdx.checkpoint import versions
-from kdx.config.schema import Settings
+from kdx.chain.start import Start, start_of_file
+from kdx.checkpoint import load_checkpoint, versions
+from kdx.config.schema import Settings, StageSettings
 from kdx.data.description import log_description
 from kdx.data.imagefolder import worker_errors
 from kdx.deploy.efficiency import measure_network
@@ -118,7 +127,14 @@ class _Run:
                 if planned.action == "train":
                     folder, own, teachers = self.run_dir / planned.role, planned.fingerprint, self.teachers_of(planned)
                     outcome = train_stage(
-                        self.context, planned.stage, folder, own=own, teachers=teachers, earlier=earlier, stop=self.stop
+                        self.context,
+                        planned.stage,
+                        folder,
+                        own=own,
+                        teachers=teachers,
+                        start=self.start_of(planned.stage),
+                        earlier=earlier,
+                        stop=self.stop,
                     )
                     self.file(planned, outcome)
                 else:
@@ -205,10 +221,19 @@ class _Run:
             teachers[role] = FinishedTeacher(network, self.done[role].fingerprint, outcome.sha256)
         return teachers
 
+    def start_of(self, stage: StageSettings) -> Start | None:
+        """The weights that a stage starts from, of a stage that is done or of a file."""
+        if stage.start_role is None:
+            return start_of_file(self.context, stage)
+        checkpoint = self.outcomes[stage.start_role].checkpoint
+        return Start(load_checkpoint(checkpoint)["model"], f"the {stage.start_role}")
+
     def describe(self, planned: PlannedStage, outcome: Outcome) -> None:
         """Record a stage that is done."""
         if planned.source is not None:
             self.record.lineage.append(Origin("file", planned.source.name, hash_file(planned.source)))
+        if planned.stage.start is not None and planned.action == "train":
+            self.record.lineage.append(Origin("start", Path(planned.stage.start).name, start_hash(planned.stage) or ""))
         self.record.lineage.append(Origin(planned.role, planned.stage.network, outcome.sha256))
         self.record.stages[planned.role] = Stage(
             network=planned.stage.network,
@@ -217,6 +242,7 @@ class _Run:
             fingerprint=planned.fingerprint,
             selected_by=Selection.resolve(planned.stage.recipe.select, self.context.dataset.task).name,
             guide=as_recorded(planned.stage.teachers),
+            start=planned.stage.start_role or (planned.stage.start and Path(planned.stage.start).name),
             guide_fingerprint=outcome.guide_fingerprint,
             checkpoint=relative(outcome.checkpoint, self.run_dir),
             sha256=outcome.sha256,

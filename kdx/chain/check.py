@@ -13,6 +13,7 @@ from kdx.chain.context import RunContext, network_spec
 from kdx.chain.optimizer import span_of
 from kdx.chain.parts import Parts, build_parts
 from kdx.chain.stage import make_trainer, raise_if_out_of_memory
+from kdx.chain.start import Start
 from kdx.config.schema import StageSettings
 from kdx.data.dataset import Split
 from kdx.errors import KdxError
@@ -30,15 +31,19 @@ T = TypeVar("T")
 IMAGES = 2  # of which the trial step is made: what an image costs is not known yet
 
 
-def check_stage(context: RunContext, stage: StageSettings, teachers: Mapping[str, nn.Module]) -> nn.Module:
+def check_stage(
+    context: RunContext, stage: StageSettings, teachers: Mapping[str, nn.Module], start: Start | None = None
+) -> nn.Module:
     """Build everything of a stage, make one training step of it, and throw it away; its network, untrained.
 
-    `teachers` are networks like those that will teach it, trained or not.
+    `teachers` are networks like those that will teach it, trained or not, and `start` like its first weights.
     """
     check_tracker(context.settings.logger)
     data = context.dataset
     Selection.resolve(stage.recipe.select, data.task).check(data.val.labels, data.task, data.num_classes)
-    parts = _attempt(lambda: build_parts(context, stage, teachers), stage)
+    parts = _attempt(lambda: build_parts(context, stage, teachers, start), stage)
+    if parts.started is not None:
+        log.info("%s: %s", stage.role, parts.started)
     network = parts.learner.network
     _check_network(context, stage, network)
     untouched = copy.deepcopy(network.state_dict())

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from kdx.config.settings import build
 from kdx.data.batches import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, mean_and_std
 from kdx.data.dataset import Dataset
 from kdx.errors import KdxError
+from kdx.files import hash_file
 from kdx.metrics.selection import Selection
 from kdx.models.batch_norm import momentum_for
 from kdx.models.networks import NetworkSpec, resolve_stem
@@ -100,8 +102,13 @@ def as_recorded(teachers: Sequence[str]) -> str | list[str] | None:
     return None if not teachers else teachers[0] if len(teachers) == 1 else list(teachers)
 
 
-def stage_fingerprint(context: RunContext, stage: StageSettings, guide_fingerprint: str | list[str] | None) -> str:
-    """Hash of exactly what determines the stage's weights, the teachers' fingerprints as they are recorded."""
+def stage_fingerprint(
+    context: RunContext, stage: StageSettings, guide_fingerprint: str | list[str] | None, start: str | None = None
+) -> str:
+    """Hash of exactly what determines the stage's weights, the teachers' fingerprints as they are recorded.
+
+    `start` is the fingerprint of the stage that it starts from.
+    """
     facts: dict[str, Any] = {
         "role": stage.role,  # seeds are derived from it
         "data": {
@@ -124,7 +131,19 @@ def stage_fingerprint(context: RunContext, stage: StageSettings, guide_fingerpri
         facts |= {"kd": stage.kd, "guide": guide_fingerprint}
         if len(stage.teachers) > 1:
             facts["several"] = stage.several
+    if stage.start is not None:
+        facts |= {"start": start_hash(stage), "start_key": stage.checkpoint_key}
+    elif stage.start_role is not None:
+        facts["start"] = start
     return fingerprint(facts)
+
+
+def start_hash(stage: StageSettings) -> str | None:
+    """The sha256 of the file that a stage starts from; None without one."""
+    path = None if stage.start is None else Path(stage.start)
+    if path is not None and not path.is_file():
+        raise KdxError(f"stage.{stage.role}.start={path}: {'a folder' if path.is_dir() else 'no such role nor file'}")
+    return None if path is None else hash_file(path)
 
 
 def network_code(context: RunContext, stage: StageSettings) -> dict[str, str]:

@@ -32,7 +32,9 @@ def differing_role(context: RunContext, run: Run) -> str | None:
             continue
         wanted = expected.get(role)
         if settings.reuse == "latest" and role in run.stages and settings.stage(role).checkpoint is None:
-            wanted = stage_fingerprint(context, settings.stage(role), run.stages[role].guide_fingerprint)
+            stage = settings.stage(role)
+            start = None if stage.start_role is None else recorded.get(stage.start_role)
+            wanted = stage_fingerprint(context, stage, run.stages[role].guide_fingerprint, start)
         if wanted != recorded.get(role):
             return role
     return None

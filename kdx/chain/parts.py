@@ -12,6 +12,7 @@ from kdx.chain.batches import known_labels
 from kdx.chain.context import RunContext, network_spec
 from kdx.chain.objective import build_objective
 from kdx.chain.optimizer import build_optimizer, build_schedule, span_of
+from kdx.chain.start import Start, begin
 from kdx.config.schema import StageSettings
 from kdx.errors import KdxError
 from kdx.losses.distillation import MEAN, Distillation, Weight
@@ -34,16 +35,20 @@ class Parts:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     teacher_layers: Mapping[str, Layers]  # by the teacher's role
+    started: str | None = None  # what was taken of the weights that it starts from
 
 
-def build_parts(context: RunContext, stage: StageSettings, teachers: Mapping[str, nn.Module]) -> Parts:
-    """The stage's parts on the device, under these networks of its teachers.
+def build_parts(
+    context: RunContext, stage: StageSettings, teachers: Mapping[str, nn.Module], start: Start | None = None
+) -> Parts:
+    """The stage's parts on the device, under these networks of its teachers, from these weights where there are any.
 
-    The network's first weights depend on (seed, role) only, and the objective's as well.
+    Else the network's first weights depend on (seed, role) only, and the objective's as well.
     """
     settings = context.settings
     setup_reproducibility(derive_seed(settings.seed, stage.role, "init"), settings.deterministic, settings.threads)
     network = _network(context, stage)
+    started = None if start is None else begin(network, start, stage.role)
     objective = _objective(context, stage)
     images = torch.zeros(2, network_spec(context, stage).in_channels, *context.input_size, device=context.device)
     student_layers = _resolved(objective, network, None, images)
@@ -65,7 +70,7 @@ def build_parts(context: RunContext, stage: StageSettings, teachers: Mapping[str
     learner = Learner(network, objective.to(context.device), context.precision, student_layers)
     optimizer = build_optimizer(stage, learner)
     schedule = build_schedule(stage, optimizer, span_of(context, stage), context.dataset.task)
-    return Parts(learner, optimizer, schedule, teacher_layers)
+    return Parts(learner, optimizer, schedule, teacher_layers, started)
 
 
 def _network(context: RunContext, stage: StageSettings) -> nn.Module:

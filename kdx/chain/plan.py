@@ -13,6 +13,7 @@ from kdx.chain.foreign import as_imported, import_fingerprint, import_network
 from kdx.chain.index import FinishedStage, StageIndex, fingerprint
 from kdx.chain.logits import logits_to_come
 from kdx.chain.stage import LoadedStage, check_answers, load_network
+from kdx.chain.start import Start, start_of_file
 from kdx.checkpoint import check_metadata, load_hashed
 from kdx.config.schema import StageSettings
 from kdx.errors import KdxError
@@ -49,11 +50,12 @@ def make_plan(context: RunContext, index: StageIndex) -> list[PlannedStage]:
     stages: dict[str, PlannedStage] = {}
     for stage in settings.stages:
         taught_by = as_recorded([stages[role].fingerprint for role in stage.teachers])
-        stages[stage.role] = _find(context, stage, stage_fingerprint(context, stage, taught_by), index)
+        start = None if stage.start_role is None else stages[stage.start_role].fingerprint
+        stages[stage.role] = _find(context, stage, stage_fingerprint(context, stage, taught_by, start), index)
     needed = set(settings.deliver)
     for planned in reversed(stages.values()):
         if planned.role in needed and planned.action == "train":
-            needed.update(planned.stage.teachers)
+            needed.update(planned.stage.needs)
             if planned.role not in settings.deliver and settings.missing == "error":
                 raise KdxError(
                     f"stage.missing=error: no finished {planned.role} ({planned.stage.network} on "
@@ -72,6 +74,10 @@ def describe_plan(plan: Sequence[PlannedStage]) -> list[str]:
         how = f"train {stage.recipe.epochs} epochs" if planned.action == "train" else planned.action
         if planned.action == "train" and stage.teachers:
             how += f", taught by the {' and the '.join(stage.teachers)}"
+        if planned.action == "train" and (stage.start_role or stage.start):
+            how += (
+                f", from the {stage.start_role}" if stage.start_role else f", from {from_here(Path(stage.start or ''))}"
+            )
         if planned.checkpoint is not None:
             how += f" {from_here(planned.source or planned.checkpoint)}"
         lines.append(f"  {planned.role:<10} {stage.network:<12} {planned.fingerprint}  {how}")
@@ -87,7 +93,12 @@ def check_plan(context: RunContext, plan: Sequence[PlannedStage], run_dir: Path)
     for planned in plan:
         if planned.checkpoint is None:
             teachers = planned.stage.teachers
-            networks[planned.role] = check_stage(context, planned.stage, {role: networks[role] for role in teachers})
+            start = start_of_file(context, planned.stage)
+            if planned.stage.start_role is not None:
+                untrained = networks[planned.stage.start_role].state_dict()
+                start = Start(untrained, f"the {planned.stage.start_role}")
+            taught_by = {role: networks[role] for role in teachers}
+            networks[planned.role] = check_stage(context, planned.stage, taught_by, start)
             parameters.append(count_parameters(networks[planned.role]))
             logits += logits_to_come(
                 context, planned.stage, {role: loaded[role].sha256 for role in teachers if role in loaded}

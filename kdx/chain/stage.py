@@ -16,6 +16,7 @@ from kdx.chain.batches import stage_batches
 from kdx.chain.context import RunContext, as_recorded, metadata, network_spec
 from kdx.chain.logits import compile_mode, logits_folder
 from kdx.chain.parts import Parts, build_parts
+from kdx.chain.start import Start
 from kdx.checkpoint import check_metadata, load_hashed, load_weights, versions
 from kdx.config.schema import StageSettings
 from kdx.data.dataset import Dataset, Split
@@ -111,6 +112,7 @@ def train_stage(
     *,
     own: str,
     teachers: Mapping[str, FinishedTeacher],
+    start: Start | None,
     earlier: Path | None,
     stop: StopRequest,
 ) -> Outcome:
@@ -118,7 +120,7 @@ def train_stage(
 
     What a run that died left in `folder`, or else in `earlier`, is resumed.
     """
-    parts = build_parts(context, stage, {role: teacher.network for role, teacher in teachers.items()})
+    parts = build_parts(context, stage, {role: teacher.network for role, teacher in teachers.items()}, start)
     layers = parts.teacher_layers
     asked = {role: _teacher(context, stage, role, known, layers[role]) for role, known in teachers.items()}
     trainer = make_trainer(context, stage, parts, asked)

@@ -103,6 +103,9 @@ def check_values(config: Mapping[str, Any], problems: Problems) -> None:
         check_role_names(roles, stage, problems)
         for role in roles:
             check_fields(RoleSchema, stage[role], f"stage.{role}.", problems)
+            if stage[role].get("start") is not None and stage[role].get("checkpoint") is not None:
+                why = f"a stage that is not trained has no start; leave out stage.{role}.checkpoint or this"
+                problems.add(f"stage.{role}.start", stage[role]["start"], why)
             check_groups_of_stage(role, stage[role], config, problems)
             needed = NETWORK.problem(model.get(role))
             if needed is not None:

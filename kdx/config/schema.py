@@ -35,6 +35,7 @@ class RoleKeys:
         Text(), None
     )  # where in a file of somebody else's the weights lie; null = as usual
     checkpoint_check: bool = key(Flag(), True)  # false: such weights are taken also where they answer at chance
+    start: str | None = key(Folder(), None)  # a role, or a file, whose weights the stage starts from, all that fit
     pretrained: bool | None = key(Flag(), None)  # null = the global value, here and below
     lr: float | None = key(LEARNING_RATE, None)
     kd: dict[str, Any] | None = key(Group(), None)  # keys in the place of the global ones, or a whole option of conf
@@ -151,11 +152,18 @@ class StageSettings:
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
     config: dict[str, Any]
+    start: str | None = None  # a file whose weights it starts from
+    start_role: str | None = None  # ... or another stage
     stem: str | None = None  # that of weights from elsewhere, in the place of model.stem
 
     @property
     def distilled(self) -> bool:
         return bool(self.teachers)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The roles that must be done before it: who teaches it, and whose weights it starts from."""
+        return self.teachers if self.start_role is None else (*self.teachers, self.start_role)
 
 
 @dataclass(frozen=True)
@@ -202,5 +210,5 @@ class Settings:
         ways = set(self.deliver)
         for stage in reversed(self.stages):
             if stage.role in ways:
-                ways.update(stage.teachers)
+                ways.update(stage.needs)
         return {role for stage in self.stages if stage.role in ways for role in stage.teachers}

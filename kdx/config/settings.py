@@ -206,14 +206,14 @@ def explain_key(error: OmegaConfBaseException) -> str:
 
 
 def _teachers_first(config: DictConfig, roles: list[str], problems: Problems) -> list[str]:
-    """The roles in an order in which every teacher precedes whom it teaches."""
-    teachers = {role: teachers_of(config.stage[role]) for role in roles}
+    """The roles in an order in which every teacher precedes whom it teaches, and every start whom it starts."""
+    needed = {role: {*teachers_of(config.stage[role]), config.stage[role].get("start")} & {*roles} for role in roles}
     order: list[str] = []
     while len(order) < len(roles):
-        ready = [role for role in roles if role not in order and set(teachers[role]) <= set(order)]
+        ready = [role for role in roles if role not in order and needed[role] <= set(order)]
         if not ready:
             stuck = ", ".join(r for r in roles if r not in order)
-            problems.add("stage.<role>.guide", stuck, "these roles guide each other in a circle")
+            problems.add("stage.<role>.guide", stuck, "these roles guide or start each other in a circle")
             return roles
         order += ready
     return order
@@ -249,7 +249,8 @@ def _stage(config: DictConfig, role: str) -> StageSettings:
     kd = resolved["kd"]
     teachers = teachers_of(own) if kd.get("_target_") is not None else ()
     cache_logits = kd.pop("cache_logits", False)  # no number of the loss: changes what it costs only
-    several = kd.pop("teachers", "mean")
+    several, start = kd.pop("teachers", "mean"), own.get("start")
+    starts_from_role = start in roles_of(config.stage)
     return StageSettings(
         role=role,
         network=config.model[role],
@@ -266,4 +267,6 @@ def _stage(config: DictConfig, role: str) -> StageSettings:
         optimizer=resolved["optimizer"],
         scheduler=resolved["scheduler"],
         config=as_written,
+        start=None if starts_from_role else start,
+        start_role=start if starts_from_role else None,
     )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdx.checkpoint import load_weights, refuse_bomb
+from kdx.checkpoint import kind_of, load_weights, refuse_bomb
 from kdx.errors import KdxError, suggest
 from kdx.files import hash_path, verify_hash
 from kdx.models.features import classifier_of
@@ -81,6 +81,19 @@ def load_foreign(network: nn.Module, weights: Mapping[str, Tensor], path: Path, 
             shapes = f"{_shape(fitted[key])}, {name} needs {_shape(value)}"
             raise KdxError(f"{path}: {key} has shape {shapes}{_hint(network, key, value, fitted[key])}")
     load_weights(network, {"model": fitted}, path)
+
+
+def take_fitting(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> set[str]:
+    """Give a network those of a file's weights that fit it by name, shape and kind; their names."""
+    own = network.state_dict()
+    fitted = fit_names(weights, own)
+    taken = {
+        key: fitted[key]
+        for key, value in own.items()
+        if key in fitted and value.shape == fitted[key].shape and kind_of(value) == kind_of(fitted[key])
+    }
+    load_weights(network, {"model": own | taken}, path)
+    return set(taken)
 
 
 def fit_names(weights: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:

@@ -105,6 +105,7 @@ class Stage:
     selected_by: Annotated[str, Meta(pattern=f"^({'|'.join(SCORES)})$")] = ACCURACY  # what chose the epoch
     stem: str | None = None
     guide: str | list[str] | None = None  # a role, or several
+    start: str | None = None  # a role or a file whose weights it started from
     guide_fingerprint: str | list[str] | None = None
     sha256: str | None = None
     checkpoint_mb: NotNegative | None = None

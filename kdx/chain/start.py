@@ -1,0 +1,59 @@
+"""The weights that a stage starts from: those of another stage or of a file, all that fit its network."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdx.chain.context import RunContext
+from kdx.checkpoint import load_checkpoint
+from kdx.config.schema import StageSettings
+from kdx.errors import KdxError
+from kdx.files import from_here
+from kdx.models.features import classifier_of
+from kdx.models.foreign import COUNTER, is_kdx_file, read_weights, take_fitting
+
+MOST_NAMES = 4  # weights that are told by name
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights by name, where they come from in words, and whether the classifier among them is for other classes."""
+
+    weights: Mapping[str, Tensor]
+    where: str
+    other_classes: bool = False
+
+
+def start_of_file(context: RunContext, stage: StageSettings) -> Start | None:
+    """The start that a stage's `start` names as a file, of kdx or of anybody; None where it names none."""
+    if stage.start is None:
+        return None
+    path, key = Path(stage.start), f"stage.{stage.role}.start={stage.start}"
+    try:
+        if not is_kdx_file(path):
+            return Start(read_weights(path, stage.checkpoint_key), from_here(path))
+        content = load_checkpoint(path)
+    except KdxError as error:
+        raise KdxError(f"{key}: {str(error).removeprefix(f'{path}: ')}") from error
+    meta: Mapping[str, Any] = content.get("meta", {})
+    other = meta.get("class_names") != list(context.dataset.class_names)
+    return Start(content["model"], from_here(path), other)
+
+
+def begin(network: nn.Module, start: Start, role: str) -> str:
+    """Give the network all weights of a start that fit it, and say which ones; `KdxError` where none does."""
+    weights = start.weights
+    if start.other_classes:
+        head = f"{classifier_of(network)[0]}."
+        weights = {name: value for name, value in weights.items() if not name.startswith(head)}
+    taken = take_fitting(network, weights, Path(start.where))
+    own = [name for name in network.state_dict() if not name.endswith(COUNTER)]
+    anew = [name for name in own if name not in taken]
+    if len(anew) == len(own):
+        raise KdxError(f"stage.{role}.start={start.where}: none of its weights fits the network")
+    names = ", ".join(anew[:MOST_NAMES]) + (f" and {len(anew) - MOST_NAMES} more" if len(anew) > MOST_NAMES else "")
+    told = f"starts from {start.where}: {len(own) - len(anew)} of {len(own)} weights"
+    return f"{told}; anew: {names}" if anew else told
