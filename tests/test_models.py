@@ -61,7 +61,7 @@ def test_user_network_by_path_and_its_errors() -> None:
         build_network(NetworkSpec("tests.tiny:netwrk", 3))
     with pytest.raises(KdxError, match="cannot be called with num_classes and in_channels"):
         build_network(NetworkSpec("tests.tiny:dataset", 3))
-    with pytest.raises(KdxError, match="ImageNet weights exist for torchvision networks only"):
+    with pytest.raises(KdxError, match="ImageNet weights exist for torchvision's and timm's"):
         build_network(NetworkSpec(tiny.NETWORK, 3, pretrained=True))
 
 

@@ -21,6 +21,7 @@ from kdx.losses.objective import Objective
 from kdx.metrics.selection import Selection
 from kdx.models.batch_norm import slow_momentum
 from kdx.models.networks import capture_features, check_network
+from kdx.models.timm_networks import PREFIX, tell_licence
 from kdx.trackers.trackers import check_tracker
 from kdx.training.teachers import Teacher
 from kdx.users_code import reason_of
@@ -44,6 +45,8 @@ def check_stage(
     parts = _attempt(lambda: build_parts(context, stage, teachers, start), stage)
     if parts.started is not None:
         log.info("%s: %s", stage.role, parts.started)
+    if stage.pretrained and stage.network.startswith(PREFIX):
+        tell_licence(stage.network)
     network = parts.learner.network
     _check_network(context, stage, network)
     untouched = copy.deepcopy(network.state_dict())

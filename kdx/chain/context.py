@@ -94,6 +94,7 @@ def network_spec(context: RunContext, stage: StageSettings) -> NetworkSpec:
         freeze_backbone=context.settings.freeze_backbone,
         stem=stage.stem or resolve_stem(context.settings.stem, stage.network, stage.pretrained, size),
         norm_momentum=momentum_for(stage.network, stage.pretrained),
+        image_size=context.input_size,
     )
 
 
@@ -117,7 +118,7 @@ def stage_fingerprint(
             **_plain(context.preprocessing),
             **({"balance": True} if context.settings.balance else {}),
         },
-        "network": {key: value for key, value in asdict(network_spec(context, stage)).items() if value is not None},
+        "network": _facts(network_spec(context, stage)),
         "optimizer": stage.optimizer,
         "scheduler": stage.scheduler,
         "recipe": changed(stage.recipe) | {"select": Selection.resolve(stage.recipe.select, context.dataset.task).name},
@@ -136,6 +137,11 @@ def stage_fingerprint(
     elif stage.start_role is not None:
         facts["start"] = start
     return fingerprint(facts)
+
+
+def _facts(spec: NetworkSpec) -> dict[str, Any]:
+    """What of a network determines its first weights beside the data, whose images have one size."""
+    return {key: value for key, value in asdict(spec).items() if value is not None and key != "image_size"}
 
 
 def start_hash(stage: StageSettings) -> str | None:

@@ -25,7 +25,7 @@ from kdx.errors import KdxError
 from kdx.files import as_record, from_here, write_atomic, write_json
 from kdx.metrics.logits import require_numbers
 from kdx.models.features import Layers
-from kdx.models.networks import NetworkSpec, build_network, count_parameters
+from kdx.models.networks import build_network, count_parameters
 from kdx.results import ScoresOnValidation
 from kdx.trackers.trackers import open_tracker
 from kdx.training.evaluation import evaluate, logits_of
@@ -91,8 +91,7 @@ def load_network(context: RunContext, stage: StageSettings, checkpoint: Path) ->
 
 def blank_network(context: RunContext, stage: StageSettings) -> nn.Module:
     """The stage's network, whose weights are to come: it needs none of ImageNet's."""
-    spec = network_spec(context, stage)
-    blank = NetworkSpec(spec.name, spec.num_classes, spec.in_channels, stem=spec.stem)
+    blank = replace(network_spec(context, stage), pretrained=False, freeze_backbone=False, norm_momentum=None)
     return build_network(blank, context.settings.download)
 
 

@@ -23,6 +23,7 @@ from kdx.models.networks import NetworkSpec, build_network
 from kdx.results import read_stages
 from kdx.users_code import users_code
 
+OURS = ("kdx.thin:", "kdx.vit:")  # networks that are built because a file says so
 LOADERS: dict[str, Callable[..., Dataset]] = {
     "kdx.data.sources.load_cifar": load_cifar,
     "kdx.data.sources.load_digits": load_digits,
@@ -89,13 +90,20 @@ def network_of(meta: dict[str, Any], path: Path, network: str | None = None) -> 
         raise KdxError(f"{path}: says nothing of its {error.args[0]}: it was not written by this kdx") from error
     if len(names) != classes:
         raise KdxError(f"{path}: meta.class_names: {len(names)} names for num_classes={classes}")
-    if ":" in name and not name.startswith("kdx.thin:") and network != name:
+    if ":" in name and not name.startswith(OURS) and network != name:
         raise KdxError(f"{path}: names code of yours, which is run only if you say so: network={name}")
     try:
         with users_code("its network cannot be built"):
-            return build_network(NetworkSpec(name, classes, channels, stem=stem), download=False).eval()
+            spec = NetworkSpec(name, classes, channels, stem=stem, image_size=_size(known))
+            return build_network(spec, download=False).eval()
     except KdxError as error:
         raise KdxError(f"{path}: {error}") from error
+
+
+def _size(known: Metadata) -> tuple[int, int] | None:
+    """Height and width of the images that the network takes, as far as its description tells."""
+    resize, shape = known.get("preprocessing", {}).get("resize"), known.get("image_shape")
+    return (resize, resize) if resize else None if shape is None else (shape[1], shape[2])
 
 
 def load_data(stage: StoredStage, data_dir: str | None = None, data: str | None = None) -> Dataset:

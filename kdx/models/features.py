@@ -1,8 +1,9 @@
 """What a network says and what its layers see: logits with the features of named layers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,9 @@ class Watched:
     def _watch(self, module: nn.Module, key: tuple[str, str]) -> None:
         if key[0] == POOLED:
             hook = module.register_forward_pre_hook(lambda _, inputs: self._seen.update({key: _pooled(inputs[0])}))
+        elif key[0] in (STAGES, LAST_MAP):
+            as_map = map_of(self.network)
+            hook = module.register_forward_hook(lambda _, inputs, output: self._seen.update({key: as_map(output)}))
         else:
             hook = module.register_forward_hook(lambda _, inputs, output: self._seen.update({key: output}))
         self._hooks.append(hook)
@@ -92,8 +96,35 @@ def resolve_layers(network: nn.Module, words: Sequence[str], images: Tensor) -> 
     return found
 
 
+def map_of(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What makes a map (B, C, H, W) of a layer's output: of tokens (B, T, C), or of channels that come last.
+
+    Tokens that stand for no place, such as the class token, are left out.
+    """
+    prefix, last = getattr(network, "num_prefix_tokens", 0), getattr(network, "output_fmt", "") == "NHWC"
+
+    def as_map(output: Tensor) -> Tensor:
+        if output.ndim == 4:
+            return output.permute(0, 3, 1, 2) if last else output
+        side = math.isqrt(output.shape[1] - prefix) if output.ndim == 3 else 0
+        if not side or side * side != output.shape[1] - prefix:
+            return output
+        return output[:, prefix:].transpose(1, 2).unflatten(2, (side, side))
+
+    return as_map
+
+
 def classifier_of(network: nn.Module) -> tuple[str, nn.Module]:
-    """The last linear layer, or the last convolution where there is no linear one; its name and itself."""
+    """What the network says is its classifier, as timm's do; else the last linear layer, or the last convolution.
+
+    Its name and itself.
+    """
+    ask: Any = getattr(network, "get_classifier", None)
+    told = ask() if callable(ask) else None
+    told = told[0] if isinstance(told, tuple) else told  # of a network with a second head, for distillation
+    named = [name for name, module in network.named_modules() if module is told]
+    if named and isinstance(told, nn.Linear | nn.Conv2d):
+        return named[0], told
     heads = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     linear = [(n, m) for n, m in heads if isinstance(m, nn.Linear)]
     if not heads:
@@ -142,7 +173,13 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 
 
 def _stages(network: nn.Module, calls: Mapping[str, _Call]) -> tuple[str, ...]:
-    """The last block at each resolution, from fine to coarse; single layers where the network has no blocks."""
+    """The last block at each resolution, from fine to coarse; single layers where the network has no blocks.
+
+    Of a network that lists its own, as timm's do in `feature_info`, those; of equal blocks, as a ViT's, four of them.
+    """
+    told = _told_stages(network, calls)
+    if told:
+        return told
     blocks = {name for name, module in network.named_modules() if any(True for _ in module.children())}
     for chosen in (blocks, calls.keys()):
         last: dict[tuple[int, ...], str] = {}
@@ -155,6 +192,23 @@ def _stages(network: nn.Module, calls: Mapping[str, _Call]) -> tuple[str, ...]:
     if not last:
         raise KdxError(f"{type(network).__name__} has no layer that gives maps (B, C, H, W); name layers that it has")
     return tuple(last.values())
+
+
+def _told_stages(network: nn.Module, calls: Mapping[str, _Call]) -> tuple[str, ...]:
+    """The layers that timm's `feature_info` names, where they give maps or tokens; the last at each resolution."""
+    names = [str(info["module"]) for info in getattr(network, "feature_info", None) or () if "module" in info]
+    names = [name for name in names if name in calls and calls[name].intact and _is_block(network, name)]
+    if any(len(calls[name].shape) == 3 for name in names):
+        return tuple(dict.fromkeys(names[(len(names) * part + 3) // 4 - 1] for part in range(1, 5)))
+    first = 1 if getattr(network, "output_fmt", "") == "NHWC" else 2
+    places = {name: tuple(calls[name].shape[first : first + 2]) for name in names}
+    last = {size: name for name, size in places.items() if min(size, default=0) > 1}
+    return tuple(last.values()) if len(last) > 1 else ()
+
+
+def _is_block(network: nn.Module, name: str) -> bool:
+    """Whether a layer is made of layers with weights: a stem's normalisation or activation is none."""
+    return any(any(True for _ in child.parameters()) for child in network.get_submodule(name).children())
 
 
 def _has_weights(network: nn.Module, name: str) -> bool:

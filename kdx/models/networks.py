@@ -1,6 +1,7 @@
 """Networks by name: stem, classifier, ImageNet weights, frozen backbone, feature hooks."""
 
 import importlib
+import inspect
 import urllib.error
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from kdx.errors import KdxError, suggest
 from kdx.files import hash_file
 from kdx.models.batch_norm import set_momentum
 from kdx.models.features import classifier_of
+from kdx.models.timm_networks import PREFIX, timm_network
 from kdx.users_code import users_code
 
 USUAL_SIZES = (32, 64, 96, 128, 224, 299)  # px, of which one is proposed where a network cannot take the images
@@ -33,6 +35,7 @@ class NetworkSpec:
     freeze_backbone: bool = False
     stem: str = "imagenet"
     norm_momentum: float | None = None  # of batch-norm; None: as the network defines it
+    image_size: tuple[int, int] | None = None  # height and width, for networks that are built for one size
 
 
 def get_resnet_model(model_name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
@@ -52,15 +55,20 @@ def build_network(spec: NetworkSpec, download: bool = True) -> nn.Module:
 
     Raises `KdxError` for an unknown name, a stem that the network does not have, or weights that are missing.
     """
+    own_channels = ":" in spec.name or spec.name.startswith(PREFIX)  # built for the images' channels
     if ":" in spec.name:
         network = _call_user_network(spec)
+    elif spec.name.startswith(PREFIX):
+        network = timm_network(
+            spec.name, spec.num_classes, spec.in_channels, spec.image_size, spec.pretrained, download
+        )
     else:
         network = _torchvision_network(spec, download)
     if spec.norm_momentum is not None:
         set_momentum(network, spec.norm_momentum)
     if spec.stem == "small":
         _use_small_stem(network, spec)
-    if spec.in_channels != 3 and ":" not in spec.name:
+    if spec.in_channels != 3 and not own_channels:
         _use_channels(network, spec.in_channels)
     if spec.freeze_backbone:
         freeze_all_but_classifier(network)
@@ -146,13 +154,14 @@ def has_resnet_stem(name: str) -> bool:
 def _call_user_network(spec: NetworkSpec) -> nn.Module:
     if spec.pretrained:
         raise KdxError(
-            f"model '{spec.name}' with pretrained=true: ImageNet weights exist for torchvision networks only"
+            f"model '{spec.name}' with pretrained=true: ImageNet weights exist for torchvision's and timm's networks"
         )
     module_name, _, attribute = spec.name.partition(":")
     with users_code(f"model '{spec.name}': package.module:callable cannot be imported"):
         build = getattr(importlib.import_module(module_name), attribute)
     with users_code(f"model '{spec.name}': cannot be called with num_classes and in_channels"):
-        network = build(num_classes=spec.num_classes, in_channels=spec.in_channels)
+        sized = {"image_size": spec.image_size} if "image_size" in inspect.signature(build).parameters else {}
+        network = build(num_classes=spec.num_classes, in_channels=spec.in_channels, **sized)
     if not isinstance(network, nn.Module):
         raise KdxError(f"model '{spec.name}' returned {type(network).__name__}, not a torch.nn.Module")
     return network
@@ -163,7 +172,7 @@ def _torchvision_network(spec: NetworkSpec, download: bool) -> nn.Module:
     if spec.name not in names:
         raise KdxError(
             f"model '{spec.name}': not a torchvision classifier such as resnet18, resnet34, resnet50, "
-            f"nor package.module:callable{suggest(spec.name, names)}"
+            f"nor timm/<name>, nor package.module:callable{suggest(spec.name, names)}"
         )
     extra = {"aux_logits": False, "init_weights": True} if spec.name in ("googlenet", "inception_v3") else {}
     if not spec.pretrained:
