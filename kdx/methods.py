@@ -7,14 +7,16 @@ has been published lies in files of its own.
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kdx.chain.methods import Method, read_method
 from kdx.command import Command, Key, Text, run_command
 from kdx.errors import KdxError, suggest
 from kdx.files import relative
 from kdx.report.tables import aligned
 from kdx.run import CONF, PACKAGE
+
+if TYPE_CHECKING:
+    from kdx.chain.methods import Method
 
 USAGE = """
 python -m kdx.methods [NAME...] [config_dir=DIR]
@@ -29,6 +31,8 @@ MEASURED, PUBLISHED = "measured.json", "published.json"  # in kdx/losses; script
 
 def tell_methods(words: list[str], config_dir: str | None) -> Iterator[str]:
     """The table of all methods, or the named ones in full."""
+    from kdx.chain.methods import read_method
+
     paths = {path.stem: path for path in _options(CONF)}
     if config_dir is not None:
         if not Path(config_dir).is_dir():
@@ -45,7 +49,7 @@ def tell_methods(words: list[str], config_dir: str | None) -> Iterator[str]:
         yield table(taught)
 
 
-def table(methods: Sequence[Method]) -> str:
+def table(methods: "Sequence[Method]") -> str:
     """A line a method, those that look at logits only first; below it, where the numbers come from."""
     measured, published = _figures(MEASURED), _figures(PUBLISHED)
     header = ["kd=", "looks at", "trains", "tasks", "step", "memory", *published["pairs"], "paper"]
@@ -68,7 +72,7 @@ def table(methods: Sequence[Method]) -> str:
     return "\n".join([aligned(header, rows), "", *told])
 
 
-def in_full(method: Method) -> str:
+def in_full(method: "Method") -> str:
     """All that there is to say of one method."""
     measured, published = _figures(MEASURED), _figures(PUBLISHED)
     lines = [f"{method.name}: {method.what}", *(f"    {command}" for command in method.commands)]

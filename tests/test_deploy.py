@@ -26,6 +26,7 @@ from kdx.checkpoint import load_checkpoint, save_checkpoint
 from kdx.command import run_command
 from kdx.config.schema import Settings
 from kdx.config.settings import read_settings
+from kdx.data.catalogue import prepare
 from kdx.data.sources import load_digits
 from kdx.deploy.efficiency import measure_network
 from kdx.deploy.load import answers, load_model
@@ -65,7 +66,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_exported_file_says_what_pytorch_says(
     run_dir: Path, tmp_path: Path, options, name: str, largest: float
 ) -> None:
-    told = export.export_stage([str(run_dir)], **EXPORT | options)
+    told = export.export([str(run_dir)], **EXPORT | options)
     path = run_dir / "student" / "export" / name
     assert path.exists() and f"wrote {path}" in told
     difference = float(re.search(r"largest difference (\S+)", told)[1])  # type: ignore[index]
@@ -90,7 +91,7 @@ def test_exported_file_says_what_pytorch_says(
 def test_network_alone_is_shipped(run_dir: Path) -> None:
     from safetensors import safe_open
 
-    export.export_stage([str(run_dir)], **EXPORT | {"format": "safetensors"})
+    export.export([str(run_dir)], **EXPORT | {"format": "safetensors"})
     path = run_dir / "student" / "export" / "student.safetensors"
     with safe_open(path, framework="pt") as file:
         assert set(file.keys()) == set(
@@ -112,7 +113,7 @@ def draw_digits(folder: Path, *digits: int) -> list[str]:
 
 def ask(*words: object, **keys: object) -> list[str]:
     """What kdx.predict says, errors as `error: ...`."""
-    said = predict.predict_pictures([str(word) for word in words], **{**ASK, **keys})
+    said = predict.predict([str(word) for word in words], **{**ASK, **keys})
     return [f"error: {line}" if isinstance(line, KdxError) else line for line in said]
 
 
@@ -154,12 +155,12 @@ def test_folders_are_asked_about_in_order_and_in_batches(
         sizes.append(len(images))
         return answers(model, card, images)
 
-    monkeypatch.setattr(predict, "answers", counted)
+    monkeypatch.setattr("kdx.deploy.asking.answers", counted)
     lines = ask(run_dir, folder)
     assert sizes == [4]
     assert capsys.readouterr().err == f"{folder}: not read: 1 .txt\n"
     assert [line.removeprefix("error: ").split(":")[0] for line in lines] == [str(folder / name) for name in expected]
-    monkeypatch.setattr(predict, "BATCH", 2)
+    monkeypatch.setattr("kdx.deploy.asking.BATCH", 2)
     assert ask(run_dir, folder) == lines and sizes == [4, 2, 1, 1]
     single = [line for name in expected for line in ask(run_dir, folder / name)]
     assert single == lines
@@ -220,7 +221,7 @@ def test_finite_weights_that_give_nan_are_neither_answered_nor_shipped(run_dir: 
     assert "its network answers with numbers that are not finite" in refused(lambda: ask(run, picture))
     output = tmp_path / "net.safetensors"
     with pytest.raises(KdxError, match="^the student gives no numbers .* for 64 of 64 images"):
-        export.export_stage([str(run)], **EXPORT | {"format": "safetensors", "output": str(output)})
+        export.export([str(run)], **EXPORT | {"format": "safetensors", "output": str(output)})
     assert not output.exists()
 
 
@@ -246,7 +247,7 @@ def refused(work: Callable[[], list[str]]) -> str:
 @pytest.mark.filterwarnings("ignore")  # the exporters' own
 def test_opset_and_batch_are_those_that_were_asked_for(run_dir: Path, tmp_path: Path, options, form: str) -> None:
     path = tmp_path / ("net.onnx" if "onnx" in form else "net.pt2")
-    told = export.export_stage([str(run_dir)], **EXPORT | options | {"output": str(path)})
+    told = export.export([str(run_dir)], **EXPORT | options | {"output": str(path)})
     assert told.startswith(f"wrote {path} ({form}; ")
     if path.suffix == ".onnx":
         import onnx
@@ -276,7 +277,7 @@ def test_opset_and_batch_are_those_that_were_asked_for(run_dir: Path, tmp_path: 
 )
 def test_exports_that_cannot_be_are_refused(run_dir: Path, options, message: str) -> None:
     with pytest.raises(KdxError, match=message):
-        export.export_stage([str(run_dir)], **EXPORT | options)
+        export.export([str(run_dir)], **EXPORT | options)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -285,7 +286,7 @@ def test_an_opset_that_the_exporter_gave_up_silently_is_an_error(run_dir: Path, 
     with pytest.raises(KdxError, match="opset=17: a whole number of at least 18 is needed"):
         export.COMMAND.read(["RUN", "--opset", "17"])
     with pytest.raises(KdxError, match="opset=17: the network cannot be written with it, 18 came out"):
-        export.export_stage([str(run_dir)], **EXPORT | {"opset": 17, "output": str(tmp_path / "x.onnx")})
+        export.export([str(run_dir)], **EXPORT | {"opset": 17, "output": str(tmp_path / "x.onnx")})
     assert not (tmp_path / "x.onnx").exists()
 
 
@@ -326,13 +327,13 @@ def test_other_images_than_the_trained_ones_are_noticed(run_dir: Path, tmp_path:
     told["config"]["dataset"]["source"] = {"_target_": "os.system", "command": f"touch {tmp_path / 'canary'}"}
     config.write_text(json.dumps(told))
     with pytest.raises(KdxError, match="images come from os.system"):
-        export.export_stage([str(copy)], **EXPORT)
+        export.export([str(copy)], **EXPORT)
     assert not (tmp_path / "canary").exists()
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_pictures_of_a_finished_run(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = visualize.draw_run([str(run_dir)], **DRAW | {"layer": "stage2", "cam": True})
+    told = visualize.draw([str(run_dir)], **DRAW | {"layer": "stage2", "cam": True})
     folder = run_dir / "student/visualizations/stage2"
     drawn = sorted(path.name for path in folder.iterdir())
     assert [name.split("_label")[0] for name in drawn] == ["feature_maps_0", "side_by_side_0"]
@@ -342,13 +343,13 @@ def test_pictures_of_a_finished_run(run_dir: Path, monkeypatch: pytest.MonkeyPat
     )  # image, two of the teacher, two of the student
     assert "one pixel" not in told
     with pytest.raises(KdxError, match="layer=stage9: .*did you mean 'stage"):
-        visualize.draw_run([str(run_dir)], **DRAW | {"layer": "stage9"})
+        visualize.draw([str(run_dir)], **DRAW | {"layer": "stage9"})
     with pytest.raises(KdxError, match="role=studnt: choose teacher, assistant, student; did you mean 'student'"):
-        visualize.draw_run([str(run_dir)], **DRAW | {"role": "studnt"})
+        visualize.draw([str(run_dir)], **DRAW | {"role": "studnt"})
     with pytest.raises(KdxError, match="compare=teachr: choose teacher, assistant, student; did you mean 'teacher'"):
-        visualize.draw_run([str(run_dir)], **DRAW | {"compare": "teachr"})
-    monkeypatch.setattr("kdx.visualize.__main__.features_of", lambda *_: torch.zeros(1, 4, 1, 1))
-    assert "maps are of one pixel and show no place" in visualize.draw_run([str(run_dir)], **DRAW | {"layer": "stage3"})
+        visualize.draw([str(run_dir)], **DRAW | {"compare": "teachr"})
+    monkeypatch.setattr("kdx.visualize.run_pictures.features_of", lambda *_: torch.zeros(1, 4, 1, 1))
+    assert "maps are of one pixel and show no place" in visualize.draw([str(run_dir)], **DRAW | {"layer": "stage3"})
 
 
 def test_run_leaves_a_page_that_tells_all(run_dir: Path, browse: Callable[[Path], str]) -> None:
@@ -415,19 +416,24 @@ def test_command_errors_are_one_line(tmp_path: Path) -> None:
     assert "cifr10: no such data set; did you mean 'cifar10'?" in run("kdx.data", "--verify", "cifr10")
 
 
+def listed_in(folder: Path) -> str:
+    (table,) = data.handle_data_sets(["list"], data_dir=str(folder), size="28")
+    return str(table)
+
+
 def test_data_sets_are_listed_and_verified(tmp_path: Path) -> None:
-    listed = data.list_all(tmp_path, 28)
+    listed = listed_in(tmp_path)
     assert listed.count("\n") == 16 and "chestmnist" in listed and "CC BY" in listed
-    assert data.prepare(["digits"], tmp_path, 28, download=False) == (
+    assert prepare(["digits"], tmp_path, 28, download=False) == (
         "digits: sound; 1257/180/360 images of 1x8x8, 10 classes"
     )
     with pytest.raises(KdxError, match="pneumoniamnist.npz is not there and download=false"):
-        data.prepare(["pneumoniamnist"], tmp_path, 28, download=False)
+        prepare(["pneumoniamnist"], tmp_path, 28, download=False)
 
 
 def test_the_list_tells_classes_and_imbalance_of_what_is_there(tmp_path: Path) -> None:
     def row(name: str) -> list[str]:
-        (line,) = [line for line in data.list_all(tmp_path, 28).split("\n") if line.startswith(f"{name} ")]
+        (line,) = [line for line in listed_in(tmp_path).split("\n") if line.startswith(f"{name} ")]
         return re.split(" {2,}", line.strip())[4:6]
 
     assert row("digits") == ["10/10/10", "1.1/1.0/1.1"] and row("cifar10") == ["10/10/10", "1.0/1.0/1.0"]

@@ -16,9 +16,9 @@ from kdx.data.sources import load_digits
 from kdx.deploy.load import answers, load_model
 from kdx.deploy.run_loader import load_data, load_stage
 from kdx.export import COMMAND as EXPORT
-from kdx.export import export_stage
+from kdx.export import export
 from kdx.predict import COMMAND as PREDICT
-from kdx.predict import predict_pictures
+from kdx.predict import predict
 from kdx.report.run import write_run_report
 from kdx.report.sweep import write_report
 from kdx.results import grouped, load_sweep
@@ -54,12 +54,12 @@ def test_a_network_answers_as_it_did(outputs: Path) -> None:
 
 def test_a_network_is_exported_and_asked(outputs: Path, tmp_path: Path) -> None:
     given = {**EXPORT.defaults(), "format": "safetensors", "output": str(tmp_path / "student.safetensors")}
-    assert "largest difference 0.00e+00" in export_stage([str(outputs / "run")], **given)
+    assert "largest difference 0.00e+00" in export([str(outputs / "run")], **given)
     picture = tmp_path / "digit.png"
     Image.fromarray(load_digits().test.images[0, 0].numpy()).save(picture)
     asked = PREDICT.defaults() | {"top": 1}
-    by_run = list(predict_pictures([str(outputs / "run"), str(picture)], **asked))
-    assert by_run == list(predict_pictures([str(tmp_path / "student.safetensors"), str(picture)], **asked))
+    by_run = list(predict([str(outputs / "run"), str(picture)], **asked))
+    assert by_run == list(predict([str(tmp_path / "student.safetensors"), str(picture)], **asked))
 
 
 def test_the_index_knows_its_stages(outputs: Path) -> None:

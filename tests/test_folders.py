@@ -23,7 +23,7 @@ from kdx.data.imagefolder import load_imagefolder
 from kdx.deploy.load import Card, load_model, picture_for
 from kdx.deploy.run_loader import load_data, load_stage
 from kdx.errors import KdxError
-from kdx.predict import predict_pictures
+from kdx.predict import predict
 from tests import tiny
 from tests.conftest import TINY, compose_config
 
@@ -264,7 +264,9 @@ def test_sixteen_bit_pictures_are_learnt_and_predicted(tmp_path: Path, caplog: p
     assert "train: 36 images of 8x8 colour: dark 18, light 18" in caplog.text
     pictures = [str(tmp_path / "set" / "test" / name / "0.png") for name in ("dark", "light")]
     words = [str(tmp_path / "outputs" / "run"), *pictures]
-    dark, light = map(str, predict_pictures(words, 1, None, "teacher", "tests.tiny:network", False))
+    dark, light = map(
+        str, predict(words, top=1, output=None, role="teacher", network="tests.tiny:network", trust=False)
+    )
     assert ": dark " in dark and ": light " in light
 
 

@@ -45,9 +45,9 @@ def test_own_data_is_not_run_because_a_file_says_so(run: Path) -> None:
 
 def test_own_data_is_exported_and_drawn(run: Path) -> None:
     """The callable gets the arguments that it got for the training: four classes."""
-    told = export.export_stage([str(run)], **export.COMMAND.defaults() | OWN | {"format": "safetensors"})
+    told = export.export([str(run)], **export.COMMAND.defaults() | OWN | {"format": "safetensors"})
     assert "on 30 test images: largest difference" in told
-    visualize.draw_run([str(run)], **visualize.COMMAND.defaults() | OWN | {"samples": 1})
+    visualize.draw([str(run)], **visualize.COMMAND.defaults() | OWN | {"samples": 1})
     assert list((run / "teacher" / "visualizations").rglob("side_by_side_0*.png"))
 
 

@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,15 @@ def test_only_the_border_knows_hydra() -> None:
     assert knowing == {"run", "cli", "config.settings", *plugins}
     calling = [place(path) for path in MODULES if re.search(r"\binstantiate\(", path.read_text())]
     assert calling == ["config.settings"]
+
+
+def test_commands_start_before_torch() -> None:
+    """Help, a wrong key and Ctrl-C must not wait for the seconds that torch takes to be imported."""
+    rooms = [place(path) for path in MODULES if path.stem == "__main__"]
+    names = ", ".join(f"kdx.{name}" for name in sorted({*COMMANDS, *rooms}))
+    code = f"import {names}, sys; print(sorted({{'torch', 'matplotlib', 'pandas', 'sklearn'}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO, timeout=100)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", NO_TORCH_AT_IMPORT)

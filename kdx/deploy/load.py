@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdx.checkpoint import Preparation, load_checkpoint, load_weights
 from kdx.data.batches import Preprocessing, resized
 from kdx.data.pictures import fitted, read_picture
+from kdx.deploy.formats import MOST_IMAGES
 from kdx.deploy.run_loader import load_stage, network_of
 from kdx.errors import KdxError
 from kdx.files import as_record, parse_json
@@ -21,7 +22,6 @@ from kdx.metrics.logits import probabilities
 from kdx.tasks import TASKS
 
 CARD = "kdx_card"  # the key under which every format carries the card
-MOST_IMAGES = 4096  # in a batch whose size a file fixes
 MOST_CHARACTERS = 16 * 2**20  # of a card
 MOST_VALUES = 2**26  # of an image: as float32, 268 MB
 SUFFIXES = (".onnx", ".pt2", ".safetensors", ".pth")

@@ -68,6 +68,11 @@ class StoredStage:
     checkpoint: Path
 
 
+def roles_of(run_dir: Path) -> list[str]:
+    """The stages that a run's folder has, teachers first."""
+    return list(read_stages(run_dir))
+
+
 def load_stage(run_dir: Path, role: str, network: str | None = None) -> StoredStage:
     """The stage of a run; `network` names a user's own code, which is not run because a file says so."""
     stages = read_stages(run_dir)

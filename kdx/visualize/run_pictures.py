@@ -1,0 +1,87 @@
+"""Pictures of a finished run: feature maps of a stage, and what two stages look at, side by side."""
+
+from pathlib import Path
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from kdx.data.dataset import Dataset
+from kdx.deploy.load import Card
+from kdx.deploy.run_loader import StoredStage, load_data, load_stage, roles_of
+from kdx.errors import KdxError, suggest
+from kdx.text import harmless
+from kdx.visualize.contact_sheet import label_names
+from kdx.visualize.feature_maps import features_of, label_text, last_map_layer, save_feature_maps, save_figure
+from kdx.visualize.grad_cam import grad_cam
+
+TEACHER = "teacher"
+
+
+def draw_run(
+    run_dir: Path,
+    role: str,
+    layer: str | None,
+    samples: int,
+    compare: str | None,
+    cam: bool,
+    data_dir: str | None,
+    network: str | None,
+    data: str | None,
+) -> str:
+    """Pictures of a finished run, into the stage's folder; what was drawn, in words."""
+    stage = load_stage(run_dir, role, network)
+    roles = roles_of(run_dir)
+    if compare is not None and compare not in (TEACHER, *roles):  # a run without a teacher is drawn by itself
+        raise KdxError(f"compare={compare}: choose {', '.join(roles)}{suggest(compare, roles)}")
+    dataset = load_data(stage, data_dir, data)
+    images, labels = _prepared(stage, dataset, samples)
+    chosen = layer or last_map_layer(stage.network, images)
+    if chosen is None:
+        raise KdxError(f"role={role}: {stage.meta['network']} has no layer that gives maps")
+    folder = stage.checkpoint.parent.parent / "visualizations" / chosen
+    drawn = save_feature_maps(stage.network, [(images, labels)], chosen, folder, samples)
+    if compare is not None and compare != role and compare in roles:
+        other = load_stage(run_dir, compare, network)
+        stages = {compare: (other, layer or last_map_layer(other.network, images)), role: (stage, chosen)}
+    else:
+        stages = {role: (stage, chosen)}
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        panels: dict[str, Tensor] = {}
+        for name, (shown, at) in stages.items():
+            if at is None:
+                continue
+            panels[f"{name}: mean of {at}"] = features_of(shown.network, image[None], at)[0].mean(dim=0)
+            if cam:
+                panels[f"{name}: Grad-CAM"] = grad_cam(shown.network, image[None], at, label)
+        path = folder / f"side_by_side_{number}_label_{label_text(label)}.png"
+        _draw_side_by_side(dataset.test.images[number], panels, label_names(label, dataset), path)
+        drawn.append(path)
+    said = [f"layer {chosen} of {role}: {stage.meta['network']}"]
+    if max(features_of(stage.network, images[:1], chosen).shape[2:]) == 1:
+        said.append("its maps are of one pixel and show no place: choose an earlier layer")
+    return "\n".join([*said, *(f"wrote {harmless(str(path))}" for path in drawn)])
+
+
+def _prepared(stage: StoredStage, data: Dataset, samples: int) -> tuple[Tensor, Tensor]:
+    """The first test images as the network sees them, and their labels."""
+    images, labels = data.test.first(samples)
+    return Card.of(stage.meta, stage.checkpoint).prepared.on(torch.device("cpu"))(images), labels
+
+
+def _draw_side_by_side(image: Tensor, panels: dict[str, Tensor], title: str, path: Path) -> None:
+    """An image (C, H, W) of 0-255 and maps (H, W) laid over it, each scaled to its own range."""
+    figure = Figure(figsize=(2.6 * (1 + len(panels)), 3.1), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(harmless(title), parse_math=False)
+    shown = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    height, width = shown.shape[:2]
+    for position, (name, heat) in enumerate([("image", None), *panels.items()]):
+        axes = figure.add_subplot(1, 1 + len(panels), position + 1)
+        axes.set_axis_off()
+        axes.set_title(name, fontsize=8, parse_math=False)
+        axes.imshow(shown, extent=(0, width, height, 0), interpolation="nearest")
+        if heat is not None:
+            axes.imshow(heat.numpy(), extent=(0, width, height, 0), cmap="viridis", alpha=0.75, interpolation="nearest")
+    save_figure(figure, path)
