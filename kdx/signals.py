@@ -2,13 +2,17 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 SAME_REQUEST_SECONDS = 1.0  # a terminal, a shell and a sweep's parent may all pass one request on
+LOOK_AGAIN_SECONDS = 0.05  # whether an import is over
+IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)  # USR1: SLURM, before a job's time is up
 
 
@@ -54,17 +58,38 @@ def handled(act: Callable[[int], None]) -> Iterator[None]:
 def interruptible() -> Iterator[None]:
     """Let the first signal raise `Interrupted`, so that temporary files go and jobs are asked to save.
 
-    Only in the main thread, where Python runs handlers; elsewhere nothing changes.
+    Only in the main thread, where Python runs handlers; elsewhere nothing changes. An import is finished first: a
+    module written in C makes other errors of what is raised while it is set up.
     """
 
+    before: list[Any] = []  # the alarm's handler, once the alarm is needed
+
     def interrupt(number: int) -> None:
-        raise Interrupted(number)
+        if not _is_importing():
+            raise Interrupted(number)
+        before.append(signal.signal(signal.SIGALRM, lambda *_: interrupt(number)))
+        signal.setitimer(signal.ITIMER_REAL, LOOK_AGAIN_SECONDS)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     with handled(interrupt):
-        yield
+        try:
+            yield
+        finally:
+            if before:  # a command that ends by itself before the next look needs no signal
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, before[0])
+
+
+def _is_importing() -> bool:
+    """Whether the main thread's Python, where handlers run, is in the middle of an import."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename == IMPORT_SYSTEM:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

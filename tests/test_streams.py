@@ -3,10 +3,12 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from kdx.signals import Interrupted, interruptible
 from tests.conftest import TINY
 
 ANSWER = """
@@ -93,3 +95,20 @@ def test_a_signal_ends_a_command_with_one_line_and_nothing_half_written(
         signal.signal(signal.SIGINT, before)
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", f"stopped by {number.name}\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_import_is_finished_before_a_signal_ends_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """numpy, torch and matplotlib answer what is raised while they are set up with errors of their own."""
+    (tmp_path / "slow_to_import.py").write_text(
+        "import os, signal, time\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(0.2)\n"
+        "except BaseException as error:\n    raise ImportError('initialization failed') from error\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"), interruptible():
+        import slow_to_import  # type: ignore[import-not-found]
+
+        assert slow_to_import
+        time.sleep(5)
