@@ -17,7 +17,7 @@ from kdx.config.checks import Problems
 from kdx.config.schema import SearchSchema, Settings
 from kdx.config.settings import explain_key, flat_keys, read_settings
 from kdx.errors import KdxError, suggest
-from kdx.recipe import ACCURACY, AUC, AUTO, LOSS, SCORES
+from kdx.recipe import ACCURACY, AUC, AUTO, DECIMALS, LOSS, SCORES
 from kdx.report.sweep import write_report
 from kdx.results import load_sweep, read_log
 from kdx.run import CONF
@@ -204,7 +204,8 @@ def _tell(study: "optuna.Study", trial: "optuna.Trial", job: Job, end: JobEnd | 
         log.info("trial %d %s: FAILED: %s", trial.number, values, end.reason)
     else:
         study.tell(trial, end.value)
-        log.info("trial %d %s: val %.2f (%.0f s)", trial.number, values, end.value, end.seconds)
+        told = f"{end.value:.{DECIMALS[end.selected_by]}f}"
+        log.info("trial %d %s: val %s (%.0f s)", trial.number, values, told, end.seconds)
 
 
 def main() -> None:

@@ -36,8 +36,9 @@ def write_job(
     job = folder / str(number)
     (job / "student" / "logs").mkdir(parents=True)
     (job / "student" / "logs" / "resnet18_student_log.csv").write_text(f"epoch,val_accuracy\n1,{val - 5}\n2,{val}\n")
+    alone = "none" + " ".join(word for word in overrides if word.startswith("seed="))
     done = {"teacher": stage("teacher", 95, 94, "t")} | (
-        {"student": stage("student", val, test, "none" if "kd=none" in overrides else f"s{number}")}
+        {"student": stage("student", val, test, alone if "kd=none" in overrides else f"s{number}")}
         if status == "finished"
         else {}
     )
@@ -94,7 +95,7 @@ def test_report_files_hold_results_gains_and_failures(sweep: Path, capsys) -> No
     text = (sweep / "sweep.md").read_text()
     assert "Best on validation: kd=hinton kd.temperature=10 with 95.50 ± 0.71 (n=2) validation accuracy" in text
     assert "its test accuracy is 80.50 ± 0.71 (n=2)" in text
-    assert "without distillation (78.00 (n=1)): +2.50" in text
+    assert "without distillation (78.00 (n=1)): +2.00 (n=1): one seed: no interval, nothing is shown." in text
     assert "Over its teacher (94.00 (n=1)): -13.50" in text
     rows = (sweep / "sweep.csv").read_text().splitlines()
     assert len(rows) == 8 and rows[0].startswith(
@@ -109,7 +110,7 @@ def test_gain_is_told_also_where_distillation_loses(tmp_path: Path) -> None:
     write_report(tmp_path)
     text = (tmp_path / "sweep.md").read_text()
     assert "Best on validation: kd=none" in text
-    assert "without distillation (85.00 (n=1)), of the best distilled one, kd=hinton: -15.00." in text
+    assert "without distillation (85.00 (n=1)), of the best distilled one, kd=hinton: -15.00 (n=1)" in text
 
 
 def test_report_of_a_running_sweep_and_of_no_sweep(tmp_path: Path, capsys) -> None:

@@ -1,14 +1,28 @@
 """What a sweep found, as sweep.csv, sweep.md and report.html."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdx.errors import KdxError
 from kdx.files import from_here, write_atomic
 from kdx.recipe import ACCURACY, AUC, DECIMALS, F1, LOSS
+from kdx.recipe import SCORES as IN_LOG
 from kdx.report import html as page
+from kdx.report.gains import (
+    NAMES,
+    NO_BASELINE,
+    Comparison,
+    compare,
+    difference_of,
+    digits_of,
+    gain_table,
+    has_baseline,
+    in_words,
+    score_of,
+)
 from kdx.report.plots import curves, heat_map
+from kdx.report.sweep_csv import SCORES, jobs_of, sweep_csv, wilson_of
 from kdx.report.tables import aligned, markdown
 from kdx.results import (
     Configuration,
@@ -22,20 +36,16 @@ from kdx.results import (
     selection_of,
     swept_keys,
 )
-from kdx.text import csv_text, harmless, markdown_text
+from kdx.text import harmless, markdown_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
 GRID = ("kd.temperature", "kd.alpha")  # drawn as a heat map where both were swept
 JOBS = "Jobs"
+GAINS = "Gain over no distillation"
+OTHERS = "Difference to the first configuration"
 WORDS = {ACCURACY: "accuracy", AUC: "AUC", F1: "F1", LOSS: "loss"}
-SCORES = ("val_accuracy", "test_accuracy", "test_f1_score", "test_auc")
-CSV_COLUMNS = (
-    *(*SCORES, "seconds", "status", "fingerprint"),
-    *("network", "epoch", "parameters", "test_ece", "test_agreement", "latency_ms"),
-)
-
 Table = tuple[list[str], list[list[str]]]  # header and rows
 
 
@@ -43,10 +53,11 @@ def write_report(folder: Path, rows_key: str | None = None, columns_key: str | N
     """Write sweep.csv, sweep.md and report.html into a sweep's folder; the outcome in words for a terminal."""
     frame = load_sweep(folder)
     groups = grouped(frame)
-    tables, conclusions = _tables(frame, groups), _conclusions(groups)
+    comparisons = compare(groups)
+    tables, conclusions = _tables(frame, groups, comparisons), _conclusions(groups, comparisons)
     title = f"Sweep {folder.name}"
     counted = f"{(frame['status'] == 'finished').sum()} of {len(frame)} jobs finished"
-    write_atomic(folder / "sweep.csv", _csv(frame).encode())
+    write_atomic(folder / "sweep.csv", sweep_csv(frame, comparisons).encode())
     text = [f"# {markdown_text(title)}", counted + ".", *map(markdown_text, conclusions)]
     text += [part for heading, table in tables.items() for part in (f"## {heading}", markdown(*table))]
     write_atomic(folder / "sweep.md", ("\n\n".join(text) + "\n").encode())
@@ -61,9 +72,13 @@ def write_report(folder: Path, rows_key: str | None = None, columns_key: str | N
     return "\n".join(["", *shown, *map(harmless, conclusions), "", harmless(told)])
 
 
-def _tables(frame: "pd.DataFrame", groups: Sequence[Configuration]) -> dict[str, Table]:
+def _tables(
+    frame: "pd.DataFrame", groups: Sequence[Configuration], comparisons: Sequence[Comparison]
+) -> dict[str, Table]:
     """The report's tables by their headings."""
     tables = {"Configurations": _configuration_table(groups)}
+    if comparisons:
+        tables[GAINS if has_baseline(groups) else OTHERS] = gain_table(comparisons)
     best = _best(groups)
     if best is not None:
         tables["Stages of the best configuration"] = _stage_table(best)
@@ -83,30 +98,50 @@ def rank_of(groups: Sequence[Configuration]) -> Callable[[Configuration], float]
     return lambda group: -group.mean(column) if select == LOSS else group.mean(column)
 
 
-def _conclusions(groups: Sequence[Configuration]) -> list[str]:
+def _conclusions(groups: Sequence[Configuration], comparisons: Sequence[Comparison]) -> list[str]:
     """The best configuration with its test result, and its gain over the baselines in the sweep."""
     best = _best(groups)
     if best is None:
         return []
     select, column = selection_of(groups)
+    score = score_of(groups)
+    on_test = [f"accuracy is {_spread(best, 'test_accuracy')}"]
+    on_test += [] if score == "test_accuracy" else [f"{NAMES[score]} {_spread(best, score)}"]
     lines = [
-        f"Best on validation: {_name(best)} with {_spread(best, column, digits=DECIMALS[select])} "
+        f"Best on validation: {best.name} with {_spread(best, column, digits=DECIMALS[select])} "
         f"validation {WORDS[select]}; "
-        f"its test accuracy is {_spread(best, 'test_accuracy')}."
+        f"its test {', its test '.join(on_test)}."
     ]
-    alone = [group for group in groups if group.values.get("kd") == "none"]
-    baseline, distilled = _best(alone), _best([group for group in groups if group not in alone])
-    if baseline is not None and distilled is not None:
-        gain = distilled.mean("test_accuracy") - baseline.mean("test_accuracy")
-        whose = "" if distilled is best else f", of the best distilled one, {_name(distilled)}"
-        lines.append(
-            f"Over the same chain without distillation ({_spread(baseline, 'test_accuracy')}){whose}: {gain:+.2f}."
-        )
+    return lines + _over_baseline(groups, comparisons, best) + _over_teacher(best, score)
+
+
+def _over_baseline(
+    groups: Sequence[Configuration], comparisons: Sequence[Comparison], best: Configuration
+) -> list[str]:
+    """What the best distilled configuration gains over the same one without distillation, or why that is not known."""
+    if not has_baseline(groups):
+        return [NO_BASELINE] if best.distilled else []
+    distilled = _best([group for group in groups if group.distilled])
+    found = next(comparison for comparison in comparisons if comparison.one is distilled)
+    whose = "" if distilled is best or distilled is None else f", of the best distilled one, {distilled.name}"
+    if found.reference is None:
+        return [f"No finished job is as {found.one.name} but without distillation: its gain is not known."]
+    alone = _spread(found.reference, found.score)
+    told = in_words(found.difference, found.digits)
+    return [f"Over the same chain without distillation ({alone}){whose}{_which(found.score)}: {told}."]
+
+
+def _over_teacher(best: Configuration, score: str) -> list[str]:
     roles = best.roles
-    if len(roles) > 1:
-        gain = best.mean("test_accuracy") - float(best.scores("test_accuracy", roles[0]).mean())
-        lines.append(f"Over its teacher ({_spread(best, 'test_accuracy', roles[0])}): {gain:+.2f}.")
-    return lines
+    if len(roles) < 2 or not len(best.scores(score, roles[0])):
+        return []
+    found = difference_of(best, best, score, other_role=roles[0])
+    digits = digits_of(score)
+    return [f"Over its teacher ({_spread(best, score, roles[0])}){_which(score)}: {in_words(found, digits)}."]
+
+
+def _which(score: str) -> str:
+    return "" if score == "test_accuracy" else f", test {NAMES[score]}"
 
 
 def _configuration_table(groups: Sequence[Configuration]) -> Table:
@@ -138,43 +173,31 @@ def _stage_table(best: Configuration) -> Table:
 
 
 def _job_table(frame: "pd.DataFrame") -> Table:
-    keys, roles = swept_keys(frame), roles_of(frame)
-    rows = []
-    for job, run in _jobs(frame):
+    keys, roles, rows = swept_keys(frame), roles_of(frame), []
+    select, column = selection_of(grouped(frame))
+    shown = {f"val {WORDS[select]}": (column, DECIMALS[select])} if select != ACCURACY else {}
+    shown |= {"val acc": ("val_accuracy", 2), "test acc": ("test_accuracy", 2)}
+    for job, run in jobs_of(frame):
         delivered = run["delivered"]
-        done = ["" if delivered is None else f"{run[f'{delivered}_{name}']:.2f}" for name in SCORES[:2]]
+        done = [
+            "" if delivered is None else f"{run[f'{delivered}_{name}']:.{digits}f}" for name, digits in shown.values()
+        ]
+        done.append(" to ".join(f"{bound:.2f}" for bound in wilson_of(run, delivered)))
         statuses = {role: run[f"{role}_status"] for role in roles if run[f"{role}_status"] is not None}
         trained = " ".join(role for role, status in statuses.items() if status == "trained")
         reused = " ".join(role for role, status in statuses.items() if status != "trained")
         values = [as_text(run[key]) for key in keys]
         rows.append([job, *values, run["status"], *done, trained, reused, f"{run['seconds']:.0f}"])
-    return ["job", *keys, "state", "val acc", "test acc", "trained", "reused", "s"], rows
+    return ["job", *keys, "state", *shown, "95 % interval", "trained", "reused", "s"], rows
 
 
 def _failure_table(frame: "pd.DataFrame") -> Table:
     rows = []
-    for job, run in _jobs(frame[frame["status"] != "finished"]):
+    for job, run in jobs_of(frame[frame["status"] != "finished"]):
         values = {key: as_text(run[key]) for key in override_keys(frame)}
         given = " ".join(f"{key}={value}" for key, value in values.items() if value)
         rows.append([job, given, run["status"], run["reason"] or ""])
     return ["job", "overrides", "state", "why"], rows
-
-
-def _csv(frame: "pd.DataFrame") -> str:
-    """A row a job: overrides, then for each role accuracies, F1, AUC, seconds and whether it was trained or reused."""
-    keys, roles = override_keys(frame), roles_of(frame)
-    of_roles = [f"{role}_{column}" for role in roles for column in CSV_COLUMNS]
-    rows: list[list[Any]] = [["job", *keys, "state", "seconds", *of_roles, "reason"]]
-    for job, run in _jobs(frame):
-        values = [as_text(run[key]) for key in (*keys, "status")]
-        rows.append([job, *values, run["seconds"], *(as_text(run[key]) for key in of_roles), run["reason"]])
-    return csv_text(rows)
-
-
-def _jobs(frame: "pd.DataFrame") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every job's number with its row."""
-    for run in frame.to_dict("records"):
-        yield Path(run["folder"]).name, {str(key): value for key, value in run.items()}
 
 
 def _pictures(
@@ -185,25 +208,26 @@ def _pictures(
     drawn = _heat_map(frame, groups, rows_key, columns_key)
     if drawn is not None:
         parts += [page.heading(f"Mean validation {WORDS[selection_of(groups)[0]]}"), drawn]
-    lines, keys = {}, swept_keys(frame)
-    for job, run in _jobs(frame):
-        points = _points_of(run)
+    lines, keys, select = {}, swept_keys(frame), selection_of(groups)[0]
+    for job, run in jobs_of(frame):
+        points = _points_of(run, f"val_{IN_LOG[select]}")
         if points:
             name = job + " " + " ".join(f"{key}={as_text(run[key])}" for key in keys)
             lines[name] = points
     if lines:
-        drawing = curves(lines, "epoch", "validation accuracy, %")
-        parts += [page.heading("All jobs"), page.picture(drawing, "Validation accuracy of each job's last stage.")]
+        drawing = curves(lines, "epoch", f"validation {WORDS[select]}{_unit(select)}")
+        caption = f"Validation {WORDS[select]} of each job's last stage."
+        parts += [page.heading("All jobs"), page.picture(drawing, caption)]
     return parts
 
 
-def _points_of(run: dict[str, Any]) -> list[tuple[float, float]]:
-    """Validation accuracy by epoch of a job's last stage, also of one that it still trains; none without a log."""
+def _points_of(run: dict[str, Any], column: str) -> list[tuple[float, float]]:
+    """One column of the log by epoch of a job's last stage, also of one that it still trains; none without a log."""
     logs = sorted(Path(run["folder"]).glob("*/logs/*_log.csv"), key=lambda path: path.stat().st_mtime_ns)
     if run["delivered"] is not None:
         logs = list(Path(run[f"{run['delivered']}_checkpoint"]).parent.parent.glob("logs/*_log.csv"))
     rows = read_csv(logs[-1]) if logs else []
-    return [(row["epoch"], row["val_accuracy"]) for row in rows if "val_accuracy" in row]
+    return [(row["epoch"], row[column]) for row in rows if column in row]
 
 
 def _heat_map(
@@ -233,9 +257,13 @@ def _heat_map(
         if table.loc[row, column] == table.loc[row, column]
     }
     rows, columns = ([as_text(value) for value in axis] for axis in (table.index, table.columns))
-    unit = " in %" if DECIMALS[select] == 2 else ""
-    drawing = heat_map(rows, columns, cells, (first, second))
+    drawing = heat_map(rows, columns, cells, (first, second), DECIMALS[select])
+    unit = _unit(select).replace(",", " in")
     return page.picture(drawing, f"Mean validation {WORDS[select]}{unit} over {first} and {second}.")
+
+
+def _unit(select: str) -> str:
+    return ", %" if DECIMALS[select] == 2 else ""
 
 
 def _spread(
@@ -251,7 +279,3 @@ def _words(mean: float, spread: float, count: int, digits: int = 2, with_n: bool
         return "-"
     text = f"{mean:.{digits}f}" if count == 1 else f"{mean:.{digits}f} ± {spread:.{digits}f}"
     return f"{text} (n={count})" if with_n else text
-
-
-def _name(group: Configuration) -> str:
-    return " ".join(f"{key}={as_text(value)}" for key, value in group.values.items()) or "the one configuration"

@@ -5,6 +5,7 @@ from kdx.results.frame import configurations as configurations
 from kdx.results.frame import epochs as epochs
 from kdx.results.frame import grid as grid
 from kdx.results.frame import grouped as grouped
+from kdx.results.frame import is_of_distillation as is_of_distillation
 from kdx.results.frame import load as load
 from kdx.results.frame import load_sweep as load_sweep
 from kdx.results.frame import override_keys as override_keys

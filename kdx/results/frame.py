@@ -1,8 +1,9 @@
 """Runs as a pandas DataFrame, a row a run: `kdx.results.load("outputs")`. pandas is imported only when it is called."""
 
+import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,26 +30,29 @@ COLUMNS = (
     "seconds",
     "reason",
 )  # the others are overrides or a role's
-STAGE_COLUMNS = (
-    "network",
-    "status",
-    "fingerprint",
-    "epoch",
-    "parameters",
-    "seconds",
-    "selected_by",
+SCORE_COLUMNS = (
     "val_selected",
     "val_accuracy",
     "val_f1_score",
+    "val_auc",
+    "val_loss",
     "test_accuracy",
     "test_f1_score",
     "test_auc",
     "test_ece",
     "test_agreement",
-    "latency_ms",
-    "checkpoint",
 )
-SCORES = tuple(f"_{name}" for name in STAGE_COLUMNS if name.startswith(("val_", "test_", "latency")))
+COST_COLUMNS = ("parameters", "multiply_adds", "file_mb", "latency_ms")
+STAGE_COLUMNS = (
+    *("network", "status", "fingerprint", "guide", "epoch", "seconds", "selected_by"),
+    *SCORE_COLUMNS,
+    *COST_COLUMNS,
+    *("test_images", "several_labels", "checkpoint"),
+)
+NUMBERS = tuple(f"_{name}" for name in (*SCORE_COLUMNS, *COST_COLUMNS[1:]))  # numbers also where no run has one
+NONE = "none"
+METHOD_NUMBERS = re.compile(r"(stage\.[^.]+\.)?kd\..+")
+DISTILLATION = re.compile(r"(stage\.[^.]+\.)?(kd(\..+)?|guide)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +84,38 @@ class Configuration:
     def scores(self, name: str, role: str | None = None) -> "pd.Series":
         """One score, e.g. `test_accuracy`, of each of these stages."""
         return self.stages(role)[name].dropna().astype(float)
+
+    def by_seed(self, name: str, role: str | None = None) -> "pd.DataFrame":
+        """A row a seed: `seed` as text, the mean `score` of its stages of a role, and their fingerprints as `stage`.
+
+        Runs that tell no seed all have the one of the configuration that they share.
+        """
+        import pandas as pd
+
+        rows: dict[str, dict[str, float]] = {}
+        for run in self.runs.to_dict("records"):
+            at = role or run["delivered"]
+            score, fingerprint = run.get(f"{at}_{name}"), run.get(f"{at}_fingerprint")
+            if as_text(score) and as_text(fingerprint):
+                rows.setdefault(as_text(run.get(SEED)), {})[str(fingerprint)] = float(score)
+        table = [
+            {"seed": seed, "score": math.fsum(found.values()) / len(found), "stage": " ".join(sorted(found))}
+            for seed, found in rows.items()
+        ]
+        return pd.DataFrame(table, columns=["seed", "score", "stage"])
+
+    @property
+    def name(self) -> str:
+        """Its values as on the command line."""
+        told = {key: as_text(value) for key, value in self.values.items()}
+        return " ".join(f"{key}={text}" for key, text in told.items() if text) or "the one configuration"
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the delivered stages had a teacher: by the override of kd if one is given, else by their record."""
+        run = self.runs.iloc[0].to_dict()
+        method = _method(run)
+        return method != NONE if method else bool(as_text(run.get(f"{run['delivered']}_guide")))
 
     @property
     def selected_by(self) -> str:
@@ -146,6 +182,11 @@ def roles_of(frame: "pd.DataFrame") -> list[str]:
     return [str(key).removesuffix("_fingerprint") for key in frame if str(key).endswith("_fingerprint")]
 
 
+def is_of_distillation(key: str) -> bool:
+    """Whether an override says how, or by whom, stages are taught: it means nothing to one without a teacher."""
+    return DISTILLATION.fullmatch(key) is not None
+
+
 def grouped(frame: "pd.DataFrame") -> list[Configuration]:
     """The finished runs, those that differ in their seed only put together.
 
@@ -155,12 +196,12 @@ def grouped(frame: "pd.DataFrame") -> list[Configuration]:
     finished = frame[(frame["status"] == FINISHED) & frame["delivered"].notna()]
     groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
     values: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
-    for position, run in enumerate(finished[keys].to_dict("records")):
-        if run.get("kd") == "none":
-            run = {key: value for key, value in run.items() if not str(key).startswith("kd.")}
-        name = tuple((str(key), as_text(value)) for key, value in run.items())
+    for position, run in enumerate(finished.to_dict("records")):
+        alone = _method(run) == NONE
+        own = {key: run[key] for key in keys if not (alone and METHOD_NUMBERS.fullmatch(key))}
+        name = tuple((key, as_text(value)) for key, value in own.items())
         groups.setdefault(name, []).append(position)
-        values.setdefault(name, {str(key): value for key, value in run.items()})
+        values.setdefault(name, own)
     return [Configuration(values[name], finished.iloc[positions]) for name, positions in groups.items()]
 
 
@@ -171,11 +212,11 @@ def configurations(frame: "pd.DataFrame", role: str | None = None) -> "pd.DataFr
     """
     import pandas as pd
 
-    names = [name for name in STAGE_COLUMNS if name.startswith(("val_", "test_"))]
+    names = SCORE_COLUMNS
     rows = []
     groups = grouped(frame)
     for group in groups:
-        stages = group.stages(role)[names].astype(float)
+        stages = group.stages(role)[list(names)].astype(float)
         summed = {f"{name}_{how}": getattr(stages[name], how)() for name in names for how in ("mean", "std")}
         rows.append({**group.values, "n": len(stages), **summed})
     keys = list(dict.fromkeys(key for group in groups for key in group.values))
@@ -283,13 +324,17 @@ def _stage_values(folder: Path, stage: Stage) -> dict[str, Any]:
     """The values of STAGE_COLUMNS."""
     timing = next(iter(stage.timings.values()), None)
     calibration = stage.test.get("calibration")
+    guides = [stage.guide] if isinstance(stage.guide, str) else stage.guide
+    validation, test = stage.validation, stage.test
     values = (
-        *(stage.network, stage.status, stage.fingerprint, stage.epoch, stage.parameters, stage.seconds),
-        *(stage.selected_by, stage.selected),
-        *(stage.validation["accuracy"], stage.validation.get("f1_score")),
-        *(stage.test["accuracy"], stage.test["f1_score"], stage.test["auc"]),
-        *(calibration and calibration["ece"], stage.test.get("guide_agreement")),
-        *(timing and timing["latency_ms_batch_1"], os.path.normpath(folder / stage.checkpoint)),
+        *(stage.network, stage.status, stage.fingerprint, "+".join(guides) if guides else None),
+        *(stage.epoch, stage.seconds, stage.selected_by, stage.selected),
+        *(validation["accuracy"], validation.get("f1_score"), validation.get("auc"), validation.get("loss")),
+        *(test["accuracy"], test["f1_score"], test["auc"]),
+        *(calibration and calibration["ece"], test.get("guide_agreement")),
+        *(stage.parameters, stage.multiply_adds or None, stage.checkpoint_mb),
+        *(timing and timing["latency_ms_batch_1"], test.get("num_samples"), stage.several_labels),
+        os.path.normpath(folder / stage.checkpoint),
     )
     return dict(zip(STAGE_COLUMNS, values, strict=True))
 
@@ -317,9 +362,14 @@ def _column(name: str, values: list[Any]) -> "pd.Series":
         return pd.Series(values, dtype="boolean")
     if kinds == {int} and max(abs(value) for value in values if value is not None) < 2**63:
         return pd.Series(values, dtype="Int64")
-    if kinds <= {int, float} and (kinds or name.endswith(SCORES)):
+    if kinds <= {int, float} and (kinds or name.endswith(NUMBERS)):
         return pd.Series([None if value is None else float(value) for value in values], dtype="float64")
     return pd.Series(values, dtype="object")
+
+
+def _method(run: Mapping[Any, Any]) -> str:
+    """The method of the delivered stage as the command line names it; "" where it names none."""
+    return as_text(run.get(f"stage.{run['delivered']}.kd")) or as_text(run.get("kd"))
 
 
 def _as_number(value: Any) -> tuple[bool, float, str]:

@@ -117,6 +117,12 @@ class Stage:
         return cast(Mapping[str, float], self.validation).get(SCORES[self.selected_by])
 
     @property
+    def several_labels(self) -> bool:
+        """Whether an image may have several labels: its accuracy then counts labels, not images."""
+        matrix = self.test.get("confusion_matrix")
+        return bool(matrix) and isinstance(matrix[0][0], list)  # type: ignore[index]
+
+    @property
     def timings(self) -> dict[str, Timing]:
         """The measured costs by device."""
         return {name: costs for name, costs in (self.efficiency or {}).items() if not isinstance(costs, int)}
@@ -171,7 +177,7 @@ class Run:
 
 @dataclass(frozen=True)
 class SweepJob:
-    """A job of a sweep: its state, and once it has ended, its seconds and the accuracy or the reason of its failure."""
+    """A job of a sweep: its state, and once it has ended, its seconds and the score that chose, or why it failed."""
 
     overrides: list[str]
     folder: str = ""
@@ -179,6 +185,7 @@ class SweepJob:
     seconds: NotNegative | None = None
     value: float | None = None
     reason: str | None = None
+    selected_by: str = ACCURACY  # which score the value is
 
 
 @dataclass(frozen=True)

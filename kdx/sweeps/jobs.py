@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from kdx.config.schema import Settings
 from kdx.errors import KdxError
 from kdx.files import read_record, relative, write_json
+from kdx.recipe import ACCURACY, DECIMALS
 from kdx.results import SUMMARY, SWEEP, Run, SweepJob, read_run, read_sweep, write_sweep
 from kdx.signals import SIGNALS, heard_signals, ignored, stop_ignoring
 
@@ -54,12 +55,13 @@ class Program:
 
 @dataclass(frozen=True)
 class JobEnd:
-    """How a job ended: the value on validation of what it delivered, or the reason why it failed."""
+    """How a job ended: the value on validation of what it delivered, and of which score, or why it failed."""
 
     state: str
     seconds: float
     value: float | None = None
     reason: str | None = None
+    selected_by: str = ACCURACY
 
 
 def config_arguments(config: DictConfig) -> list[str]:
@@ -135,7 +137,7 @@ class Board:
         ended, total = len(self.done), len(self.jobs)
         spent = time.monotonic() - self.started
         left = spent / max(1, ended - self.before) * (total - ended)
-        how = f"val {end.value:.2f}" if end.value is not None else f"FAILED: {end.reason}"
+        how = f"val {end.value:.{DECIMALS[end.selected_by]}f}" if end.value is not None else f"FAILED: {end.reason}"
         rest = f", about {_duration(left)} left" if ended < total else ""
         name = " ".join(override for override in job.overrides if override not in self.common)
         log.info("[%d/%d] job %d %s: %s (%.0f s%s)", ended, total, job.number, name, how, end.seconds, rest)
@@ -326,8 +328,8 @@ def finished_before(job: Job) -> JobEnd | None:
 def _end_of(job: Job, exit_code: int, seconds: float) -> JobEnd:
     run, unreadable = _run_of(job)
     if exit_code == 0 and run.status == "finished" and run.delivered is not None:
-        value = run.stages[run.delivered].selected
-        return JobEnd("finished", round(seconds, 1), value=value)
+        stage = run.stages[run.delivered]
+        return JobEnd("finished", round(seconds, 1), value=stage.selected, selected_by=stage.selected_by)
     return JobEnd("failed", round(seconds, 1), reason=unreadable or _reason(job, exit_code))
 
 

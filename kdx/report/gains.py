@@ -1,0 +1,177 @@
+"""Which configurations of a sweep are compared with which, and what the seeds show: `kdx.report.gains.gains(frame)`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from kdx.recipe import ACCURACY, AUC, DECIMALS, F1
+from kdx.report.statistics import MOST_SEEDS, Difference, corrected, paired_difference, unpaired_difference
+from kdx.results import Configuration, as_text, grouped, is_of_distillation, selection_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ON_TEST = {AUC: "test_auc", F1: "test_f1_score"}  # the test score that answers; of all else the accuracy
+NAMES = {"test_accuracy": "accuracy", "test_auc": "AUC", "test_f1_score": "F1"}
+NO_BASELINE = (
+    "No job of this sweep is without distillation (kd=none): whether distillation helps cannot be told from it."
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A configuration's test score less that of its `reference`; `difference` None where they cannot be compared."""
+
+    one: Configuration
+    reference: Configuration | None
+    score: str
+    difference: Difference | None
+
+    @property
+    def digits(self) -> int:
+        return digits_of(self.score)
+
+
+def score_of(groups: Sequence[Configuration]) -> str:
+    """The test score that says what was gained: of what chose on validation, where the test split has it."""
+    score = ON_TEST.get(selection_of(groups)[0], "test_accuracy")
+    return score if any(len(group.scores(score)) for group in groups) else "test_accuracy"
+
+
+def digits_of(score: str) -> int:
+    """Decimals of a score, whose name may begin with a role or a split."""
+    return DECIMALS[AUC if score.endswith("_auc") else ACCURACY]
+
+
+def has_baseline(groups: Sequence[Configuration]) -> bool:
+    """Whether some configurations are distilled and some are not."""
+    return len({group.distilled for group in groups}) == 2
+
+
+def compare(groups: Sequence[Configuration]) -> list[Comparison]:
+    """Every distilled configuration with the undistilled one that is the same otherwise.
+
+    Without one that is distilled and one that is not, all others with the first of the command line. p is corrected
+    over all of them.
+    """
+    score = score_of(groups)
+    if has_baseline(groups):
+        alone = [group for group in groups if not group.distilled]
+        pairs = [(group, _baseline(group, alone)) for group in groups if group.distilled]
+    else:
+        pairs = [(group, groups[0]) for group in groups[1:]]
+    return compared(pairs, score)
+
+
+def compared(pairs: Sequence[tuple[Configuration, Configuration | None]], score: str) -> list[Comparison]:
+    """Pairs of configurations with their difference of a score, corrected over all pairs."""
+    found = [None if other is None else difference_of(one, other, score) for one, other in pairs]
+    known = iter(corrected([difference for difference in found if difference is not None]))
+    told = [None if difference is None else next(known) for difference in found]
+    return [Comparison(one, other, score, difference) for (one, other), difference in zip(pairs, told, strict=True)]
+
+
+def difference_of(
+    one: Configuration, other: Configuration, score: str, role: str | None = None, other_role: str | None = None
+) -> Difference | None:
+    """The difference of a score, paired by seed; unpaired where two seeds or more on each side meet less than two."""
+    ours, theirs = one.by_seed(score, role), other.by_seed(score, other_role)
+    both = ours.merge(theirs, on="seed", suffixes=("", "_other"))
+    pairs = both.drop_duplicates(["stage", "stage_other"])  # stages that several jobs share are one answer
+    if len(pairs) < 2 and min(ours["stage"].nunique(), theirs["stage"].nunique()) > 1:
+        return unpaired_difference(ours["score"].tolist(), theirs["score"].tolist())
+    if pairs.empty:
+        if ours.empty or theirs.empty:
+            return None
+        return replace(unpaired_difference(ours["score"].tolist(), theirs["score"].tolist()), n=1)
+    return paired_difference((pairs["score"] - pairs["score_other"]).tolist())
+
+
+def gains(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """A row a comparison: the configuration's keys, what it is compared with, and what `Difference` says of it."""
+    import pandas as pd
+
+    rows = []
+    for comparison in compare(grouped(frame)):
+        found, reference = comparison.difference, comparison.reference
+        row = {**comparison.one.values, "against": None if reference is None else reference.name}
+        row |= {"score": comparison.score}
+        if found is not None:
+            row |= {"n": found.n, "paired": found.paired, "difference": found.mean, "low": found.low}
+            row |= {"high": found.high, "p": found.p, "p_holm": found.corrected, "shown": found.shown}
+            row |= {"seeds_needed": None if found.shown else found.seeds_needed}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def gain_table(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
+    """What was compared with what, its interval, and what follows."""
+    keys = list(dict.fromkeys(key for comparison in comparisons for key in comparison.one.values))
+    name = NAMES[comparisons[0].score] if comparisons else ""
+    header = [*keys, "against", "n", f"test {name}", "difference", "95 % interval", "p (Holm)", "what the seeds show"]
+    rows = []
+    for comparison in comparisons:
+        found, digits = comparison.difference, comparison.digits
+        values = [as_text(comparison.one.values.get(key)) or "-" for key in keys]
+        against = "-" if comparison.reference is None else comparison.reference.name
+        row = [*values, against, "0" if found is None else str(found.n)]
+        row.append(f"{comparison.one.mean(comparison.score):.{digits}f}")
+        row += ["-", "-", "-"] if found is None else [f"{found.mean:+.{digits}f}", interval(found, digits), _p(found)]
+        rows.append([*row, verdict(found)])
+    return header, rows
+
+
+def interval(found: Difference, digits: int) -> str:
+    """The 95 % interval in words."""
+    if found.low is None or found.high is None:
+        return "-"
+    return f"{found.low:+.{digits}f} to {found.high:+.{digits}f}"
+
+
+def verdict(found: Difference | None) -> str:
+    """What the seeds show, and where they show nothing how many would."""
+    if found is None:
+        return "nothing to compare it with"
+    if found.n < 2:
+        return "one seed: no interval, nothing is shown"
+    if found.low is None:
+        return "no effect shown: equal" if found.mean == 0 else "the same difference for all seeds: no interval"
+    if found.shown:
+        return "a gain" if found.mean > 0 else "a loss"
+    why = "no effect shown" + ("" if found.holds_zero else f" over {found.family} comparisons")
+    needed = found.seeds_needed
+    return f"{why}; {f'about {needed:,}' if needed else f'more than {MOST_SEEDS:,}'} seeds would show such a difference"
+
+
+def in_words(found: Difference | None, digits: int) -> str:
+    """A difference with its interval, n and verdict, for a sentence."""
+    if found is None:
+        return verdict(found)
+    of = f"n={found.n}" + ("" if found.paired else ", no seeds in common")
+    if found.low is None:
+        return f"{found.mean:+.{digits}f} ({of}): {verdict(found)}"
+    return (
+        f"{found.mean:+.{digits}f} (95 % interval {interval(found, digits)}, {of}, {_p_words(found)}): {verdict(found)}"
+    )
+
+
+def _p(found: Difference) -> str:
+    return "-" if found.corrected is None else "<0.0001" if found.corrected < 1e-4 else f"{found.corrected:.4f}"
+
+
+def _p_words(found: Difference) -> str:
+    told = _p(found) if found.corrected is not None else f"{found.p:.4f}"
+    over = f" corrected over {found.family}" if found.family > 1 else ""
+    return f"p {told}{over}" if told.startswith("<") else f"p={told}{over}"
+
+
+def _baseline(group: Configuration, alone: Sequence[Configuration]) -> Configuration | None:
+    """The undistilled configuration that is the same in all that is not distillation's own."""
+    own = {key: as_text(value) for key, value in group.values.items()}
+    fixed = {key for key in own if not is_of_distillation(key)}
+    fitting = [other for other in alone if all(as_text(other.values.get(key)) == own[key] for key in fixed)]
+    return max(
+        fitting,
+        key=lambda other: sum(as_text(value) == own.get(key) for key, value in other.values.items()),
+        default=None,
+    )
