@@ -279,6 +279,16 @@ def compose_line(conf: Path, arguments: Sequence[str]) -> tuple[DictConfig, list
     return config, base, list(map(from_hydra, args.overrides))
 
 
+def compose_run(conf: Path, arguments: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """The config of one run and its overrides; whatever is wrong with them is a `KdxError`."""
+    try:
+        config, _, overrides = compose_line(conf, arguments)
+        check_hydra_keys(config)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
+        raise KdxError(explain(error, conf, arguments)) from error
+    return config, overrides
+
+
 def options_first(arguments: Sequence[str]) -> list[str]:
     """A command line as Hydra reads it: overrides in a row, also where an option is between, `kd=none -m seed=1,2`.
 

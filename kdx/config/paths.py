@@ -18,7 +18,7 @@ def anchored(config: DictConfig, start: Path) -> DictConfig:
     anchored_config = copy.deepcopy(config)
     for key in _path_keys(config):
         value = OmegaConf.select(config, key)
-        if isinstance(value, str):
+        if isinstance(value, str) and not (key.endswith(".start") and value in roles_of(config.stage)):
             OmegaConf.update(anchored_config, key, str(start / value))
     return anchored_config
 
