@@ -22,6 +22,9 @@ def balanced_weights(labels: Tensor, task: str, num_classes: int) -> list[float]
     return torch.where(counts > 0, len(labels) / (num_classes * counts.clamp(min=1)), 0.0).tolist()
 
 
+LEAST = 1e-12  # where nothing counts, the loss is 0
+
+
 class HardLoss(nn.Module):
     """Cross-entropy by the labels that are known, or binary cross-entropy for each label of a multi-label set.
 
@@ -37,10 +40,20 @@ class HardLoss(nn.Module):
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("weights", weights, persistent=False)
 
-    def forward(self, logits: Tensor, lesson: Lesson) -> Tensor:
-        """The mean over the images whose label is known (and over labels, if multi-label); 0 where none is.
+    def counts(self, targets: Tensor, known: Tensor | None) -> Tensor | None:
+        """What each image (B,) counts in the mean over a batch: 0 where its label is hidden; None for 1 everywhere."""
+        weighted = (
+            self.weights is not None and not self.multi_label and targets.ndim == 1
+        )  # of shares, the mean is plain
+        counts = self.weights[targets] if self.weights is not None and weighted else None
+        if known is None:
+            return counts
+        return known.float() if counts is None else counts * known
 
-        Times the lesson's `known_share`, so that parts of a batch add up to the mean over all of its known labels.
+    def forward(self, logits: Tensor, lesson: Lesson) -> Tensor:
+        """The mean over the images whose label is known (and over labels, if multi-label); 0 where none counts.
+
+        Times the lesson's `share`, so that parts of a batch add up to the mean over all of its known labels.
         """
         targets = lesson.targets
         if lesson.known is not None:
@@ -52,6 +65,11 @@ class HardLoss(nn.Module):
             if self.label_smoothing:
                 shares = shares * (1 - self.label_smoothing) + self.label_smoothing / 2
             loss = F.binary_cross_entropy_with_logits(logits, shares, pos_weight=self.weights)
+        elif targets.ndim == 1 and self.weights is not None:
+            total = F.cross_entropy(
+                logits, targets, self.weights, label_smoothing=self.label_smoothing, reduction="sum"
+            )
+            loss = total / self.weights[targets].sum().clamp(min=LEAST)  # torch's mean of classes that weigh 0 is nan
         else:
             loss = F.cross_entropy(logits, targets, self.weights, label_smoothing=self.label_smoothing)
-        return loss * lesson.known_share
+        return loss * lesson.share

@@ -17,14 +17,14 @@ class Lesson(NamedTuple):
     `targets` are class numbers int64 (B,), shares float (B, C) where images were mixed, or 0 and 1 (B, L) of a
     multi-label set. `known` (B,) is False where an image's label must not be used; None where all may be. `indices`
     (B,) are the images' numbers in the training split. `progress` is the share of all training steps done, 0 to 1.
-    `known_share`: a part of a batch holds so much more (or less) of the batch's known labels than of its images.
+    `share`: a part of a batch holds so much more (or less) of what its labels count than of its images.
     """
 
     targets: Tensor
     indices: Tensor
     progress: float = 0.0
     known: Tensor | None = None
-    known_share: Tensor | float = 1.0
+    share: Tensor | float = 1.0
 
     def classes(self, teacher_logits: Tensor) -> Tensor:
         """Class numbers (B,): of mixed images the largest share, the teacher's choice where no label is known."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdx.data.batches import Batch, Batches
 from kdx.errors import KdxError
+from kdx.losses.hard import LEAST
 from kdx.losses.objective import Lesson
 from kdx.memory import peak_mb, start_peak
 from kdx.metrics.auc import auc_of_logits
@@ -118,10 +119,10 @@ class Trainer:
         """Forward, loss, backward for each part of the batch, then one update; the logits and the mean losses."""
         self.optimizer.zero_grad(set_to_none=True)
         progress = (epoch - 1 + (step - 1) / len(self.train)) / self.recipe.epochs
-        seen, losses = [], Losses()
+        counts, seen, losses = self.learner.objective.hard_loss.counts, [], Losses()
         for part in parts_of(batch, self.recipe.micro_batches):
             taught = [teacher(part) for teacher in self.teachers.values()]  # before the student: needs the least memory
-            terms = self.learner(part.images, taught, lesson_of(part, batch, progress))
+            terms = self.learner(part.images, taught, lesson_of(part, batch, progress, counts))
             logits = terms.pop("logits")
             if self.device.type == "cpu":  # elsewhere a look is a host sync: there the epoch's mean tells
                 self._require_finite(terms["loss"].item(), epoch, step, "loss")
@@ -187,11 +188,12 @@ class Trainer:
             )
 
 
-def lesson_of(part: Batch, batch: Batch, progress: float) -> Lesson:
-    """What losses may know of a part of a batch; with few labels one part may hold all that are known."""
+def lesson_of(part: Batch, batch: Batch, progress: float, counts: Callable[..., Tensor | None]) -> Lesson:
+    """What losses may know of a part of a batch; one part may hold all labels that are known, or that weigh much."""
     share: Tensor | float = 1.0
-    if part.known is not None and batch.known is not None:
-        share = part.known.float().mean() / batch.known.float().mean().clamp(min=1e-12)
+    own, all_of_them = (counts(some.targets, some.known) for some in (part, batch))
+    if own is not None and all_of_them is not None:
+        share = own.mean() / all_of_them.mean().clamp(min=LEAST)
     return Lesson(part.targets, part.indices, progress, part.known, share)
 
 

@@ -115,18 +115,21 @@ def test_ones_own_loss_gets_class_numbers_of_mixed_images(option: Option) -> Non
 
 
 @pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("weights", [None, [3.0, 0.0, 0.5]])
 @pytest.mark.parametrize("known", [[1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 0], [1, 0, 0, 1, 0, 1, 1], [0] * 7])
-def test_a_batch_in_parts_weighs_its_labels_as_a_whole_one_does(task: str, known: list[int]) -> None:
-    """A part that holds all of a batch's few labels must not count less for it."""
+def test_a_batch_in_parts_weighs_its_labels_as_a_whole_one_does(
+    task: str, known: list[int], weights: list[float] | None
+) -> None:
+    """A part that holds all of a batch's few labels, or those that weigh most, must not count less for it."""
     classes = 2 if task == "binary-class" else 3
     labels = targets_of(Option("hinton", task)).roll(1, 0)
     labels = torch.cat([labels, labels[:1]])
     batch = Batch(torch.zeros(7, 1, 2, 2), labels, torch.arange(7), labels, torch.tensor(known).bool())
     logits = outputs("student", 7, classes).logits.double().requires_grad_()
-    hard, found = HardLoss(task), {}
+    hard, found = HardLoss(task, class_weights=weights and weights[:classes]).double(), {}
     for count in (1, 2, 3):
         parts = zip(parts_of(batch, count), logits.tensor_split(count), strict=True)
-        loss = sum(len(part.labels) / 7 * hard(says, lesson_of(part, batch, 0.0)) for part, says in parts)
+        loss = sum(len(part.labels) / 7 * hard(says, lesson_of(part, batch, 0.0, hard.counts)) for part, says in parts)
         found[count] = [loss.detach(), *torch.autograd.grad(loss, logits)]
     for count in (2, 3):
         assert all(torch.allclose(one, other, atol=1e-7) for one, other in zip(found[1], found[count], strict=True))
