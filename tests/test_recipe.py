@@ -256,6 +256,11 @@ def test_decay_of_an_optimizer_without_one_is_refused() -> None:
         build_optimizer(stage, learner_of(torch.nn.Linear(2, 2)))
 
 
+def test_a_learning_rate_for_a_method_that_trains_nothing_is_refused() -> None:
+    with pytest.raises(KdxError, match="kd.lr=0.5: this method trains nothing of its own"):
+        build_optimizer(settings_of("kd=dkd", "kd.lr=0.5").stage("student"), learner_of(torch.nn.Linear(2, 2)))
+
+
 @pytest.mark.parametrize(("wanted", "number"), [(0.1, 20), (0.5, 100), (30, 30)])
 def test_a_part_of_the_labels_has_every_class_in_its_share_and_grows_without_change(wanted: float, number: int) -> None:
     labels = torch.tensor([0] * 100 + [1] * 60 + [2] * 40)[torch.randperm(200)]

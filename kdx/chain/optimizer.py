@@ -18,7 +18,10 @@ def build_optimizer(stage: StageSettings, learner: Learner) -> torch.optim.Optim
     """The optimizer of all that is trained; of its keys, kdx reads `decay` where it does not take one of its own."""
     ours, node = _split("decay", node=stage.optimizer)
     decay = ours.get("decay", "all")
-    groups = _groups(learner, stage.kd.get("lr"), decay)
+    rate = stage.kd.get("lr")
+    if rate is not None and not any(parameter.requires_grad for parameter in learner.objective.parameters()):
+        raise KdxError(f"kd.lr={rate:g}: this method trains nothing of its own; leave it null")
+    groups = _groups(learner, rate, decay)
     optimizer = build(node, "optimizer", groups)
     if decay == "weights" and "weight_decay" not in getattr(optimizer, "defaults", {}):
         raise KdxError(f"optimizer.decay={decay}: {node['_target_']} has no weight_decay; choose all")
