@@ -11,6 +11,7 @@ import pytest
 
 from kdx.errors import KdxError
 from kdx.report.sweep import write_report
+from kdx.report.sweep_csv import CSV_COLUMNS
 from kdx.results import configurations, epochs, grid, load, read_run, write_run
 from kdx.results.overrides import as_text, typed_overrides
 from tests.conftest import REPO
@@ -136,8 +137,10 @@ def test_report_and_csv_agree_with_the_frame_to_the_digit(outputs: Path) -> None
         rows = list(csv.DictReader(file))
     text = (sweep / "sweep.md").read_text()
     for row, (_, run) in zip(rows, frame.iterrows(), strict=True):
-        for name in ("student_val_accuracy", "student_test_accuracy", "teacher_test_auc", "student_test_f1_score"):
-            assert float(row[name] or "nan") == pytest.approx(run[name], rel=0, abs=0, nan_ok=True)
+        for name in (f"{role}_{column}" for role in ("teacher", "student") for column in CSV_COLUMNS):
+            assert row[name] == as_text(run[name])
+            if name.endswith(("accuracy", "auc", "loss", "f1_score", "ece")) and row[name]:
+                assert float(row[name]) == run[name]
         line = next(line for line in text.splitlines() if line.startswith(f"| {row['job']} | "))
         assert f"| {run['student_val_accuracy']:.2f} | {run['student_test_accuracy']:.2f} |" in line
     for _, group in configurations(frame).iterrows():

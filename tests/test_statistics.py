@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import ttest_ind, ttest_rel
 
+from kdx.report.__main__ import main
 from kdx.report.gains import compare, gains
 from kdx.report.statistics import (
     Difference,
@@ -25,7 +26,7 @@ from tests.test_report import write_job
 
 def test_paired_and_unpaired_differences_are_those_of_the_t_tests() -> None:
     one, other = [80.1, 81.5, 79.9, 82.0], [79.0, 80.2, 79.5, 80.1]
-    found, known = paired_difference([a - b for a, b in zip(one, other, strict=True)]), ttest_rel(one, other)
+    found, known = paired_difference(one, other), ttest_rel(one, other)
     bounds = known.confidence_interval(0.95)
     assert (found.low, found.high, found.p) == pytest.approx((bounds.low, bounds.high, known.pvalue))
     assert found.mean == pytest.approx(1.175) and found.n == 4 and found.shown
@@ -34,15 +35,15 @@ def test_paired_and_unpaired_differences_are_those_of_the_t_tests() -> None:
     assert loose.low == pytest.approx(known.confidence_interval(0.95).low) and not loose.shown
 
 
-@pytest.mark.parametrize("differences", [[0.5], [0.3, 0.1 + 0.2], [1.0, 1.0, 1.0], [0.0, 0.0]])
+@pytest.mark.parametrize("differences", [[0.5], [0.3, 0.1 + 0.2], [1.0, 1.00001, 1.0], [0.0, 0.0]])
 def test_one_seed_and_equal_differences_have_no_interval(differences: list[float]) -> None:
-    found = paired_difference(differences)
+    found = paired_difference([90 + d for d in differences], [90.0] * len(differences))
     assert found.low is None and found.p is None and not found.shown and found.seeds_needed is None
     assert unpaired_difference([1.0, 1.0], [0.5, 0.5]).low is None
 
 
 def test_holm_wilson_and_seeds_needed_are_those_of_the_textbooks() -> None:
-    given = [Difference(1, 3, p=p) for p in (0.01, 0.04, 0.03, 0.005)] + [Difference(1, 1)]
+    given = [Difference(1, 0, 3, p=p) for p in (0.01, 0.04, 0.03, 0.005)] + [Difference(1, 0, 1)]
     assert [d.corrected and round(d.corrected, 4) for d in corrected(given)] == [0.03, 0.06, 0.06, 0.02, None]
     assert corrected(given)[0].family == 4  # one seed is no test
     assert wilson(0, 10) == pytest.approx((0, 27.7533), abs=1e-3)
@@ -52,7 +53,7 @@ def test_holm_wilson_and_seeds_needed_are_those_of_the_textbooks() -> None:
 
 
 def test_an_interval_without_zero_shows_nothing_once_many_were_compared() -> None:
-    found = paired_difference([1.0, 1.5, 2.2, 0.9])
+    found = paired_difference([81.0, 81.5, 82.2, 80.9], [80.0] * 4)
     (lone,) = corrected([found])
     many = corrected([found] * 10)[0]
     assert lone.shown and not many.shown and not many.holds_zero
@@ -97,9 +98,9 @@ LATE = [NAN, NAN, 79.0, 80.5]
             + [("kd=none stage.student.labelled=1.0", WELL), ("kd=dkd stage.student.labelled=1.0", [80.0, 81.2, 79.1, 80.1])]
             + [("kd=dkd stage.student.labelled=0.5", WELL)],
             [
-                "| dkd | 0.1 | kd=none stage.student.labelled=0.1 | 2 | 65.75 | +5.25 | +2.07 to +8.43 | 0.0606 | no effect shown over 2",
-                "| dkd | 1 | kd=none stage.student.labelled=1 | 4 | 80.10 | -0.03 | -0.44 to +0.39 | 0.8614 |",
-                "| dkd | 0.5 | - | 0 | 80.12 | - | - | - | nothing to compare it with |",
+                "| dkd | 0.1 | kd=none stage.student.labelled=0.1 | 2 | 65.75 | 60.50 | +5.25 | +2.07 to +8.43 | 0.0606 | no effect shown over 2",
+                "| dkd | 1 | kd=none stage.student.labelled=1 | 4 | 80.10 | 80.12 | -0.03 | -0.44 to +0.39 | 0.8614 |",
+                "| dkd | 0.5 | - | 0 | 80.12 | - | - | - | - | nothing to compare it with |",
                 "No finished job is as kd=dkd stage.student.labelled=0.5 but without distillation",
             ],
         ),
@@ -124,14 +125,14 @@ def test_what_a_sweep_may_claim(
 def test_seeds_that_come_twice_count_once_and_shared_stages_are_one_answer(tmp_path: Path) -> None:
     jobs(tmp_path / "a", ("kd=none", WELL), ("kd=dkd", WELL), ("kd=dkd", [82.0, 81.0, 80.0, 83.0]))
     (comparison,) = compare(grouped(load_sweep(tmp_path / "a")))
-    assert [comparison.difference] == corrected([paired_difference([1.0, 0.0, 0.5, 1.25])])  # a seed's mean
+    assert [comparison.difference] == corrected([paired_difference([81.0, 81.0, 79.5, 81.75], WELL)])  # a seed's mean
     for number in range(3):  # seeds that change nothing: every job took the same two stages
         write_job(tmp_path / "b", number, ["kd=none", f"seed={number}"], 80, 80)
         write_job(tmp_path / "b", number + 3, ["kd=dkd", f"seed={number}"], 81, 81)
     for path in (tmp_path / "b").glob("*/summary.json"):
         path.write_text(re.sub('"(noneseed=|s)[0-9]"', r'"\1"', path.read_text()))
     (comparison,) = compare(grouped(load_sweep(tmp_path / "b")))
-    assert comparison.difference == Difference(1.0, 1)
+    assert comparison.difference == Difference(81.0, 80.0, 1)
 
 
 def select_by_auc(folder: Path) -> None:
@@ -176,12 +177,51 @@ def test_csv_and_frame_agree_with_the_table(tmp_path: Path, monkeypatch: pytest.
         rows = list(csv.DictReader(file))
     (row,) = gains(load(tmp_path)).to_dict("records")
     gained = [float(one["gain"]) for one in rows if one["gain"]]
-    assert len(gained) == 4 and paired_difference(gained).low == row["low"] and row["against"] == "kd=none"
+    assert (
+        len(gained) == 4
+        and paired_difference(gained, [0.0] * 4).low == pytest.approx(row["low"])
+        and row["against"] == "kd=none"
+    )
     assert (row["n"], row["shown"], row["seeds_needed"]) == (4, True, None) and row["p_holm"] == row["p"]
     text = (tmp_path / "sweep.md").read_text()
     assert (
-        f"| {row['difference']:+.2f} | {row['low']:+.2f} to {row['high']:+.2f} | {row['p_holm']:.4f} | a gain |" in text
+        f"80.12 | {row['difference']:+.2f} | {row['low']:+.2f} to {row['high']:+.2f} | {row['p_holm']:.4f} | a gain |"
+        in text
     )
     low, high = wilson(80.0, 200)
     assert (float(rows[0]["student_test_accuracy_low"]), float(rows[0]["student_test_accuracy_high"])) == (low, high)
     assert f"| 80.00 | {low:.2f} to {high:.2f} |" in text and gains(load(tmp_path / "0")).empty
+
+
+def compared(capsys: pytest.CaptureFixture[str], *folders: Path) -> str:
+    main([str(folder) for folder in folders])
+    return capsys.readouterr().out.split("Compared with ")[1]
+
+
+def test_folders_are_compared_by_what_both_have_else_by_their_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kdx.report.sweep.curves", lambda *_: "")
+    monkeypatch.setattr("kdx.report.run.curves", lambda *_: "")
+    better = [accuracy + gain for accuracy, gain in zip(WELL, (2.0, 2.2, 1.9, 2.1), strict=True)]
+    jobs(tmp_path / "a", ("kd=none", WELL), ("kd=dkd kd.alpha=1", WELL))
+    jobs(tmp_path / "b", ("kd=none optimizer.lr=1", better), ("kd=dkd kd.alpha=1 optimizer.lr=1", WELL))
+    jobs(tmp_path / "c", ("kd=dist", better[:2]))
+    said = compared(capsys, tmp_path / "a", tmp_path / "b")
+    (none,) = [re.split("  +", line) for line in said.splitlines() if line.startswith(str(tmp_path / "b  kd=none"))]
+    assert none[3:7] == ["4", "82.17", "80.12", "+2.05"] and none[-1] == "a gain"
+    assert said.count("no effect shown: equal") == 1 and "b differs in optimizer.lr=1 (was -)." in said
+    said = compared(capsys, tmp_path / "a", tmp_path / "c")  # dist is nowhere in a: against its best on validation
+    assert "the one configuration  kd=none" in said.replace("kd.alpha", "") and "+2.10" in said
+    said = compared(capsys, tmp_path / "a" / "0", tmp_path / "c" / "0", tmp_path / "b" / "5")
+    assert said.count("one seed: no interval") == 2 and "NOT THE SAME DATA" not in said
+    path = tmp_path / "c" / "0" / "summary.json"
+    told = json.loads(path.read_text())
+    told["student"]["test"]["num_samples"] = 200
+    path.write_text(json.dumps(told | {"lineage": [{"what": "data", "name": "digits", "hash": "abc"}]}))
+    said = compared(capsys, tmp_path / "a" / "0", tmp_path / "c" / "0")
+    assert "NOT THE SAME DATA" in said and "digits abc" in said and "82.00 % of 200 test images, 95 % interval" in said
+    jobs(tmp_path / "d", ("kd=none", [NAN]))
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "a"), str(tmp_path / "d")])
+    assert "d: nothing to compare: no run has finished" in capsys.readouterr().err

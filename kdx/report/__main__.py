@@ -1,10 +1,14 @@
-"""What a sweep found, as sweep.csv, sweep.md and report.html: `python -m kdx.report DIR...`, also for a single run."""
+"""What a sweep found, as sweep.csv, sweep.md and report.html: `python -m kdx.report DIR...`, also for a single run.
+
+Of several folders also how each differs from the first one.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kdx.command import Command, Key, Text, run_command
 from kdx.errors import KdxError
+from kdx.report.comparison import compare_folders
 from kdx.report.run import write_run_report
 from kdx.report.sweep import write_report
 from kdx.results import SUMMARY
@@ -14,7 +18,8 @@ python -m kdx.report DIR... [rows=KEY] [columns=KEY]
 
 DIR is the folder of a sweep, also while it runs, or of a run. Writes sweep.csv, sweep.md and report.html into a
 sweep's folder, report.html into a run's, and prints what was found. `rows` and `columns` are the swept keys of the heat
-map, such as kd.temperature and kd.alpha.
+map, such as kd.temperature and kd.alpha. Of several folders each is compared with the first one at the end, paired by
+seed: the configurations that both have, or the best on validation of each.
 """
 KEYS: dict[str, Key] = {"rows": Text(), "columns": Text()}
 
@@ -28,6 +33,8 @@ def write_reports(words: list[str], rows: str | None, columns: str | None) -> It
             yield write_run_report(folder)
         else:
             yield write_report(folder, rows, columns)
+    if len(words) > 1:
+        yield compare_folders([Path(word) for word in words])
 
 
 COMMAND = Command(USAGE, write_reports, KEYS, words=("DIR...",))

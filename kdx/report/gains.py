@@ -84,7 +84,7 @@ def difference_of(
         if ours.empty or theirs.empty:
             return None
         return replace(unpaired_difference(ours["score"].tolist(), theirs["score"].tolist()), n=1)
-    return paired_difference((pairs["score"] - pairs["score_other"]).tolist())
+    return paired_difference(pairs["score"].tolist(), pairs["score_other"].tolist())
 
 
 def gains(frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -105,20 +105,29 @@ def gains(frame: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def gain_table(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
-    """What was compared with what, its interval, and what follows."""
+    """What was compared with what, its interval, and what follows; the scores are those of the seeds compared."""
     keys = list(dict.fromkeys(key for comparison in comparisons for key in comparison.one.values))
-    name = NAMES[comparisons[0].score] if comparisons else ""
-    header = [*keys, "against", "n", f"test {name}", "difference", "95 % interval", "p (Holm)", "what the seeds show"]
     rows = []
     for comparison in comparisons:
-        found, digits = comparison.difference, comparison.digits
         values = [as_text(comparison.one.values.get(key)) or "-" for key in keys]
         against = "-" if comparison.reference is None else comparison.reference.name
-        row = [*values, against, "0" if found is None else str(found.n)]
-        row.append(f"{comparison.one.mean(comparison.score):.{digits}f}")
-        row += ["-", "-", "-"] if found is None else [f"{found.mean:+.{digits}f}", interval(found, digits), _p(found)]
-        rows.append([*row, verdict(found)])
-    return header, rows
+        rows.append([*values, against, *gain_cells(comparison)])
+    return [*keys, "against", *gain_header(comparisons)], rows
+
+
+def gain_header(comparisons: Sequence[Comparison]) -> list[str]:
+    """The names of `gain_cells`."""
+    score = NAMES[comparisons[0].score] if comparisons else ""
+    return ["n", f"test {score}", "of the other", "difference", "95 % interval", "p (Holm)", "what the seeds show"]
+
+
+def gain_cells(comparison: Comparison) -> list[str]:
+    """Seeds, both scores, difference, interval, corrected p and verdict, for a row of a table."""
+    found, digits = comparison.difference, comparison.digits
+    if found is None:
+        return ["0", f"{comparison.one.mean(comparison.score):.{digits}f}", "-", "-", "-", "-", verdict(found)]
+    scores = [f"{score:.{digits}f}" for score in (found.one, found.other)]
+    return [str(found.n), *scores, f"{found.mean:+.{digits}f}", interval(found, digits), _p(found), verdict(found)]
 
 
 def interval(found: Difference, digits: int) -> str:

@@ -3,24 +3,26 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
 POWER = 0.8  # of the test that `seeds_needed` plans
 MOST_SEEDS = 10_000
-EQUAL = 1e-9  # differences that differ by less are the same number, written in binary
+EQUAL = 1e-6  # of the scores: what differs by less is the same number, which was a float32 once
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of one arm less that of another.
+    """The mean of `one` arm less that of the `other`, over what was compared.
 
     `n` counts pairs of seeds, of unpaired arms the seeds of the smaller one. The 95 % interval and p are of Student's
     t: None for one seed, and where all differences are equal. `spread` is a difference's standard deviation;
     `corrected` is p after Holm's correction over `family` tests.
     """
 
-    mean: float
+    one: float
+    other: float
     n: int
     paired: bool = True
     low: float | None = None
@@ -29,6 +31,12 @@ class Difference:
     spread: float | None = None
     corrected: float | None = None
     family: int = 1
+
+    @property
+    def mean(self) -> float:
+        """The difference; 0 where it is a rounding's."""
+        difference = self.one - self.other
+        return 0.0 if abs(difference) < EQUAL * max(abs(self.one), abs(self.other)) else difference
 
     @property
     def holds_zero(self) -> bool:
@@ -47,33 +55,36 @@ class Difference:
         return seeds_needed(self.mean, self.spread, self.family) if self.spread else None
 
 
-def paired_difference(differences: Sequence[float]) -> Difference:
-    """The mean of differences, one a seed, with the paired t-test's interval and p."""
-    n, mean = len(differences), math.fsum(differences) / len(differences)
-    if n < 2:
-        return Difference(mean, n)
-    if max(differences) - min(differences) < EQUAL:
-        return Difference(0.0 if abs(mean) < EQUAL else mean, n, spread=0.0)
-    from scipy.stats import ttest_1samp
+def paired_difference(one: Sequence[float], other: Sequence[float]) -> Difference:
+    """The difference of two arms' scores, seed by seed, with the paired t-test's interval and p."""
+    differences = [ours - theirs for ours, theirs in zip(one, other, strict=True)]
+    found = Difference(_mean(one), _mean(other), len(differences))
+    if found.n < 2:
+        return found
+    if max(differences) - min(differences) < EQUAL * max(map(abs, (*one, *other))):
+        return replace(found, spread=0.0)
+    from scipy.stats import ttest_rel
 
-    found = ttest_1samp(differences, 0)
-    interval = found.confidence_interval(CONFIDENCE)
-    return Difference(mean, n, True, float(interval.low), float(interval.high), float(found.pvalue), _std(differences))
+    test = ttest_rel(one, other)
+    return _tested(found, test.confidence_interval(CONFIDENCE), test.pvalue, _std(differences))
 
 
 def unpaired_difference(one: Sequence[float], other: Sequence[float]) -> Difference:
-    """The difference of the means of arms that share no seeds, with Welch's interval and p."""
-    n, mean = min(len(one), len(other)), math.fsum(one) / len(one) - math.fsum(other) / len(other)
-    if n < 2:
-        return Difference(mean, n, paired=False)
+    """The difference of arms that share no seeds, with Welch's interval and p."""
+    found = Difference(_mean(one), _mean(other), min(len(one), len(other)), paired=False)
+    if found.n < 2:
+        return found
     spread = math.hypot(_std(one), _std(other))
-    if spread < EQUAL:
-        return Difference(0.0 if abs(mean) < EQUAL else mean, n, paired=False, spread=0.0)
+    if spread < EQUAL * max(map(abs, (*one, *other))):
+        return replace(found, spread=0.0)
     from scipy.stats import ttest_ind
 
-    found = ttest_ind(one, other, equal_var=False)
-    interval = found.confidence_interval(CONFIDENCE)
-    return Difference(mean, n, False, float(interval.low), float(interval.high), float(found.pvalue), spread)
+    test = ttest_ind(one, other, equal_var=False)
+    return _tested(found, test.confidence_interval(CONFIDENCE), test.pvalue, spread)
+
+
+def _tested(found: Difference, interval: Any, p: float, spread: float) -> Difference:
+    return replace(found, low=float(interval.low), high=float(interval.high), p=float(p), spread=spread)
 
 
 def corrected(differences: Sequence[Difference]) -> list[Difference]:
@@ -121,6 +132,10 @@ def wilson(accuracy: float, images: int) -> tuple[float, float]:
     return 100 * float(interval.low), 100 * float(interval.high)
 
 
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
 def _std(values: Sequence[float]) -> float:
-    mean = math.fsum(values) / len(values)
+    mean = _mean(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))

@@ -1,6 +1,6 @@
 """What a sweep found, as sweep.csv, sweep.md and report.html."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,12 @@ from kdx.report.tables import aligned, markdown
 from kdx.results import (
     Configuration,
     as_text,
+    best_of,
     grid,
     grouped,
     load_sweep,
     override_keys,
+    rank_of,
     read_csv,
     roles_of,
     selection_of,
@@ -79,7 +81,7 @@ def _tables(
     tables = {"Configurations": _configuration_table(groups)}
     if comparisons:
         tables[GAINS if has_baseline(groups) else OTHERS] = gain_table(comparisons)
-    best = _best(groups)
+    best = best_of(groups) if groups else None
     if best is not None:
         tables["Stages of the best configuration"] = _stage_table(best)
     if not (frame["status"] == "finished").all():
@@ -87,20 +89,9 @@ def _tables(
     return {**tables, JOBS: _job_table(frame)}
 
 
-def _best(groups: Sequence[Configuration]) -> Configuration | None:
-    """The one with the best mean of what selects, on validation: the test split has no say."""
-    return max(groups, key=rank_of(groups), default=None)
-
-
-def rank_of(groups: Sequence[Configuration]) -> Callable[[Configuration], float]:
-    """A number for each configuration, the higher the better on validation."""
-    select, column = selection_of(groups)
-    return lambda group: -group.mean(column) if select == LOSS else group.mean(column)
-
-
 def _conclusions(groups: Sequence[Configuration], comparisons: Sequence[Comparison]) -> list[str]:
     """The best configuration with its test result, and its gain over the baselines in the sweep."""
-    best = _best(groups)
+    best = best_of(groups) if groups else None
     if best is None:
         return []
     select, column = selection_of(groups)
@@ -121,7 +112,7 @@ def _over_baseline(
     """What the best distilled configuration gains over the same one without distillation, or why that is not known."""
     if not has_baseline(groups):
         return [NO_BASELINE] if best.distilled else []
-    distilled = _best([group for group in groups if group.distilled])
+    distilled = best_of([group for group in groups if group.distilled])
     found = next(comparison for comparison in comparisons if comparison.one is distilled)
     whose = "" if distilled is best or distilled is None else f", of the best distilled one, {distilled.name}"
     if found.reference is None:

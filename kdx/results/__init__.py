@@ -1,6 +1,8 @@
 """What runs and sweeps left, as typed records and as a pandas DataFrame; imports neither torch nor pandas by itself."""
 
+from kdx.results.frame import FINISHED as FINISHED
 from kdx.results.frame import Configuration as Configuration
+from kdx.results.frame import best_of as best_of
 from kdx.results.frame import configurations as configurations
 from kdx.results.frame import epochs as epochs
 from kdx.results.frame import grid as grid
@@ -9,6 +11,7 @@ from kdx.results.frame import is_of_distillation as is_of_distillation
 from kdx.results.frame import load as load
 from kdx.results.frame import load_sweep as load_sweep
 from kdx.results.frame import override_keys as override_keys
+from kdx.results.frame import rank_of as rank_of
 from kdx.results.frame import roles_of as roles_of
 from kdx.results.frame import selection_of as selection_of
 from kdx.results.frame import swept_keys as swept_keys

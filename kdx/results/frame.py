@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ COLUMNS = (
     "folder",
     "status",
     "dataset",
+    "data_hash",
     SEED,
     "delivered",
     "seconds",
@@ -134,11 +135,22 @@ def selection_of(groups: "Sequence[Configuration]") -> tuple[str, str]:
     return (chosen.pop(), "val_selected") if len(chosen) == 1 else (ACCURACY, "val_accuracy")
 
 
+def rank_of(groups: Sequence[Configuration]) -> Callable[[Configuration], float]:
+    """A number for each configuration, the higher the better on validation."""
+    select, column = selection_of(groups)
+    return lambda group: -group.mean(column) if select == LOSS else group.mean(column)
+
+
+def best_of(groups: Sequence[Configuration]) -> Configuration:
+    """The one with the best mean of what selects, on validation: the test split has no say."""
+    return max(groups, key=rank_of(groups))
+
+
 def load(*folders: str | Path) -> "pd.DataFrame":
     """A row a run: of a run's folder, of a sweep's, or of all that lie below any folder such as `outputs`.
 
-    Columns: folder, status, dataset, every override (numbers and booleans typed; `seed` also where it was not
-    overridden), `delivered` (the role of the last stage), STAGE_COLUMNS of every role as `<role>_<name>`, seconds,
+    Columns: folder, status, dataset, data_hash, every override (typed; `seed` also where it was not overridden),
+    `delivered` (the role of the last stage), STAGE_COLUMNS of every role as `<role>_<name>`, seconds,
     reason. A job of a sweep that has not begun has a row, too; a run whose summary.json cannot be read has the status
     `unreadable` and says why. Raises `KdxError` where there is no run.
     """
@@ -305,10 +317,10 @@ def _row(folder: Path, listed: SweepJob | None) -> dict[str, Any]:
         run = Run(status=UNREADABLE, error=str(error))
     job = listed or SweepJob(overrides=run.overrides)
     overrides = typed_overrides(job.overrides or run.overrides)
-    data = [origin.name for origin in run.lineage if origin.what == "data"]
+    data = [origin for origin in run.lineage if origin.what == "data"]
     row: dict[str, Any] = {"dataset": None, SEED: run.seed}
     row |= {key: value for key, value in overrides.items() if key not in COLUMNS or key in row}
-    row |= {"dataset": data[0]} if data else {}
+    row |= {"dataset": data[0].name, "data_hash": data[0].hash} if data else {}
     row |= {"folder": str(folder), "reason": job.reason or run.error}
     row["status"] = run.status if job.state == "open" or run.status == UNREADABLE else job.state
     if run.status == UNREADABLE:
@@ -345,7 +357,13 @@ def _as_frame(rows: Sequence[dict[str, Any]]) -> "pd.DataFrame":
 
     overrides = list(dict.fromkeys(key for row in rows for key in row["_overrides"]))
     roles = list(dict.fromkeys(role for row in rows for role in row["_roles"]))
-    names = ["folder", "status", "dataset", *(key for key in overrides if key not in COLUMNS or key == SEED)]
+    names = [
+        "folder",
+        "status",
+        "dataset",
+        "data_hash",
+        *(key for key in overrides if key not in COLUMNS or key == SEED),
+    ]
     names += [SEED] if SEED not in names else []
     names += ["delivered", "seconds", *(f"{role}_{name}" for role in roles for name in STAGE_COLUMNS), "reason"]
     frame = pd.DataFrame({name: _column(name, [row.get(name) for row in rows]) for name in names})
