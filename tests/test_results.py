@@ -105,7 +105,7 @@ def test_groups_and_grids(tmp_path: Path) -> None:
     assert grid(frame, "kd.alpha", "kd.temperature", "test_accuracy").to_numpy().ravel().tolist() == [60.5] * 6
     teachers = configurations(frame, "teacher")
     assert set(teachers["n"]) == {1} and teachers["val_accuracy_std"].isna().all()  # one stage, shared
-    for rows, columns in (("kd.alpha", "kd.alpha"), ("kd.alpha", "nix")):
+    for rows, columns in (("kd.alpha", "kd.alpha"), ("kd.alpha", "nix"), ("kd.alpha", "seed")):
         with pytest.raises(KdxError, match="choose two of kd.temperature, kd.alpha"):
             grid(frame, rows, columns)
     assert len(configurations(frame.head(1))) == 1 and not len(configurations(frame[frame["status"] == "failed"]))

@@ -245,9 +245,9 @@ def grid(frame: "pd.DataFrame", rows: str, columns: str, value: str = "val_accur
     """
     import pandas as pd
 
-    keys = override_keys(frame)
+    keys = [key for key in override_keys(frame) if key != SEED]
     if rows == columns or not {rows, columns} <= set(keys):
-        raise KdxError(f"{rows}, {columns}: choose two of {', '.join(key for key in keys if key != SEED)}")
+        raise KdxError(f"{rows}, {columns}: choose two of {', '.join(keys)}")
     found = [
         {rows: group.values[rows], columns: group.values[columns], value: score}
         for group in grouped(frame)
