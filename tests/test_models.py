@@ -8,6 +8,7 @@ from torch import nn
 
 from kdx.errors import KdxError
 from kdx.models.batch_norm import momentum_for, set_momentum, slow_momentum
+from kdx.models.features import Watched, resolve_layers
 from kdx.models.networks import (
     NetworkSpec,
     build_network,
@@ -16,9 +17,9 @@ from kdx.models.networks import (
     count_parameters,
     freeze_all_but_classifier,
     get_resnet_model,
-    resolve_stem,
     set_training_mode,
 )
+from kdx.models.stem import resolve_stem
 from tests import tiny
 
 
@@ -187,3 +188,35 @@ def test_thin_networks_have_the_papers_size(name: str, thousands: int) -> None:
     network = build_network(spec)
     assert count_parameters(network) / 1000 == pytest.approx(thousands, rel=0.01)
     check_network(network, spec, (32, 32))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "side"), [("mobilenet_v3_small", 32, 4), ("squeezenet1_1", 64, 7), ("kdx.thin:resnet8", 32, 8)]
+)
+def test_small_stem_of_any_cnn_keeps_every_weight(name: str, size: int, side: int) -> None:
+    torch.manual_seed(0)
+    plain = build_network(NetworkSpec(name, 5))
+    torch.manual_seed(0)
+    spec = NetworkSpec(name, 5, stem="small", image_size=(size, size))
+    network = build_network(spec)
+    assert all(torch.equal(plain.state_dict()[key], value) for key, value in network.state_dict().items())
+    check_network(network, spec, (size, size))
+    maps = Watched(network.eval(), resolve_layers(network, ("stages",), torch.zeros(1, 3, size, size)))
+    assert side in {stage.shape[2] for stage in maps(torch.zeros(1, 3, size, size)).features["stages"]}
+
+
+def test_small_stem_of_a_resnet_with_imagenet_weights_keeps_its_convolution() -> None:
+    assert (
+        resolve_stem("small", "resnet18", True, 32) == "finer"
+        and resolve_stem("small", "resnet18", False, 32) == "small"
+    )
+    network = build_network(NetworkSpec("resnet18", 5, stem="finer", image_size=(32, 32)))
+    assert network.conv1.weight.shape[2:] == (7, 7) and (network.conv1.stride, network.maxpool.stride) == (
+        (1, 1),
+        (1, 1),
+    )
+
+
+def test_small_stem_of_a_vit_is_one_line() -> None:
+    with pytest.raises(KdxError, match="^model.stem=small: 'vit_b_32' is no CNN that takes images of any size"):
+        build_network(NetworkSpec("vit_b_32", 5, stem="small"))

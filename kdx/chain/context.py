@@ -18,7 +18,8 @@ from kdx.errors import KdxError
 from kdx.files import hash_file
 from kdx.metrics.selection import Selection
 from kdx.models.batch_norm import momentum_for
-from kdx.models.networks import NetworkSpec, resolve_stem
+from kdx.models.networks import NetworkSpec
+from kdx.models.stem import resolve_stem
 from kdx.recipe import changed
 from kdx.tasks import MULTI_LABEL
 from kdx.training.runtime import Precision, choose_device, choose_precision

@@ -27,7 +27,8 @@ from kdx.metrics.logits import predict, require_numbers
 from kdx.metrics.selection import Selection
 from kdx.models.features import eval_mode
 from kdx.models.foreign import load_foreign, read_weights, stem_of
-from kdx.models.networks import check_network, count_parameters, has_resnet_stem
+from kdx.models.networks import check_network, count_parameters
+from kdx.models.stem import FINER, IMAGENET, has_resnet_stem
 from kdx.recipe import AUC
 from kdx.training.evaluation import logits_of
 
@@ -39,11 +40,13 @@ SHOWN = 10  # classes whose scores are told
 
 
 def as_imported(context: RunContext, stage: StageSettings, path: Path) -> StageSettings:
-    """The stage with the stem that a ResNet's weights in a file have, where `model.stem` leaves it open."""
-    if context.settings.stem != "auto" or not has_resnet_stem(stage.network):
+    """The stage with the stem that a ResNet's weights in a file have, as far as `model.stem` leaves it open."""
+    if context.settings.stem == IMAGENET or not has_resnet_stem(stage.network):
         return stage
     stem = stem_of(_weights(stage, path))
-    return stage if stem == network_spec(context, stage).stem else replace(stage, stem=stem)
+    if context.settings.stem != "auto":
+        stem = FINER if stem == IMAGENET else None
+    return stage if stem in (None, network_spec(context, stage).stem) else replace(stage, stem=stem)
 
 
 def import_fingerprint(context: RunContext, stage: StageSettings, path: Path) -> str:

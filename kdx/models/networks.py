@@ -17,11 +17,11 @@ from kdx.errors import KdxError, suggest
 from kdx.files import hash_file
 from kdx.models.batch_norm import set_momentum
 from kdx.models.features import classifier_of
+from kdx.models.stem import FINER, SMALL, SMALL_UP_TO, has_resnet_stem, use_finer_strides, use_resnet_stem
 from kdx.models.timm_networks import PREFIX, timm_network
 from kdx.users_code import users_code
 
 USUAL_SIZES = (32, 64, 96, 128, 224, 299)  # px, of which one is proposed where a network cannot take the images
-SMALL_STEM_UP_TO = 64  # px; an ImageNet stem would leave a 32 px image 8 px before the first block
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,10 @@ def get_resnet_model(model_name: str, num_classes: int, pretrained: bool = False
     return build_network(NetworkSpec(model_name, num_classes, pretrained=pretrained))
 
 
-def resolve_stem(stem: str, name: str, pretrained: bool, image_size: int) -> str:
-    """`auto` as `small` for a ResNet from scratch on images up to 64 px, else as `imagenet`."""
-    if stem != "auto":
-        return stem
-    return "small" if has_resnet_stem(name) and not pretrained and image_size <= SMALL_STEM_UP_TO else "imagenet"
-
-
 def build_network(spec: NetworkSpec, download: bool = True) -> nn.Module:
     """The network of `spec`, its weights drawn from torch's global generator or loaded from ImageNet's.
 
-    Raises `KdxError` for an unknown name, a stem that the network does not have, or weights that are missing.
+    Raises `KdxError` for an unknown name, a stem that the network cannot have, or weights that are missing.
     """
     own_channels = ":" in spec.name or spec.name.startswith(PREFIX)  # built for the images' channels
     if ":" in spec.name:
@@ -66,8 +59,11 @@ def build_network(spec: NetworkSpec, download: bool = True) -> nn.Module:
         network = _torchvision_network(spec, download)
     if spec.norm_momentum is not None:
         set_momentum(network, spec.norm_momentum)
-    if spec.stem == "small":
-        _use_small_stem(network, spec)
+    if spec.stem == SMALL and has_resnet_stem(spec.name):
+        use_resnet_stem(network)
+    elif spec.stem in (SMALL, FINER):
+        channels = spec.in_channels if own_channels else 3
+        use_finer_strides(network, spec.name, channels, max(spec.image_size or (SMALL_UP_TO,)))
     if spec.in_channels != 3 and not own_channels:
         _use_channels(network, spec.in_channels)
     if spec.freeze_backbone:
@@ -146,11 +142,6 @@ def capture_features(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def has_resnet_stem(name: str) -> bool:
-    """Whether a network of this name has the stem that ResNets for ImageNet have, and another for small images."""
-    return ":" not in name and name.startswith(("resnet", "resnext", "wide_resnet"))
-
-
 def _call_user_network(spec: NetworkSpec) -> nn.Module:
     if spec.pretrained:
         raise KdxError(
@@ -216,18 +207,6 @@ def _replace_classifier(network: nn.Module, num_classes: int) -> None:
     else:
         assert isinstance(old, nn.Conv2d)
         network.set_submodule(name, nn.Conv2d(old.in_channels, num_classes, kernel_size=1))
-
-
-def _use_small_stem(network: nn.Module, spec: NetworkSpec) -> None:
-    """3x3 convolution with stride 1 and no max-pool, the CIFAR form of a ResNet (1512.03385, 4.2)."""
-    if not has_resnet_stem(spec.name):
-        raise KdxError(f"model.stem=small: '{spec.name}' is no torchvision ResNet; choose auto or imagenet")
-    if spec.pretrained:
-        raise KdxError("model.stem=small: ImageNet weights need the ImageNet stem; choose auto or imagenet")
-    conv = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    network.set_submodule("conv1", conv)
-    network.set_submodule("maxpool", nn.Identity())
 
 
 def _use_channels(network: nn.Module, channels: int) -> None:
