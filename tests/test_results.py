@@ -12,7 +12,7 @@ import pytest
 from kdx.errors import KdxError
 from kdx.report.sweep import write_report
 from kdx.report.sweep_csv import CSV_COLUMNS
-from kdx.results import configurations, epochs, grid, load, read_run, write_run
+from kdx.results import configurations, epochs, grid, load, read_run, roles_of, write_run
 from kdx.results.overrides import as_text, typed_overrides
 from tests.conftest import REPO
 from tests.test_report import write_job
@@ -113,6 +113,21 @@ def test_groups_and_grids(tmp_path: Path) -> None:
 
     parts = pd.concat([load(tmp_path / "0"), load(tmp_path / "11")], ignore_index=True)
     assert configurations(parts)["kd.temperature"].tolist() == [2.5, 2.0]
+
+
+def test_teachers_come_first_also_where_the_first_job_has_none(tmp_path: Path) -> None:
+    """With `kd=none,hinton` the first job trains a student alone: it is nobody's teacher."""
+    for number, method in enumerate(("none", "hinton")):
+        for seed in (0, 1):
+            job = 2 * number + seed
+            write_job(tmp_path, job, [f"kd={method}", f"seed={seed}"], val=60 + 30 * number, test=59 + 30 * number)
+            if method == "none":
+                summary = tmp_path / str(job) / "summary.json"
+                record = json.loads(summary.read_text())
+                record.pop("teacher")
+                summary.write_text(json.dumps(record | {"plan": record["plan"][1:]}))
+    assert roles_of(load(tmp_path)) == ["teacher", "student"]
+    assert "Over its teacher (94.00 " in write_report(tmp_path)
 
 
 def test_epochs_of_a_file_a_stage_and_a_run(outputs: Path) -> None:

@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -351,12 +351,23 @@ def _stage_values(folder: Path, stage: Stage) -> dict[str, Any]:
     return dict(zip(STAGE_COLUMNS, values, strict=True))
 
 
+def _in_one_order(chains: Iterable[Sequence[str]]) -> list[str]:
+    """All roles, teachers first, also where some chains leave some out."""
+    order: list[str] = []
+    for chain in sorted(chains, key=len, reverse=True):
+        for position, role in enumerate(chain):
+            if role not in order:
+                taught = next((later for later in chain[position + 1 :] if later in order), None)
+                order.insert(len(order) if taught is None else order.index(taught), role)
+    return order
+
+
 def _as_frame(rows: Sequence[dict[str, Any]]) -> "pd.DataFrame":
     """Rows as columns that keep whole numbers whole and hold NaN, NA or None where a run has no value."""
     import pandas as pd
 
     overrides = list(dict.fromkeys(key for row in rows for key in row["_overrides"]))
-    roles = list(dict.fromkeys(role for row in rows for role in row["_roles"]))
+    roles = _in_one_order([row["_roles"] for row in rows])
     names = [
         "folder",
         "status",
