@@ -182,7 +182,7 @@ def test_keys_of_the_heat_map_are_for_sweeps(sweep: Path, capsys: pytest.Capture
         assert "over kd.temperature and seed" not in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([str(sweep / "0"), "rows=kd.temperature"])
-    assert "a run; rows= and columns= are for the folder of a sweep" in capsys.readouterr().err
+    assert "a run; rows=, columns= and costs= are for the folder of a sweep" in capsys.readouterr().err
 
 
 def test_page_opens_and_sorts_in_a_browser(sweep: Path, browse: Callable[..., str]) -> None:

@@ -6,32 +6,36 @@ Of several folders also how each differs from the first one.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kdx.command import Command, Key, Text, run_command
+from kdx.command import Command, Flag, Key, Text, run_command
 from kdx.errors import KdxError
 from kdx.report.comparison import compare_folders
 from kdx.report.run import write_run_report
 from kdx.report.sweep import write_report
 from kdx.results import SUMMARY
+from kdx.sweeps.costs import measure_costs
 
 USAGE = """
-python -m kdx.report DIR... [rows=KEY] [columns=KEY]
+python -m kdx.report DIR... [rows=KEY] [columns=KEY] [costs=true]
 
 DIR is the folder of a sweep, also while it runs, or of a run. Writes sweep.csv, sweep.md and report.html into a
 sweep's folder, report.html into a run's, and prints what was found. `rows` and `columns` are the swept keys of the heat
-map, such as kd.temperature and kd.alpha. Of several folders each is compared with the first one at the end, paired by
-seed: the configurations that both have, or the best on validation of each.
+map, such as kd.temperature and kd.alpha. `costs=true` measures first what each network of a sweep costs to use, as the
+sweep itself does at its end where it has several; networks of your own code are left out. Of several folders each is
+compared with the first one at the end, paired by seed: the configurations that both have, or the best on validation.
 """
-KEYS: dict[str, Key] = {"rows": Text(), "columns": Text()}
+KEYS: dict[str, Key] = {"rows": Text(), "columns": Text(), "costs": Flag()}
 
 
-def write_reports(words: list[str], rows: str | None, columns: str | None) -> Iterator[str]:
+def write_reports(words: list[str], rows: str | None, columns: str | None, costs: bool = False) -> Iterator[str]:
     """The reports of the folders, one by one, in words."""
     for folder in map(Path, words):
         if (folder / SUMMARY).exists():
-            if rows or columns:
-                raise KdxError(f"{folder}: a run; rows= and columns= are for the folder of a sweep")
+            if rows or columns or costs:
+                raise KdxError(f"{folder}: a run; rows=, columns= and costs= are for the folder of a sweep")
             yield write_run_report(folder)
         else:
+            if costs:
+                measure_costs(folder, own=False)
             yield write_report(folder, rows, columns)
     if len(words) > 1:
         yield compare_folders([Path(word) for word in words])

@@ -62,6 +62,21 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x_name: str, y_na
     return _svg(figure)
 
 
+def front(points: Sequence[tuple[str, float, float, bool]], names: tuple[str, str]) -> str:
+    """Named (x, y) points, costs on a logarithmic axis; those of the Pareto front filled and joined by a line."""
+    figure, axes = _figure(4.8, 3.6)
+    best = sorted((x, y) for _, x, y, of_front in points if of_front)
+    axes.plot([x for x, _ in best], [y for _, y in best], color="#4477aa", linewidth=1, drawstyle="steps-post")
+    for name, x, y, of_front in points:
+        axes.plot([x], [y], marker="o", color="#4477aa", markerfacecolor="#4477aa" if of_front else "white")
+        axes.annotate(plain_text(name), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
+    axes.set_xscale("log")
+    axes.set(xlabel=names[0], ylabel=names[1])
+    axes.margins(x=0.15, y=0.15)
+    axes.grid(alpha=0.3)
+    return _svg(figure)
+
+
 def bars_and_line(
     x: Sequence[float], y: Sequence[float], counts: Sequence[int], names: tuple[str, str], bins: int = 15
 ) -> str:

@@ -9,6 +9,7 @@ from kdx.files import from_here, write_atomic
 from kdx.recipe import ACCURACY, AUC, DECIMALS, F1, LOSS
 from kdx.recipe import SCORES as IN_LOG
 from kdx.report import html as page
+from kdx.report.budget import COSTS, budget_of, budget_table, recommendation
 from kdx.report.gains import (
     NAMES,
     NO_BASELINE,
@@ -21,7 +22,7 @@ from kdx.report.gains import (
     in_words,
     score_of,
 )
-from kdx.report.plots import curves, heat_map
+from kdx.report.plots import curves, front, heat_map
 from kdx.report.sweep_csv import SCORES, jobs_of, sweep_csv, wilson_of
 from kdx.report.tables import aligned, markdown
 from kdx.results import (
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 GRID = ("kd.temperature", "kd.alpha")  # drawn as a heat map where both were swept
 JOBS = "Jobs"
 GAINS = "Gain over no distillation"
+BUDGET = "Students for a budget"
 OTHERS = "Difference to the first configuration"
 WORDS = {ACCURACY: "accuracy", AUC: "AUC", F1: "F1", LOSS: "loss"}
 Table = tuple[list[str], list[list[str]]]  # header and rows
@@ -84,6 +86,9 @@ def _tables(
     best = best_of(groups) if groups else None
     if best is not None:
         tables["Stages of the best configuration"] = _stage_table(best)
+    budget = budget_of(groups)
+    if budget is not None:
+        tables[BUDGET] = budget_table(budget)
     if not (frame["status"] == "finished").all():
         tables["Unfinished jobs"] = _failure_table(frame)
     return {**tables, JOBS: _job_table(frame)}
@@ -103,7 +108,9 @@ def _conclusions(groups: Sequence[Configuration], comparisons: Sequence[Comparis
         f"validation {WORDS[select]}; "
         f"its test {', its test '.join(on_test)}."
     ]
-    return lines + _over_baseline(groups, comparisons, best) + _over_teacher(best, score)
+    budget = budget_of(groups)
+    lines += _over_baseline(groups, comparisons, best) + _over_teacher(best, score)
+    return lines + ([] if budget is None else [recommendation(budget)])
 
 
 def _over_baseline(
@@ -205,10 +212,28 @@ def _pictures(
         if points:
             name = job + " " + " ".join(f"{key}={as_text(run[key])}" for key in keys)
             lines[name] = points
+    parts += _budget_pictures(groups)
     if lines:
         drawing = curves(lines, "epoch", f"validation {WORDS[select]}{_unit(select)}")
         caption = f"Validation {WORDS[select]} of each job's last stage."
         parts += [page.heading("All jobs"), page.picture(drawing, caption)]
+    return parts
+
+
+def _budget_pictures(groups: Sequence[Configuration]) -> list[str]:
+    """Test scores of the students against each of their costs."""
+    budget = budget_of(groups)
+    if budget is None:
+        return []
+    name, parts = NAMES[budget.score], [page.heading("Which student for a budget")]
+    for cost in COSTS:
+        all_of = [*budget.students, *([budget.teacher] if budget.teacher else [])]
+        points = [
+            (f"{c.network} ({c.role})", c.costs[cost.column] / cost.unit, c.test, cost.name in c.of_front)
+            for c in all_of
+        ]
+        caption = f"Test {name} of each network by {cost.name}; filled: no student is better for less."
+        parts.append(page.picture(front(points, (cost.words, f"test {name}")), caption))
     return parts
 
 

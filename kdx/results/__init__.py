@@ -20,6 +20,7 @@ from kdx.results.logs import read_log as read_log
 from kdx.results.overrides import as_text as as_text
 from kdx.results.records import SUMMARY as SUMMARY
 from kdx.results.records import SWEEP as SWEEP
+from kdx.results.records import NetworkCosts as NetworkCosts
 from kdx.results.records import Origin as Origin
 from kdx.results.records import PlanEntry as PlanEntry
 from kdx.results.records import Run as Run
@@ -27,8 +28,10 @@ from kdx.results.records import ScoresOnTest as ScoresOnTest
 from kdx.results.records import ScoresOnValidation as ScoresOnValidation
 from kdx.results.records import Stage as Stage
 from kdx.results.records import SweepJob as SweepJob
+from kdx.results.records import read_costs as read_costs
 from kdx.results.records import read_run as read_run
 from kdx.results.records import read_stages as read_stages
 from kdx.results.records import read_sweep as read_sweep
+from kdx.results.records import write_costs as write_costs
 from kdx.results.records import write_run as write_run
 from kdx.results.records import write_sweep as write_sweep

@@ -12,7 +12,18 @@ from kdx.errors import KdxError
 from kdx.recipe import ACCURACY, LOSS
 from kdx.results.logs import read_csv, read_log
 from kdx.results.overrides import as_text, typed_overrides
-from kdx.results.records import SUMMARY, SWEEP, Run, Stage, SweepJob, read_run, read_sweep
+from kdx.results.records import (
+    SUMMARY,
+    SWEEP,
+    NetworkCosts,
+    Run,
+    Stage,
+    SweepJob,
+    Timing,
+    read_costs,
+    read_run,
+    read_sweep,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +56,7 @@ SCORE_COLUMNS = (
 )
 COST_COLUMNS = ("parameters", "multiply_adds", "file_mb", "latency_ms")
 STAGE_COLUMNS = (
-    *("network", "status", "fingerprint", "guide", "epoch", "seconds", "selected_by"),
+    *("network", "stem", "status", "fingerprint", "guide", "epoch", "seconds", "selected_by"),
     *SCORE_COLUMNS,
     *COST_COLUMNS,
     *("test_images", "several_labels", "checkpoint"),
@@ -66,8 +77,8 @@ class Configuration:
 
     @property
     def roles(self) -> list[str]:
-        """The roles of the first run's stages, in the order of its chain."""
-        return [role for role in roles_of(self.runs) if not self.runs[f"{role}_fingerprint"].isna().iloc[0]]
+        """The roles of its runs' stages, in the order of the chain; a run that reused a stage may lack its teachers."""
+        return [role for role in roles_of(self.runs) if not self.runs[f"{role}_fingerprint"].isna().all()]
 
     def stages(self, role: str | None = None) -> "pd.DataFrame":
         """STAGE_COLUMNS of every run's stage of a role (None: the delivered one); runs that share one count once."""
@@ -306,7 +317,26 @@ def _rows_of_sweep(folder: Path) -> list[dict[str, Any]]:
     """A row a job that sweep.json lists or that has a folder, in their order; none where the folder is no sweep's."""
     found = {path.parent.name for path in folder.glob(f"*/{SUMMARY}") if re.fullmatch("[0-9]{1,9}", path.parent.name)}
     listed = read_sweep(folder)
-    return [_row(folder / number, listed.get(number)) for number in sorted({*listed, *found}, key=int)]
+    rows = [_row(folder / number, listed.get(number)) for number in sorted({*listed, *found}, key=int)]
+    _fill_in_costs(rows, read_costs(folder))
+    return rows
+
+
+def _fill_in_costs(rows: Sequence[dict[str, Any]], measured: Sequence[NetworkCosts]) -> None:
+    """What each network was measured to cost, in the place of what a job among others measured."""
+    known = {fingerprint: costs for costs in measured for fingerprint in costs.fingerprints}
+    for row in rows:
+        for role in row["_roles"]:
+            costs = known.get(row[f"{role}_fingerprint"])
+            if costs is not None:
+                row[f"{role}_multiply_adds"] = costs.efficiency["multiply_adds"]
+                row[f"{role}_latency_ms"] = _latency(costs.efficiency)
+
+
+def _latency(efficiency: Mapping[str, int | Timing] | None) -> float | None:
+    """Milliseconds for one image on the first device that was measured, the CPU."""
+    timings = (value for value in (efficiency or {}).values() if not isinstance(value, int))
+    return next((timing["latency_ms_batch_1"] for timing in timings), None)
 
 
 def _row(folder: Path, listed: SweepJob | None) -> dict[str, Any]:
@@ -334,18 +364,17 @@ def _row(folder: Path, listed: SweepJob | None) -> dict[str, Any]:
 
 def _stage_values(folder: Path, stage: Stage) -> dict[str, Any]:
     """The values of STAGE_COLUMNS."""
-    timing = next(iter(stage.timings.values()), None)
     calibration = stage.test.get("calibration")
     guides = [stage.guide] if isinstance(stage.guide, str) else stage.guide
     validation, test = stage.validation, stage.test
     values = (
-        *(stage.network, stage.status, stage.fingerprint, "+".join(guides) if guides else None),
+        *(stage.network, stage.stem, stage.status, stage.fingerprint, "+".join(guides) if guides else None),
         *(stage.epoch, stage.seconds, stage.selected_by, stage.selected),
         *(validation["accuracy"], validation.get("f1_score"), validation.get("auc"), validation.get("loss")),
         *(test["accuracy"], test["f1_score"], test["auc"]),
         *(calibration and calibration["ece"], test.get("guide_agreement")),
         *(stage.parameters, stage.multiply_adds or None, stage.checkpoint_mb),
-        *(timing and timing["latency_ms_batch_1"], test.get("num_samples"), stage.several_labels),
+        *(_latency(stage.efficiency), test.get("num_samples"), stage.several_labels),
         os.path.normpath(folder / stage.checkpoint),
     )
     return dict(zip(STAGE_COLUMNS, values, strict=True))

@@ -1,6 +1,6 @@
-"""Typed records of runs and sweeps: the only reader and writer of summary.json and sweep.json."""
+"""Typed records of runs and sweeps: the only reader and writer of summary.json, sweep.json and costs.json."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict, cast
@@ -14,6 +14,8 @@ from kdx.recipe import ACCURACY, SCORES
 
 SUMMARY = "summary.json"
 SWEEP = "sweep.json"
+COSTS = "costs.json"
+COUNTED = ("parameters", "multiply_adds")
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Positive = Annotated[float, Meta(gt=0, le=1e300)]
@@ -193,6 +195,20 @@ class _Sweep:
     jobs: dict[JobNumber, SweepJob]
 
 
+@dataclass(frozen=True)
+class NetworkCosts:
+    """What a network costs to use, as `Stage.efficiency`, and the fingerprints of the stages that have it."""
+
+    network: str
+    fingerprints: list[str]
+    efficiency: dict[str, Count | Timing]
+
+
+@dataclass(frozen=True)
+class _Costs:
+    networks: list[NetworkCosts]
+
+
 def read_run(folder: Path) -> Run:
     """The run in a folder; `KdxError` where it holds none, or that names what in summary.json is not as it must be."""
     path = folder / SUMMARY
@@ -234,6 +250,28 @@ def write_sweep(folder: Path, jobs: Mapping[str, SweepJob]) -> None:
     write_json(folder / SWEEP, msgspec.to_builtins(_Sweep(dict(jobs))))
 
 
+def read_costs(folder: Path) -> list[NetworkCosts]:
+    """What the networks of a sweep were measured to cost; none where that was not measured."""
+    path = folder / COSTS
+    found = read_record(path, _Costs).networks if path.exists() else []
+    for costs in found:
+        _check_costs(costs.efficiency, f"{path}: {costs.network}")
+    return found
+
+
+def write_costs(folder: Path, costs: Sequence[NetworkCosts]) -> None:
+    """Write costs.json."""
+    write_json(folder / COSTS, msgspec.to_builtins(_Costs(list(costs))))
+
+
+def _check_costs(costs: Mapping[str, int | Timing], where: str) -> None:
+    """`KdxError` unless weights, multiply-adds and the timings of a device are there, and nothing else."""
+    counted = all(isinstance(costs.get(key), int) for key in COUNTED)
+    timings = [value for value in costs.values() if not isinstance(value, int)]
+    if not counted or len(costs) - len(timings) != len(COUNTED) or not timings:
+        raise KdxError(f"{where}.efficiency: parameters, multiply_adds and the timings of a device are needed")
+
+
 def _check_sizes(stage: Stage, names: int, where: str) -> None:
     """`KdxError` unless what is listed by class, by bin and by device has one length, and costs are complete."""
     scores, bins = stage.test.get("per_class"), stage.test.get("calibration")
@@ -246,8 +284,5 @@ def _check_sizes(stage: Stage, names: int, where: str) -> None:
             raise KdxError(f"{where}.test: scores by class of {sorted(lengths | widths)} classes: one number is needed")
     if bins is not None and len({len(bins[key]) for key in ("confidence", "accuracy", "count")}) > 1:
         raise KdxError(f"{where}.test.calibration: its lists differ in length")
-    costs = stage.efficiency
-    if costs is not None:
-        counted = all(isinstance(costs.get(key), int) for key in ("parameters", "multiply_adds"))
-        if not counted or len(costs) - len(stage.timings) != 2 or not stage.timings:
-            raise KdxError(f"{where}.efficiency: parameters, multiply_adds and the timings of a device are needed")
+    if stage.efficiency is not None:
+        _check_costs(stage.efficiency, where)

@@ -17,6 +17,7 @@ from kdx.config.stage_overrides import from_hydra
 from kdx.errors import KdxError
 from kdx.report.sweep import write_report
 from kdx.sweeps import jobs as sweep
+from kdx.sweeps.costs import measure_costs
 from kdx.sweeps.scout import refuse_other_plans
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ class ProcessLauncher(Launcher):
         board = sweep.Board(sweep_dir, jobs)
         try:
             sweep.run_sweep(board, program, self.n_jobs, list(self.gpu_ids or []))
+            if self.config.report:
+                measure_costs(sweep_dir, own=True)
         finally:
             log.info("%s", write_report(sweep_dir))  # also after an interrupt: what is done is told
         ends = board.ends()

@@ -1,0 +1,136 @@
+"""Which student for a budget: accuracy on test against latency, size and multiply-adds, where a sweep has several."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from kdx.recipe import AUC, DECIMALS
+from kdx.report.gains import NAMES, digits_of, score_of
+from kdx.results import Configuration, best_of
+
+CLOSE = {DECIMALS[AUC]: 0.01}  # one point, of scores from 0 to 1; of those in percent it is 1
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A column of the stages' table in words; its values are shown divided by `unit`."""
+
+    name: str
+    column: str
+    words: str
+    unit: float = 1.0
+    digits: int = 2
+
+    def shown(self, value: float) -> str:
+        return f"{value / self.unit:,.{self.digits}f}"
+
+
+COSTS = (
+    Cost("latency", "latency_ms", "CPU ms, 1 image"),
+    Cost("size", "file_mb", "file MB"),
+    Cost("multiply-adds", "multiply_adds", "M multiply-adds", 1e6, 1),
+)
+STUDENT, TEACHER = "student", "teacher"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network with its best configuration's scores and what it costs; `of_front` names the costs it is best for."""
+
+    network: str
+    role: str
+    n: int
+    validation: float
+    test: float
+    parameters: int
+    costs: dict[str, float]
+    of_front: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The students of a sweep, smallest first, and the teacher of the best distilled one."""
+
+    students: list[Candidate]
+    teacher: Candidate | None
+    score: str
+    close: float  # one point
+
+
+def budget_of(groups: Sequence[Configuration]) -> Budget | None:
+    """None unless two networks or more were delivered and what each costs was measured.
+
+    Each network stands for its best configuration on validation.
+    """
+    by_network: dict[str, list[Configuration]] = {}
+    for group in groups:
+        by_network.setdefault(str(group.stages()["network"].iloc[0]), []).append(group)
+    if len(by_network) < 2:
+        return None
+    score = score_of(groups)
+    column = score.replace("test_", "val_")
+    found = [_candidate(best_of(some), score, column) for some in by_network.values()]
+    students = [candidate for candidate in found if candidate is not None]
+    if len(students) < 2:
+        return None
+    taught = [group for group in groups if len(group.roles) > 1]
+    best = best_of(taught) if taught else None
+    teacher = None if best is None else _candidate(best, score, column, best.roles[0])
+    fronts = [tuple(cost.name for cost in COSTS if on_front(each, students, cost.column)) for each in students]
+    students = [replace(each, of_front=front) for each, front in zip(students, fronts, strict=True)]
+    close = CLOSE.get(digits_of(score), 1.0)
+    return Budget(sorted(students, key=lambda student: student.parameters), teacher, score, close)
+
+
+def on_front(candidate: Candidate, others: Sequence[Candidate], cost: str) -> bool:
+    """Whether no other is as good for less, or better for as little (Pareto), on the test split."""
+    return not any(
+        other.test >= candidate.test
+        and other.costs[cost] <= candidate.costs[cost]
+        and (other.test > candidate.test or other.costs[cost] < candidate.costs[cost])
+        for other in others
+    )
+
+
+def recommendation(budget: Budget) -> str:
+    """The smallest student within one point of the teacher on validation, with its test score: test chooses nothing."""
+    if budget.teacher is None:
+        return "No job of this sweep has its teacher beside it (a reused student needs none): none can be named."
+    digits, teacher = digits_of(budget.score), budget.teacher
+    near = [s for s in budget.students if s.validation >= teacher.validation - budget.close]
+    name = NAMES[budget.score]
+    point = "1 point" if budget.close == 1 else f"{budget.close:g}"
+    within = f"within {point} of the teacher's validation {name}"
+    if not near:
+        nearest = max(budget.students, key=lambda student: student.validation)
+        gap = f"{nearest.validation:.{digits}f} against {teacher.validation:.{digits}f}"
+        return f"No student is {within}; the nearest is {nearest.network}: {gap}."
+    chosen = near[0]
+    costs = "; ".join(f"{cost.words}: {cost.shown(chosen.costs[cost.column])}" for cost in COSTS)
+    on_test = f"test {name} {chosen.test:.{digits}f}, the teacher's {teacher.test:.{digits}f}"
+    return f"The smallest student {within}: {chosen.network} ({costs}). Its {on_test}."
+
+
+def budget_table(budget: Budget) -> tuple[list[str], list[list[str]]]:
+    """Students and their teacher with scores and costs."""
+    digits, name = digits_of(budget.score), NAMES[budget.score]
+    costs = [cost.words for cost in COSTS]
+    header = ["network", "role", "n", f"val {name}", f"test {name}", "parameters", *costs, "Pareto front by"]
+    rows = []
+    for each in [*budget.students, *([budget.teacher] if budget.teacher else [])]:
+        values = [cost.shown(each.costs[cost.column]) for cost in COSTS]
+        fronts = ", ".join(each.of_front) or "-"
+        scores = [f"{value:.{digits}f}" for value in (each.validation, each.test)]
+        rows.append([each.network, each.role, str(each.n), *scores, f"{each.parameters:,}", *values, fronts])
+    return header, rows
+
+
+def _candidate(group: Configuration, score: str, column: str, role: str | None = None) -> Candidate | None:
+    """A network's scores and costs; None where a cost was not measured."""
+    stages = group.stages(role)
+    costs = {cost.column: float(stages[cost.column].astype(float).median()) for cost in COSTS}
+    test, validation = (group.scores(name, role) for name in (score, column))
+    if any(value != value for value in costs.values()) or not len(test) or not len(validation):
+        return None
+    name = str(stages["network"].iloc[0])
+    parameters, of = int(stages["parameters"].iloc[0]), TEACHER if role else STUDENT
+    return Candidate(name, of, len(test), float(validation.mean()), float(test.mean()), parameters, costs)
