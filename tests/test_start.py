@@ -77,8 +77,8 @@ def test_the_file_is_part_of_the_fingerprint(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("stage.student.start=profesor", "stage.student.start=profesor: no such role nor file"),
-        ("stage.student.start=student", "guide or start each other in a circle"),
-        ("stage.teacher.start=student", "guide or start each other in a circle"),
+        ("stage.student.start=student", "guide each other in a circle; a start counts"),
+        ("stage.teacher.start=student", "guide each other in a circle; a start counts"),
         ("stage.student.start=tests", "stage.student.start=tests: a folder"),
         ("stage.student.start=tests/tiny.py", "stage.student.start=tests/tiny.py: not a readable checkpoint"),
     ],

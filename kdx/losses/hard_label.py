@@ -1,9 +1,13 @@
 """Hard-label distillation (DeiT, 2012.12877): the class that the teacher chooses is the label."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdx.losses.objective import Lesson, Objective
+from kdx.errors import KdxError
+from kdx.losses.objective import Facts, Lesson, Objective
+from kdx.losses.pairs import words
 from kdx.models.features import Outputs
 from kdx.tasks import SINGLE_LABEL
 
@@ -16,11 +20,24 @@ def hard_label_loss(student: Tensor, teacher: Tensor) -> Tensor:
 class HardLabel(Objective):
     """The cross-entropy with what the teacher chooses; as published half of the loss, the labels are the other half.
 
-    It has no numbers. Undefined for multi-label sets. The distillation token of the paper is for transformers.
+    It has no numbers. `layers` names a layer that gives logits, such as the head of a distillation token, which then
+    learns from the teacher alone, and the labels teach the other one. Undefined for multi-label sets.
     """
 
     tasks = SINGLE_LABEL
     instead = "hinton, wttm or ctkd"
 
+    def __init__(self, layers: str | Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.layers, self.teacher_layers = (() if layers is None else words(layers)), ()
+
+    def prepare(self, facts: Facts) -> None:
+        super().prepare(facts)
+        for name, (logits, *_) in facts.student.features.items():
+            if name in self.layers and logits.shape[1:] != (facts.num_classes,):
+                shape = tuple(logits.shape)
+                raise KdxError(f"layers={name}: gives {shape}, logits of {facts.num_classes} classes are needed")
+
     def forward(self, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:
-        return {"loss": hard_label_loss(student.logits, teacher.logits)}
+        logits = student.features[self.layers[0]][0] if self.layers else student.logits
+        return {"loss": hard_label_loss(logits, teacher.logits)}

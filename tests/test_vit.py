@@ -1,0 +1,106 @@
+"""Vision transformers: the trio, teachers of the other kind, DeiT's distillation token."""
+
+import pytest
+import torch
+
+from kdx.chain.context import load_dataset, make_run_context
+from kdx.chain.parts import build_parts
+from kdx.deploy.run_loader import load_stage
+from kdx.errors import KdxError
+from kdx.losses.objective import Lesson
+from kdx.models.features import Outputs
+from kdx.models.networks import NetworkSpec, build_network, check_network, count_parameters
+from tests.conftest import settings_of
+
+pytest.importorskip("timm")
+VIT = [
+    "model.student=kdx.vit:mini_distilled",
+    "model.teacher=tests.tiny:wide",
+    "stage.student.guide=teacher",
+    "stage.deliver=student",
+]
+
+
+@pytest.mark.parametrize(("name", "millions"), [("small", 21.3), ("tiny", 4.0), ("mini", 0.7), ("mini_distilled", 0.7)])
+def test_sizes(name: str, millions: float) -> None:
+    spec = NetworkSpec(f"kdx.vit:{name}", 10, 1, image_size=(28, 28))
+    network = build_network(spec)
+    assert round(count_parameters(network) / 1e6, 1) == millions
+    check_network(network, spec, (28, 28))
+
+
+def test_cnn_teaches_vit_by_features_and_back(tiny_run) -> None:
+    for teacher, student in (("kdx.thin:resnet8", "kdx.vit:mini"), ("kdx.vit:mini", "kdx.thin:resnet8")):
+        line = [
+            f"model.teacher={teacher}",
+            f"model.student={student}",
+            "stage.student.guide=teacher",
+            "stage.deliver=student",
+        ]
+        run = tiny_run(
+            *line,
+            "kd=at",
+            "kd.layers=last_map",
+            "kd.weight=1",
+            "epochs=1",
+            "ema=0.9",
+            "clip_norm=1",
+            "optimizer.decay=weights",
+            "scheduler.warmup=0.5",
+        )
+        assert run.statuses() == {"teacher": "trained", "student": "trained"}
+
+
+def test_distillation_token_learns_from_the_teacher_and_the_class_token_from_labels(tiny_run) -> None:
+    settings = settings_of(*VIT, "kd=hard", "+kd.layers=head_dist")
+    context = make_run_context(settings, load_dataset(settings))
+    teacher = build_network(NetworkSpec("tests.tiny:wide", 3, 1))
+    learner = build_parts(context, settings.stage("student"), {"teacher": teacher}).learner.train()
+    images, labels = torch.randn(6, 1, 8, 8), torch.arange(6) % 3
+    said = Outputs(torch.eye(3)[(labels + 1) % 3])  # the teacher chooses the class after
+    seen: dict[str, torch.Tensor] = {}
+    for name in ("head", "head_dist"):
+        layer = learner.network.get_submodule(name)
+        layer.register_forward_hook(lambda m, i, o, name=name: seen.update({name: o}))
+    terms = learner(images, [said], Lesson(labels, torch.arange(6)))
+    own, other = seen["head"], seen["head_dist"]
+    half = torch.nn.functional.cross_entropy
+    torch.testing.assert_close(terms["loss"], 0.5 * half(own, labels) + 0.5 * half(other, (labels + 1) % 3))
+    learner.eval()
+    with torch.no_grad():
+        both = learner.network(images)
+    torch.testing.assert_close(both, (seen["head"] + seen["head_dist"]) / 2)
+    plain = build_network(NetworkSpec("kdx.vit:mini_distilled", 3, 1, image_size=(8, 8))).train()
+    plain(images).sum().backward()  # without a method that looks at it, both heads are trained together
+    assert plain.head_dist.weight.grad is not None and plain.head_dist.weight.grad.abs().sum() > 0
+
+
+def test_a_distilled_vit_is_trained_and_read_again(tiny_run) -> None:
+    run = tiny_run(
+        *VIT,
+        "kd=hard",
+        "+kd.layers=head_dist",
+        "epochs=1",
+        "activation_checkpointing=true",
+        "model.teacher=kdx.thin:resnet8",
+    )
+    assert load_stage(run.folder, "student").network(torch.zeros(1, 1, 8, 8)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+kd.layers=norm"], r"kd.layers=norm: gives \(2, 6, 96\), logits of 3 classes are needed"),
+        (
+            ["+kd.layers=head_dist", "model.student=kdx.vit:mini"],
+            "kd.layers: layer head_dist: the network has no such layer",
+        ),
+        (
+            ["dataset.resize=10"],
+            r"model.student=kdx.vit:mini_distilled: images of 10x10 px have no whole patches of 4 px; set dataset.resize",
+        ),
+    ],
+)
+def test_errors_are_one_line(tiny_run, overrides: list[str], message: str) -> None:
+    with pytest.raises(KdxError, match=message):
+        tiny_run(*VIT, "kd=hard", *overrides)
