@@ -213,7 +213,7 @@ def _teachers_first(config: DictConfig, roles: list[str], problems: Problems) ->
         ready = [role for role in roles if role not in order and needed[role] <= set(order)]
         if not ready:
             stuck = ", ".join(r for r in roles if r not in order)
-            problems.add("stage.<role>.guide", stuck, "these roles guide each other in a circle; a start counts as well")
+            problems.add("stage.<role>.guide", stuck, "these roles guide each other in a circle; a start counts")
             return roles
         order += ready
     return order
