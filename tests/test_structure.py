@@ -39,6 +39,7 @@ ROOMS: dict[str, set[str]] = {  # what each may import beside the foundation and
     "visualize": {"data", "models", "deploy"},
     "report": {"results"},
     "thin": {"models"},  # the public name of kdx.models.thin
+    "vit": {"models"},
 }
 ROOMS["chain"] = {"config", "training", "deploy", "visualize", "report"} | ROOMS["training"] | ROOMS["deploy"]
 ROOMS["sweeps"] = {"config", "chain", "report", "results"}
