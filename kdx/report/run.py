@@ -151,10 +151,10 @@ def _pictures(run_dir: Path, stages: Stages) -> list[str]:
     parts = []
     for role, stage in stages.items():
         folder = (run_dir / stage.checkpoint).parent.parent / "visualizations"
-        for path in sorted(folder.glob("feature_maps_*.png"))[:PICTURES]:
+        for path in sorted([*folder.glob("feature_maps_*.png"), *folder.glob("attention_*.png")])[:PICTURES]:
             encoded = base64.b64encode(path.read_bytes()).decode()
             parts.append(page.picture(f'<img alt="" src="data:image/png;base64,{encoded}">', f"{role}: {path.stem}"))
-    return [page.heading("Feature maps"), *parts] if parts else []
+    return [page.heading("Feature maps and attention"), *parts] if parts else []
 
 
 def _made(run: Run) -> list[list[str]]:

@@ -16,8 +16,9 @@ python -m kdx.visualize RUN_DIR [role=student] [layer=layer4] [samples=4] [compa
                         [data_dir=DIR] [network=package.module:callable] [data=package.module:callable]
 
 Draws the feature maps of `layer` (a dotted name; default: the last with maps of more than one pixel) for the first
-test images of a finished run, and next to each other what the stage and the one it is compared with look at
-(compare=null leaves that out): the mean of the layer's maps, with --cam (cam=true) also Grad-CAM for the true class.
+test images of a finished run; of a vision transformer its attention, through all blocks (rollout) and head by head. And
+next to each other what the stage and the one it is compared with look at (compare=null leaves that out): the mean of
+the layer's maps or the rollout, with --cam (cam=true) also Grad-CAM for the true class.
 
 python -m kdx.visualize augment dataset=cifar10 [augment=[crop,flip]] draws what augmentation makes of training images;
 `python -m kdx.visualize augment --help` says more.

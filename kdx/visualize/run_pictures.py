@@ -5,13 +5,14 @@ from pathlib import Path
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdx.data.dataset import Dataset
 from kdx.deploy.load import Card
 from kdx.deploy.run_loader import StoredStage, load_data, load_stage, roles_of
 from kdx.errors import KdxError, suggest
 from kdx.text import harmless
+from kdx.visualize.attention import attends, attention_maps, save_attention_maps
 from kdx.visualize.contact_sheet import label_names
 from kdx.visualize.feature_maps import features_of, label_text, last_map_layer, save_feature_maps, save_figure
 from kdx.visualize.grad_cam import grad_cam
@@ -38,10 +39,13 @@ def draw_run(
     dataset = load_data(stage, data_dir, data)
     images, labels = _prepared(stage, dataset, samples)
     chosen = layer or last_map_layer(stage.network, images)
-    if chosen is None:
+    if chosen is None and not attends(stage.network):
         raise KdxError(f"role={role}: {stage.meta['network']} has no layer that gives maps")
-    folder = stage.checkpoint.parent.parent / "visualizations" / chosen
-    drawn = save_feature_maps(stage.network, [(images, labels)], chosen, folder, samples)
+    folder = stage.checkpoint.parent.parent / "visualizations" / (chosen or "attention")
+    if chosen is None:
+        drawn = save_attention_maps(stage.network, [(images, labels)], folder, samples)
+    else:
+        drawn = save_feature_maps(stage.network, [(images, labels)], chosen, folder, samples)
     if compare is not None and compare != role and compare in roles:
         other = load_stage(run_dir, compare, network)
         stages = {compare: (other, layer or last_map_layer(other.network, images)), role: (stage, chosen)}
@@ -50,18 +54,25 @@ def draw_run(
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         panels: dict[str, Tensor] = {}
         for name, (shown, at) in stages.items():
-            if at is None:
-                continue
-            panels[f"{name}: mean of {at}"] = features_of(shown.network, image[None], at)[0].mean(dim=0)
-            if cam:
-                panels[f"{name}: Grad-CAM"] = grad_cam(shown.network, image[None], at, label)
+            panels |= _panels(name, shown.network, at, image[None], label if cam else None)
         path = folder / f"side_by_side_{number}_label_{label_text(label)}.png"
         _draw_side_by_side(dataset.test.images[number], panels, label_names(label, dataset), path)
         drawn.append(path)
-    said = [f"layer {chosen} of {role}: {stage.meta['network']}"]
-    if max(features_of(stage.network, images[:1], chosen).shape[2:]) == 1:
+    said = [f"{f'layer {chosen}' if chosen else 'attention'} of {role}: {stage.meta['network']}"]
+    if chosen is not None and max(features_of(stage.network, images[:1], chosen).shape[2:]) == 1:
         said.append("its maps are of one pixel and show no place: choose an earlier layer")
     return "\n".join([*said, *(f"wrote {harmless(str(path))}" for path in drawn)])
+
+
+def _panels(name: str, network: nn.Module, layer: str | None, image: Tensor, label: Tensor | None) -> dict[str, Tensor]:
+    """What a stage looks at in an image (1, C, H, W): a layer's mean map and, for a label, its Grad-CAM; of a ViT
+    without a layer its attention."""
+    if layer is None:
+        return {f"{name}: attention rollout": attention_maps(network, image)[0][0]} if attends(network) else {}
+    panels = {f"{name}: mean of {layer}": features_of(network, image, layer)[0].mean(dim=0)}
+    if label is not None:
+        panels[f"{name}: Grad-CAM"] = grad_cam(network, image, layer, label)
+    return panels
 
 
 def _prepared(stage: StoredStage, data: Dataset, samples: int) -> tuple[Tensor, Tensor]:
