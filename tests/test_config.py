@@ -106,9 +106,11 @@ def test_every_option_composes_and_builds(option: str) -> None:
         assert callable(getattr(__import__(module, fromlist=[name]), name))
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_experiment_composes(path: Path) -> None:
-    read_settings(compose_config(f"experiment={path.stem}"))
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_composes_and_says_what_it_is_for(path: Path) -> None:
+    name = path.relative_to(CONF / "experiment").with_suffix("")
+    read_settings(compose_config(f"experiment={name}"))
+    assert f"experiment={name}" in path.read_text().split("\n")[1], "the second line is the command"
 
 
 def test_experiment_wins_over_the_main_file() -> None:
