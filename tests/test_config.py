@@ -180,7 +180,7 @@ BAD = [  # overrides, and what the one line must hold
         "stage.student.guide=techer",
         "stage.student.guide=techer: choose null, teacher, assistant; did you mean 'teacher'?",
     ),
-    ("stage.teacher.guide=student", "guide or start each other in a circle"),
+    ("stage.teacher.guide=student", "guide each other in a circle"),
     ("stage.reuse=always", "stage.reuse=always: choose exact, latest, never"),
     ("stage.missing=ignore", "stage.missing=ignore: choose train, error"),
     ("stage.deliver=pupil", "stage.deliver=pupil: choose all, teacher, assistant, student"),
