@@ -11,8 +11,10 @@ import pytest
 
 from kdx.errors import KdxError
 from kdx.report.__main__ import main
+from kdx.report.html import REPORT
 from kdx.report.sweep import write_report
 from kdx.results import configurations, grouped, load_sweep, swept_keys
+from kdx.sweeps import pages
 
 
 def stage(role: str, val: float, test: float, fingerprint: str) -> dict:
@@ -149,7 +151,8 @@ def test_page_needs_no_network_and_escapes_what_it_shows(tmp_path: Path) -> None
     write_report(tmp_path)
     html = (tmp_path / "report.html").read_text()
     assert "<b>x</b>" not in html and "&lt;b&gt;x&lt;/b&gt;" in html
-    outside = [url for url in re.findall(r"(?:src|href)=[\"']([^\"']+)", html) if not url.startswith("#")]
+    links = [url for url in re.findall(r"(?:src|href)=[\"']([^\"']+)", html) if not url.startswith("#")]
+    outside = [url for url in links if not re.fullmatch("[0-9]+/(report.html)?", url)]
     assert not outside and "@import" not in html and len(html) < 400_000
 
 
@@ -182,17 +185,51 @@ def test_keys_of_the_heat_map_are_for_sweeps(sweep: Path, capsys: pytest.Capture
         assert "over kd.temperature and seed" not in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([str(sweep / "0"), "rows=kd.temperature"])
-    assert "a run; rows=, columns= and costs= are for the folder of a sweep" in capsys.readouterr().err
+    assert "a run; rows=, columns=, costs= and jobs= are for the folder of a sweep" in capsys.readouterr().err
 
 
-def test_page_opens_and_sorts_in_a_browser(sweep: Path, browse: Callable[..., str]) -> None:
+def test_page_opens_sorts_and_filters_in_a_browser(
+    sweep: Path, browse: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdx.report.html.MANY_ROWS", 5)
     write_report(sweep)
 
     def first_column(html: str) -> list[str]:
         body = html[html.index('id="jobs"') :].split("<tbody>")[1].split("</tbody>")[0]
-        return re.findall(r"<tr><td>(.*?)</td>", body)
+        return re.findall(r'<tr(?: hidden="")?><td><a href="[0-9]/">(.*?)</a></td>', body)
 
     assert first_column(browse(sweep / "report.html")) == ["0", "1", "2", "3", "4", "5", "6"]
     assert first_column(browse(sweep / "report.html", "#sort=jobs,0,down")) == ["6", "5", "4", "3", "2", "1", "0"]
     by_temperature = first_column(browse(sweep / "report.html", "#sort=jobs,2,up"))
+    shown = browse(sweep / "report.html", "#sort=jobs,0,down;jobs=kd%3Dhinton%20finished%20kd.temperature%3D2")
+    hidden = re.findall(r'<tr hidden=""><td><a href="[0-9]/">(.*?)</a>', shown)
+    assert sorted(hidden) == ["2", "3", "4", "5", "6"] and first_column(shown) == ["6", "5", "4", "3", "2", "1", "0"]
     assert by_temperature[-1] == "6" and set(by_temperature[:3]) == {"0", "1", "4"}  # 2 < 10 < 20 as numbers
+
+
+def test_a_running_sweep_writes_its_page_and_those_of_its_jobs_again(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+    monkeypatch.setattr(pages, "write_run_report", lambda folder: written.append(folder) or (folder / REPORT).touch())
+    monkeypatch.setattr(pages, "end_with_parent", lambda heard: None)
+    monkeypatch.setattr(pages.os, "nice", lambda by: None)
+    monkeypatch.setattr("kdx.report.sweep.curves", lambda *_: "")
+    waits: list[float] = []
+
+    class Over:
+        def wait(self, seconds: float) -> bool:
+            waits.append(seconds)
+            return len(waits) > 2
+
+    pages._keep_written(sweep, Over())  # type: ignore[arg-type]
+    html = (sweep / REPORT).read_text()
+    assert '<meta http-equiv="refresh" content="15">' in html and "The sweep runs" in html and waits[0] == 15
+    assert [folder.name for folder in written] == ["0", "1", "2", "3", "4", "5"]  # once each, of those that finished
+    assert '<a href="0/report.html">0</a>' in html and '<a href="6/">6</a>' in html
+    write_report(sweep)
+    assert "refresh" not in (sweep / REPORT).read_text().split("</head>")[0]
+    (sweep / "6" / "summary.json").write_text("{}")
+    (sweep / "sweep.json").write_text("[")
+    waits.clear()
+    pages._keep_written(sweep, Over())  # type: ignore[arg-type]  # told, not raised: the sweep goes on

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from kdx.errors import KdxError
 from kdx.text import harmless
 
+FAR = 20  # times the least cost: above, costs stand on a logarithmic axis
 LONGEST_LABEL = 32  # characters; longer ones leave no room for the drawing
 
 
@@ -63,14 +64,18 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x_name: str, y_na
 
 
 def front(points: Sequence[tuple[str, float, float, bool]], names: tuple[str, str]) -> str:
-    """Named (x, y) points, costs on a logarithmic axis; those of the Pareto front filled and joined by a line."""
+    """Named (x, y) points, far costs on a logarithmic axis; those of the Pareto front filled and joined by a line."""
+    low, high = (limit(x for _, x, _, _ in points) for limit in (min, max))
     figure, axes = _figure(4.8, 3.6)
     best = sorted((x, y) for _, x, y, of_front in points if of_front)
     axes.plot([x for x, _ in best], [y for _, y in best], color="#4477aa", linewidth=1, drawstyle="steps-post")
     for name, x, y, of_front in points:
         axes.plot([x], [y], marker="o", color="#4477aa", markerfacecolor="#4477aa" if of_front else "white")
-        axes.annotate(plain_text(name), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
-    axes.set_xscale("log")
+        right = (x - low) * 2 > high - low
+        aside = {"xytext": (-5 if right else 5, 5), "ha": "right" if right else "left"}
+        axes.annotate(plain_text(name), (x, y), textcoords="offset points", fontsize=7, **aside)
+    if high > FAR * low > 0:
+        axes.set_xscale("log")
     axes.set(xlabel=names[0], ylabel=names[1])
     axes.margins(x=0.15, y=0.15)
     axes.grid(alpha=0.3)

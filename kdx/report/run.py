@@ -4,13 +4,15 @@ import base64
 from pathlib import Path
 
 from kdx.files import from_here, write_atomic
+from kdx.recipe import AUC, F1, SCORES
 from kdx.report import html as page
+from kdx.report.html import REPORT
 from kdx.report.plots import bars_and_line, curves, heat_map
+from kdx.report.statistics import wilson
 from kdx.report.tables import STAGE_HEADER, aligned, stage_cells
 from kdx.results import Run, ScoresOnTest, Stage, read_log, read_run, read_stages
 from kdx.text import harmless
 
-REPORT = "report.html"
 MOST_CLASSES = 30  # a larger confusion matrix is not drawn
 PICTURES = 2  # feature maps shown a stage
 
@@ -43,7 +45,7 @@ def write_run_report(run_dir: Path) -> str:
 def conclusions(stages: Stages) -> list[str]:
     """What the last stage reaches, keeps of the first and saves, in sentences."""
     (first_role, first), (role, last) = next(iter(stages.items())), next(reversed(stages.items()))
-    lines = [f"The {role} ({last.network}) reaches {last.test['accuracy']:.2f} % on the test split."]
+    lines = [f"The {role} ({last.network}) reaches {last.test['accuracy']:.2f} % on the test split.{_interval(last)}"]
     if role != first_role:
         share = 100 * last.test["accuracy"] / max(first.test["accuracy"], 1e-9)
         smaller = first.parameters / max(last.parameters, 1)
@@ -52,6 +54,15 @@ def conclusions(stages: Stages) -> list[str]:
             f"with {smaller:.1f} times fewer weights."
         )
     return lines
+
+
+def _interval(stage: Stage) -> str:
+    """What so many test images allow to say; of images with several labels, whose answers hang together, nothing."""
+    images = stage.test.get("num_samples")
+    if not images or stage.several_labels:
+        return ""
+    low, high = wilson(stage.test["accuracy"], images)
+    return f" Over its {images:,} images the 95 % interval is {low:.2f} to {high:.2f}; it knows of one seed only."
 
 
 def efficiency_table(stages: Stages) -> tuple[list[str], list[list[str]]]:
@@ -80,19 +91,22 @@ def efficiency_table(stages: Stages) -> tuple[list[str], list[list[str]]]:
 
 def _curves(run_dir: Path, stages: Stages) -> list[str]:
     """Validation accuracy and cross-entropy of all stages on common axes, and training beside validation."""
-    drawn: dict[str, dict[str, list[tuple[float, float]]]] = {"accuracy": {}, "loss": {}, "gap": {}}
+    drawn: dict[str, dict[str, list[tuple[float, float]]]] = {"accuracy": {}, "selected": {}, "loss": {}, "gap": {}}
     for role, stage in stages.items():
         place = (run_dir / stage.checkpoint).parent
         rows = read_log(place.parent) if place.name == "checkpoints" else []  # a named file has no log
         # a distilled stage's val_loss has the teacher in it: the part by the labels is what compares
         by_labels = "val_hard_loss" if any("val_hard_loss" in row for row in rows) else "val_loss"
         wanted = [("accuracy", role, "val_accuracy"), ("loss", role, by_labels)]
+        if stage.selected_by in (AUC, F1):
+            wanted.append(("selected", f"{role}, {stage.selected_by}", f"val_{SCORES[stage.selected_by]}"))
         wanted += [("gap", f"{role}, {split}", f"{split}_loss") for split in ("train", "val")]
         for figure, line, column in wanted:
             points = [(row["epoch"], row[column]) for row in rows if column in row]
             drawn[figure] |= {line: points} if points else {}
     axes = {
         "accuracy": ("accuracy, %", "Accuracy on the validation split."),
+        "selected": ("score", "What chose the epoch on the validation split."),
         "loss": ("cross-entropy", "Loss by the labels on the validation split, comparable among stages."),
         "gap": ("loss", "What each stage minimised, on the training and the validation split."),
     }

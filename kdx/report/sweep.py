@@ -22,6 +22,7 @@ from kdx.report.gains import (
     in_words,
     score_of,
 )
+from kdx.report.html import REPORT
 from kdx.report.plots import curves, front, heat_map
 from kdx.report.sweep_csv import SCORES, jobs_of, sweep_csv, wilson_of
 from kdx.report.tables import aligned, markdown
@@ -53,8 +54,13 @@ WORDS = {ACCURACY: "accuracy", AUC: "AUC", F1: "F1", LOSS: "loss"}
 Table = tuple[list[str], list[list[str]]]  # header and rows
 
 
-def write_report(folder: Path, rows_key: str | None = None, columns_key: str | None = None) -> str:
-    """Write sweep.csv, sweep.md and report.html into a sweep's folder; the outcome in words for a terminal."""
+def write_report(
+    folder: Path, rows_key: str | None = None, columns_key: str | None = None, reload: int | None = None
+) -> str:
+    """Write sweep.csv, sweep.md and report.html into a sweep's folder; the outcome in words for a terminal.
+
+    `reload`: the sweep runs, and its page loads itself again after so many seconds.
+    """
     frame = load_sweep(folder)
     groups = grouped(frame)
     comparisons = compare(groups)
@@ -65,12 +71,14 @@ def write_report(folder: Path, rows_key: str | None = None, columns_key: str | N
     text = [f"# {markdown_text(title)}", counted + ".", *map(markdown_text, conclusions)]
     text += [part for heading, table in tables.items() for part in (f"## {heading}", markdown(*table))]
     write_atomic(folder / "sweep.md", ("\n\n".join(text) + "\n").encode())
-    parts = [page.lead(line) for line in (counted + ".", *conclusions)]
+    runs = "" if reload is None else f" The sweep runs: this page is written and loads itself again every {reload} s."
+    parts = [page.lead(line) for line in (f"{counted}.{runs}", *conclusions)]
     drawn = _pictures(frame, groups, rows_key, columns_key)
     for heading, table in tables.items():
         parts += drawn if heading == JOBS else []  # the longest table comes last
         parts += [page.heading(heading), page.table(heading.split()[0].lower(), *table)]
-    write_atomic(folder / "report.html", page.page(title, parts).encode())
+        parts += _budget_pictures(groups) if heading == BUDGET else []
+    write_atomic(folder / REPORT, page.page(title, parts, reload).encode())
     shown = [part for heading, table in tables.items() if heading != JOBS for part in (heading, aligned(*table), "")]
     told = f"{counted}; report: {from_here(folder / 'report.html')}"
     return "\n".join(["", *shown, *map(harmless, conclusions), "", harmless(told)])
@@ -185,8 +193,14 @@ def _job_table(frame: "pd.DataFrame") -> Table:
         trained = " ".join(role for role, status in statuses.items() if status == "trained")
         reused = " ".join(role for role, status in statuses.items() if status != "trained")
         values = [as_text(run[key]) for key in keys]
-        rows.append([job, *values, run["status"], *done, trained, reused, f"{run['seconds']:.0f}"])
+        rows.append([_page_of(job, run), *values, run["status"], *done, trained, reused, f"{run['seconds']:.0f}"])
     return ["job", *keys, "state", *shown, "95 % interval", "trained", "reused", "s"], rows
+
+
+def _page_of(job: str, run: dict[str, Any]) -> str:
+    """A job's number, which leads to its own page, or to its folder where it has none."""
+    own = Path(run["folder"]) / REPORT
+    return page.Linked(job, f"{job}/{REPORT if own.exists() else ''}") if own.parent.exists() else job
 
 
 def _failure_table(frame: "pd.DataFrame") -> Table:
@@ -194,7 +208,7 @@ def _failure_table(frame: "pd.DataFrame") -> Table:
     for job, run in jobs_of(frame[frame["status"] != "finished"]):
         values = {key: as_text(run[key]) for key in override_keys(frame)}
         given = " ".join(f"{key}={value}" for key, value in values.items() if value)
-        rows.append([job, given, run["status"], run["reason"] or ""])
+        rows.append([_page_of(job, run), given, run["status"], run["reason"] or ""])
     return ["job", "overrides", "state", "why"], rows
 
 
@@ -212,7 +226,6 @@ def _pictures(
         if points:
             name = job + " " + " ".join(f"{key}={as_text(run[key])}" for key in keys)
             lines[name] = points
-    parts += _budget_pictures(groups)
     if lines:
         drawing = curves(lines, "epoch", f"validation {WORDS[select]}{_unit(select)}")
         caption = f"Validation {WORDS[select]} of each job's last stage."
@@ -225,7 +238,7 @@ def _budget_pictures(groups: Sequence[Configuration]) -> list[str]:
     budget = budget_of(groups)
     if budget is None:
         return []
-    name, parts = NAMES[budget.score], [page.heading("Which student for a budget")]
+    name, parts = NAMES[budget.score], []
     for cost in COSTS:
         all_of = [*budget.students, *([budget.teacher] if budget.teacher else [])]
         points = [

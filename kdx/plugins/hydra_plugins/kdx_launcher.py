@@ -18,6 +18,7 @@ from kdx.errors import KdxError
 from kdx.report.sweep import write_report
 from kdx.sweeps import jobs as sweep
 from kdx.sweeps.costs import measure_costs
+from kdx.sweeps.pages import live_pages, write_job_pages
 from kdx.sweeps.scout import refuse_other_plans
 
 log = logging.getLogger(__name__)
@@ -73,9 +74,11 @@ class ProcessLauncher(Launcher):
         refuse_other_plans(program, jobs)
         board = sweep.Board(sweep_dir, jobs)
         try:
-            sweep.run_sweep(board, program, self.n_jobs, list(self.gpu_ids or []))
+            with live_pages(sweep_dir, self.config.report):
+                sweep.run_sweep(board, program, self.n_jobs, list(self.gpu_ids or []))
             if self.config.report:
                 measure_costs(sweep_dir, own=True)
+                write_job_pages(sweep_dir)
         finally:
             log.info("%s", write_report(sweep_dir))  # also after an interrupt: what is done is told
         ends = board.ends()
