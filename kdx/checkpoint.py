@@ -46,6 +46,7 @@ class Metadata(TypedDict, total=False):
     in_channels: Annotated[int, Meta(ge=1, le=1024)]
     image_shape: Annotated[list[Annotated[int, Meta(ge=1, le=16384)]], Meta(min_length=3, max_length=3)]
     preprocessing: Preparation
+    head: bool
     role: str
     fingerprint: str
     guide_fingerprint: str | list[str] | None

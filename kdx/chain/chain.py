@@ -181,20 +181,20 @@ class _Run:
 
     def take(self, planned: PlannedStage) -> Outcome:
         """The outcome of a stage that exists: as filed, or tested now if it is a named file."""
-        assert planned.checkpoint is not None
-        loaded = self.load(planned, planned.checkpoint)
+        loaded = self.load(planned, planned.checkpoint or self.run_dir)
         parameters, guide = count_parameters(loaded.network), loaded.guide_fingerprint
         if planned.finished is not None:
             done = planned.finished
             return Outcome(
-                planned.checkpoint, done.sha256, done.epoch, done.validation, done.test, parameters, 0.0, guide
+                self.index.path_of(done), done.sha256, done.epoch, done.validation, done.test, parameters, 0.0, guide
             )
-        if planned.source is not None:
+        if planned.action == "import":
             folder = self.run_dir / planned.role
             outcome = file_import(self.context, planned.stage, folder, loaded, planned.fingerprint, planned.source)
             if loaded.sound:
                 self.file(planned, outcome)
             return outcome
+        assert planned.checkpoint is not None
         test = scores_on_test(self.context, planned.stage, loaded.network)
         return Outcome(planned.checkpoint, loaded.sha256, loaded.epoch, loaded.validation, test, parameters, 0.0, guide)
 
@@ -235,6 +235,8 @@ class _Run:
         if planned.stage.start is not None and planned.action == "train":
             self.record.lineage.append(Origin("start", Path(planned.stage.start).name, start_hash(planned.stage) or ""))
         self.record.lineage.append(Origin(planned.role, planned.stage.network, outcome.sha256))
+        if not planned.stage.head:  # no scores: it is told by the plan and here
+            return
         self.record.stages[planned.role] = Stage(
             network=planned.stage.network,
             stem=network_spec(self.context, planned.stage).stem,

@@ -96,6 +96,7 @@ def network_spec(context: RunContext, stage: StageSettings) -> NetworkSpec:
         stem=stage.stem or resolve_stem(context.settings.stem, stage.network, stage.pretrained, size),
         norm_momentum=momentum_for(stage.network, stage.pretrained),
         image_size=context.input_size,
+        head=stage.head,
     )
 
 
@@ -142,7 +143,8 @@ def stage_fingerprint(
 
 def _facts(spec: NetworkSpec) -> dict[str, Any]:
     """What of a network determines its first weights beside the data, whose images have one size."""
-    return {key: value for key, value in asdict(spec).items() if value is not None and key != "image_size"}
+    left_out = {"image_size", "head"}  # who is trained has a classifier
+    return {key: value for key, value in asdict(spec).items() if value is not None and key not in left_out}
 
 
 def start_hash(stage: StageSettings) -> str | None:
@@ -181,6 +183,7 @@ def metadata(context: RunContext, stage: StageSettings) -> dict[str, Any]:
         "in_channels": spec.in_channels,
         "image_shape": list(context.dataset.image_shape),
         "preprocessing": _plain(context.preprocessing) | _white(context.dataset),
+        **({} if stage.head else {"head": False}),
     }
 
 

@@ -49,9 +49,10 @@ def as_imported(context: RunContext, stage: StageSettings, path: Path) -> StageS
     return stage if stem in (None, network_spec(context, stage).stem) else replace(stage, stem=stem)
 
 
-def import_fingerprint(context: RunContext, stage: StageSettings, path: Path) -> str:
+def import_fingerprint(context: RunContext, stage: StageSettings, path: Path | None) -> str:
     """Stands for the file, the network that takes its weights, and the data on which it is tried."""
-    facts = metadata(context, stage) | {"imported": hash_file(path), "key": stage.checkpoint_key}
+    weights = f"pretrained={stage.pretrained}" if path is None else hash_file(path)
+    facts = metadata(context, stage) | {"imported": weights, "key": stage.checkpoint_key}
     return f"import-{fingerprint(facts | {'code': network_code(context, stage)})}"
 
 
@@ -89,18 +90,19 @@ def import_network(context: RunContext, stage: StageSettings, path: Path) -> Loa
 
 
 def file_import(
-    context: RunContext, stage: StageSettings, folder: Path, loaded: LoadedStage, own: str, source: Path
+    context: RunContext, stage: StageSettings, folder: Path, loaded: LoadedStage, own: str, source: Path | None
 ) -> Outcome:
     """Keep imported weights in `folder` as a checkpoint of kdx's, bit by bit, and test them once."""
     checkpoint = folder / "checkpoints" / FILE
     meta = {"role": stage.role, "fingerprint": own, "guide_fingerprint": None}
     described = metadata(context, stage) | meta | {"versions": versions(), "surroundings": context.surroundings()}
-    described["imported"] = {"file": source.name, "sha256": loaded.sha256}
+    described["imported"] = {"file": "as built" if source is None else source.name, "sha256": loaded.sha256}
     weights = {name: value.cpu() for name, value in loaded.network.state_dict().items()}
     save_checkpoint(checkpoint, {"model": weights, "epoch": 0, "validation": loaded.validation, "meta": described})
     write_json(folder / "logs" / f"{file_stem(stage)}_config.json", meta | {"config": stage.config})
-    test = scores_on_test(context, stage, loaded.network) | {"epoch": 0}
-    write_json(folder / "test_metrics.json", test)
+    test = scores_on_test(context, stage, loaded.network) | {"epoch": 0} if stage.head else {}
+    if test:
+        write_json(folder / "test_metrics.json", test)
     draw_feature_maps(context, stage, loaded.network, folder / "visualizations")
     parameters = count_parameters(loaded.network)
     return Outcome(checkpoint, hash_file(checkpoint), 0, loaded.validation, test, parameters, 0.0, None)

@@ -12,6 +12,7 @@ from kdx.data.dataset import Dataset
 from kdx.errors import KdxError
 from kdx.losses.distillation import EACH, MEAN, Distillation, Term, Weight, as_objective
 from kdx.losses.hard import HardLoss
+from kdx.recipe import LOSS
 
 OURS = ("weight", *OF_STAGE)  # of any method; what else its file holds is its own
 
@@ -33,10 +34,19 @@ def build_objective(stage: StageSettings, hard_loss: HardLoss, dataset: Dataset)
         name = term.target if term.key == "kd" else f"{term.key}, {term.target},"
         if len(stage.teachers) > 1 and stage.several == MEAN and term.method.layers:
             raise KdxError(f"kd.teachers={MEAN}: {name} looks at layers, which have no mean; choose {EACH}")
+        if stage.headless and not term.method.words_of_teacher:
+            told = f"by stage.{stage.headless[0]}.head=false none; choose a method of features, e.g. pkt, crd, fitnet"
+            raise KdxError(f"{term.key}: {name} compares logits, and the {stage.headless[0]} has {told}")
         if stage.cache_logits and term.method.layers:
             told = f"{name} looks at layers of the teacher, and logits only are kept; choose false"
             raise KdxError(f"kd.cache_logits=true: {told}")
-    return Distillation(hard_loss, hard, terms, stage.several)
+    if stage.headless and len(stage.teachers) > 1:
+        raise KdxError(f"stage.{stage.role}.guide: the {stage.headless[0]} has no classifier and teaches alone")
+    distillation = Distillation(hard_loss, hard, terms, stage.several)
+    if stage.headless and distillation.by_features_alone and stage.recipe.select != LOSS:
+        why = f"no label enters the loss, so that accuracy says nothing; set stage.{stage.role}.select={LOSS}"
+        raise KdxError(f"select={stage.recipe.select}: {why}")
+    return distillation
 
 
 def build_terms(kd: Mapping[str, Any]) -> tuple[Weight, dict[str, Term]]:

@@ -10,6 +10,7 @@ from torch import nn
 from kdx.chain.check import check_stage
 from kdx.chain.context import RunContext, as_recorded, metadata, network_code, stage_fingerprint
 from kdx.chain.foreign import as_imported, import_fingerprint, import_network
+from kdx.chain.headless import headless_source, import_features
 from kdx.chain.index import FinishedStage, StageIndex, fingerprint
 from kdx.chain.logits import logits_to_come
 from kdx.chain.stage import LoadedStage, check_answers, load_network
@@ -63,7 +64,11 @@ def make_plan(context: RunContext, index: StageIndex) -> list[PlannedStage]:
                     f"stage={planned.role} with the same values, name a file with stage.{planned.role}.checkpoint, "
                     "or set stage.missing=train"
                 )
-    return [planned for planned in stages.values() if planned.role in needed]
+    plan = [planned for planned in stages.values() if planned.role in needed]
+    if not plan[-1].stage.head:
+        role = plan[-1].role
+        raise KdxError(f"stage.{role}.head=false: has no classifier to deliver; set stage.deliver to whom it teaches")
+    return plan
 
 
 def describe_plan(plan: Sequence[PlannedStage]) -> list[str]:
@@ -80,6 +85,7 @@ def describe_plan(plan: Sequence[PlannedStage]) -> list[str]:
             )
         if planned.checkpoint is not None:
             how += f" {from_here(planned.source or planned.checkpoint)}"
+        how += "" if stage.head else ", features only: it has no accuracy"
         lines.append(f"  {planned.role:<10} {stage.network:<12} {planned.fingerprint}  {how}")
     return lines
 
@@ -91,7 +97,7 @@ def check_plan(context: RunContext, plan: Sequence[PlannedStage], run_dir: Path)
     networks: dict[str, nn.Module] = {}
     logits = 0
     for planned in plan:
-        if planned.checkpoint is None:
+        if planned.checkpoint is None and planned.action == "train":
             teachers = planned.stage.teachers
             start = start_of_file(context, planned.stage)
             if planned.stage.start_role is not None:
@@ -104,7 +110,7 @@ def check_plan(context: RunContext, plan: Sequence[PlannedStage], run_dir: Path)
                 context, planned.stage, {role: loaded[role].sha256 for role in teachers if role in loaded}
             )
         else:
-            loaded[planned.role] = _load(context, planned, planned.checkpoint)
+            loaded[planned.role] = _load(context, planned)
             networks[planned.role] = loaded[planned.role].network
         if planned.finished is not None:
             here, there = context.surroundings(), planned.finished.surroundings
@@ -118,14 +124,17 @@ def check_plan(context: RunContext, plan: Sequence[PlannedStage], run_dir: Path)
     return loaded
 
 
-def _load(context: RunContext, planned: PlannedStage, checkpoint: Path) -> LoadedStage:
+def _load(context: RunContext, planned: PlannedStage) -> LoadedStage:
     """The network of a stage that is not trained, tried on images of the validation split."""
-    stage = planned.stage
+    stage, checkpoint = planned.stage, planned.checkpoint
+    if not stage.head and planned.finished is None:
+        return import_features(context, stage, planned.source)
+    assert checkpoint is not None
     if planned.action == "import" and planned.finished is None:
         return import_network(context, stage, checkpoint)
     loaded = load_network(context, stage, checkpoint)
     check_answers(context, stage, loaded.network, checkpoint)
-    if planned.source is not None:
+    if planned.source is not None and stage.head:
         told = f"{from_here(planned.source)} reaches {loaded.validation['accuracy']:.2f} % on the validation split"
         log.info("%s: %s; it was imported before, as %s", stage.role, told, from_here(checkpoint))
     return loaded
@@ -171,6 +180,8 @@ def reuse_finished(
 def _find(context: RunContext, stage: StageSettings, own: str, index: StageIndex) -> PlannedStage:
     """What the plan does about a stage: from the checkpoint that is named, from the index, or to be trained."""
     settings = context.settings
+    if not stage.head:
+        return _find_import(context, stage, headless_source(stage), index)
     if stage.checkpoint is not None:
         path, key = Path(stage.checkpoint), f"stage.{stage.role}.checkpoint={stage.checkpoint}"
         if not path.is_file():
@@ -200,9 +211,10 @@ def _is_kdx_file(path: Path, key: str) -> bool:
         raise KdxError(f"{key}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
-def _find_import(context: RunContext, stage: StageSettings, path: Path, index: StageIndex) -> PlannedStage:
-    """Weights that kdx did not train: as they were filed, or to be tried."""
-    stage = as_imported(context, stage, path)
+def _find_import(context: RunContext, stage: StageSettings, path: Path | None, index: StageIndex) -> PlannedStage:
+    """Weights that kdx did not train, of a file or of a network as it is built: as they were filed, or to be tried."""
+    if path is not None:
+        stage = as_imported(context, stage, path)
     own = import_fingerprint(context, stage, path)
     finished = None if context.settings.reuse == "never" else index.find(own)
     known = None if finished is None else reuse_finished(context, stage, finished, index)

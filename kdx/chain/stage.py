@@ -82,7 +82,8 @@ def load_network(context: RunContext, stage: StageSettings, checkpoint: Path) ->
     check_metadata(checkpoint, content.get("meta", {}), metadata(context, stage))
     if not {"epoch", "validation"} <= content.keys():
         raise KdxError(f"{checkpoint}: says nothing of its epoch and its scores on the validation split")
-    as_record(content["validation"], ScoresOnValidation, checkpoint, "validation")
+    if stage.head:
+        as_record(content["validation"], ScoresOnValidation, checkpoint, "validation")
     network = blank_network(context, stage)
     load_weights(network, content, checkpoint)
     guide = content["meta"].get("guide_fingerprint")
@@ -134,7 +135,7 @@ def train_stage(
     checkpoint = folder / "checkpoints" / best.file
     chosen = load_network(context, stage, checkpoint)
     images = stage_batches(context, stage, "test")
-    said = {role: teacher.of_split("test", images) for role, teacher in asked.items()}
+    said = {role: teacher.of_split("test", images) for role, teacher in asked.items() if role not in stage.headless}
     test = scores_on_test(context, stage, chosen.network, said) | {"epoch": best.epoch}
     write_json(folder / "test_metrics.json", test)
     draw_feature_maps(context, stage, chosen.network, folder / "visualizations")

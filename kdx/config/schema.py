@@ -35,6 +35,9 @@ class RoleKeys:
         Text(), None
     )  # where in a file of somebody else's the weights lie; null = as usual
     checkpoint_check: bool = key(Flag(), True)  # false: such weights are taken also where they answer at chance
+    head: bool = key(
+        Flag(), True
+    )  # false: a network without a classifier, which is not trained and teaches features only
     start: str | None = key(Folder(), None)  # a role, or a file, whose weights the stage starts from, all that fit
     pretrained: bool | None = key(Flag(), None)  # null = the global value, here and below
     lr: float | None = key(LEARNING_RATE, None)
@@ -154,6 +157,8 @@ class StageSettings:
     config: dict[str, Any]
     start: str | None = None  # a file whose weights it starts from
     start_role: str | None = None  # ... or another stage
+    head: bool = True  # False: it has no classifier
+    headless: tuple[str, ...] = ()  # those of its teachers that have none
     stem: str | None = None  # that of weights from elsewhere, in the place of model.stem
 
     @property

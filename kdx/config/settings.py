@@ -269,4 +269,6 @@ def _stage(config: DictConfig, role: str) -> StageSettings:
         config=as_written,
         start=None if starts_from_role else start,
         start_role=start if starts_from_role else None,
+        head=own.get("head", True),
+        headless=tuple(teacher for teacher in teachers if not config.stage[teacher].get("head", True)),
     )

@@ -99,7 +99,9 @@ def network_of(meta: dict[str, Any], path: Path, network: str | None = None) -> 
         raise KdxError(f"{path}: names code of yours, which is run only if you say so: network={name}")
     try:
         with users_code("its network cannot be built"):
-            spec = NetworkSpec(name, classes, channels, stem=stem, image_size=_size(known))
+            spec = NetworkSpec(
+                name, classes, channels, stem=stem, image_size=_size(known), head=known.get("head", True)
+            )
             return build_network(spec, download=False).eval()
     except KdxError as error:
         raise KdxError(f"{path}: {error}") from error

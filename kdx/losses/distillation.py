@@ -113,6 +113,11 @@ class Distillation(nn.Module):
         """The words for the teachers' layers that the methods look at."""
         return list(dict.fromkeys(word for term in self.terms.values() for word in term.method.words_of_teacher))
 
+    @property
+    def by_features_alone(self) -> bool:
+        """Whether neither labels nor a teacher's logits enter the loss."""
+        return bool(self.terms) and self.hard == Weight(0, 0) and all(t.method.layers for t in self.terms.values())
+
     def term_of(self, method: nn.Module) -> Term | None:
         """The term whose method, or whose copy of it for one of the teachers, this is."""
         found = [self.terms[name] for name, copies in self._copies() if any(method is copied for copied in copies)]

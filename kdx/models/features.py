@@ -43,7 +43,7 @@ class Watched:
                 self._watch(network.get_submodule(name), (word, name))
 
     def _watch(self, module: nn.Module, key: tuple[str, str]) -> None:
-        if key[0] == POOLED:
+        if key[0] == POOLED and key[1]:  # else what the whole network returns
             hook = module.register_forward_pre_hook(lambda _, inputs: self._seen.update({key: _pooled(inputs[0])}))
         elif key[0] in (STAGES, LAST_MAP):
             as_map = map_of(self.network)
@@ -83,7 +83,7 @@ def resolve_layers(network: nn.Module, words: Sequence[str], images: Tensor) -> 
             stages = _stages(network, calls)
             found[word] = stages if word == STAGES else stages[-1:]
         elif word == POOLED:
-            found[word] = (classifier_of(network)[0],)
+            found[word] = ("",) if getattr(network, "headless", False) else (classifier_of(network)[0],)
         elif word not in names:
             choices = [*ALIASES, *(name for name in names if name)]
             raise KdxError(f"layer {word}: the network has no such layer{suggest(word, choices)}")

@@ -6,7 +6,7 @@ import urllib.error
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,6 +36,7 @@ class NetworkSpec:
     stem: str = "imagenet"
     norm_momentum: float | None = None  # of batch-norm; None: as the network defines it
     image_size: tuple[int, int] | None = None  # height and width, for networks that are built for one size
+    head: bool = True  # False: without a classifier, it returns features (N, D)
 
 
 def get_resnet_model(model_name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
@@ -48,6 +49,8 @@ def build_network(spec: NetworkSpec, download: bool = True) -> nn.Module:
 
     Raises `KdxError` for an unknown name, a stem that the network cannot have, or weights that are missing.
     """
+    if not spec.head:
+        return _headless(spec, download)
     own_channels = ":" in spec.name or spec.name.startswith(PREFIX)  # built for the images' channels
     if ":" in spec.name:
         network = _call_user_network(spec)
@@ -140,6 +143,16 @@ def capture_features(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
         yield features
     finally:
         handle.remove()
+
+
+def _headless(spec: NetworkSpec, download: bool) -> nn.Module:
+    """The network without its classifier: of timm and of a user's own, called with num_classes=0, its own way."""
+    taken = ":" in spec.name or spec.name.startswith(PREFIX)
+    network = build_network(replace(spec, head=True, num_classes=0 if taken else spec.num_classes), download)
+    if not taken:
+        network.set_submodule(classifier_of(network)[0], nn.Identity())
+    network.headless = True  # type: ignore[assignment]  # whoever looks for pooled features takes what it returns
+    return network
 
 
 def _call_user_network(spec: NetworkSpec) -> nn.Module:

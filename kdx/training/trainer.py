@@ -163,13 +163,27 @@ class Trainer:
         labels = self.val.labels
         lesson = Lesson(labels, torch.arange(len(labels), device=self.device), epoch / self.recipe.epochs)
         self.learner.objective.eval()
-        terms = self.learner.objective(Outputs(logits), self.val_outputs, lesson)
-        means = {name: float(term) for name, term in terms.items()}
+        if self.learner.objective.by_features_alone:
+            means = self._compare_features(epoch)
+        else:
+            terms = self.learner.objective(Outputs(logits), self.val_outputs, lesson)
+            means = {name: float(term) for name, term in terms.items()}
         self._require_finite(means["loss"], epoch, len(self.train), "validation loss")
         means |= epoch_scores(predict(logits, self.task), labels, self.task, self.num_classes)
         if self.selection.name == AUC:
             means["auc"] = math.nan if (auc := auc_of_logits(logits.cpu(), labels.cpu(), self.task)) is None else auc
         return means
+
+    def _compare_features(self, epoch: int) -> dict[str, float]:
+        """The losses by layers on the validation split, where nothing else is minimised; of the weights as they are."""
+        self.learner.eval()
+        losses = Losses()
+        for batch in self.val.epoch(0):
+            taught = [teacher.ask(batch.images) for teacher in self.teachers.values()]
+            terms = self.learner(batch.images, taught, Lesson(batch.targets, batch.indices, epoch / self.recipe.epochs))
+            terms.pop("logits")
+            losses.add(terms, len(batch.labels) / len(self.val.labels))
+        return losses.plain()
 
     def _is_patience_spent(self) -> bool:
         return self.recipe.patience is not None and self.progress.epochs_since_best >= self.recipe.patience

@@ -1,0 +1,119 @@
+"""Teachers without a classifier: they teach features, without labels, and whoever learns so is fine-tuned with few."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from kdx.errors import KdxError
+from kdx.report.run import write_run_report
+from tests import tiny
+from tests.conftest import weights_of
+
+BASE = ["stage.deliver=student", "stage.student.guide=teacher", "stage.teacher.head=false"]
+ALONE = [*BASE, "kd=pkt", "kd.weight=100", "kd.hard=0", "stage.student.select=loss"]
+
+
+class Foundation(tiny.TinyNet):
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(1, in_channels, width=8)
+        self.head = nn.Identity()
+
+
+def foundation(num_classes: int, in_channels: int) -> nn.Module:
+    """A user's own, which brings its weights; it is asked for no classes."""
+    assert num_classes == 0
+    torch.manual_seed(5)
+    return Foundation(in_channels)
+
+
+def wrong(num_classes: int, in_channels: int) -> nn.Module:
+    return nn.Conv2d(in_channels, 4, 1)
+
+
+OWN = ["model.teacher=tests.test_headless:foundation"]
+
+
+def test_distilled_without_labels_then_fine_tuned_with_few(tiny_run, caplog) -> None:
+    caplog.set_level("INFO")
+    roles = ["+stage.tuned={guide: null, start: student}", "+model.tuned=tests.tiny:network", "stage.tuned.labelled=6"]
+    line = [*ALONE, *OWN, *roles, "stage.deliver=tuned"]
+    run = tiny_run(*line)
+    assert run.roles() == ["teacher", "student", "tuned"]
+    assert "import, features only: it has no accuracy" in caplog.text
+    assert "foundation as it is built: " in caplog.text and "8 features; it has no accuracy" in caplog.text
+    assert "teacher" not in run.summary and run.summary["student"]["selected_by"] == "loss"
+    assert [origin["what"] for origin in run.summary["lineage"]] == ["data", "teacher", "student", "tuned"]
+    assert "guide_agreement" not in run.summary["student"]["test"]
+    assert run.summary["student"]["validation"]["loss"] > 0  # of features: no label enters it
+    kept = weights_of(run.folder / "teacher/checkpoints/imported.pth")
+    torch.manual_seed(5)
+    assert all(torch.equal(kept[key], value) for key, value in Foundation(1).state_dict().items())
+    write_run_report(run.folder)
+    again = tiny_run(*line, "stage.tuned.lr=0.5")
+    assert (again.summary["student"]["status"], again.summary["tuned"]["status"]) == ("reused", "trained")
+    other = tiny_run(*ALONE, *OWN, "epochs=1")
+    assert other.summary["student"]["status"] == "trained"
+
+
+def test_labels_do_not_reach_who_learns_from_features_alone(tiny_run) -> None:
+    first = tiny_run(*ALONE, *OWN)
+    hidden = tiny_run(*ALONE, *OWN, "stage.student.labelled=3", "stage.reuse=never")
+    one, two = (
+        weights_of(first.folder / "student/checkpoints/latest.pth"),
+        weights_of(hidden.folder / "student/checkpoints/latest.pth"),
+    )
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_weights_of_files_without_their_classifier(tiny_run, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    torch.manual_seed(0)
+    weights = tiny.wide(num_classes=7, in_channels=1).state_dict()
+    torch.save({"model": weights}, tmp_path / "w.pth")
+    named = [f"stage.teacher.checkpoint='{tmp_path / 'w.pth'}'"]
+    run = tiny_run(*BASE, *OWN, *named, "kd=fitnet", "kd.layers=norm", "kd.hint=0", "epochs=1")
+    assert "left out of" in caplog.text and "head.weight, head.bias" in caplog.text
+    kept = weights_of(run.folder / "teacher/checkpoints/imported.pth")
+    assert all(torch.equal(kept[key], weights[key]) for key in kept) and "head.weight" not in kept
+    thin = tiny_run("stage.deliver=teacher", "model.teacher=kdx.thin:resnet8", "epochs=1").checkpoint("teacher")
+    with pytest.raises(
+        KdxError, match=r"does not fit model.teacher=tests.test_headless:foundation: stem.weight is missing"
+    ):
+        tiny_run(*BASE, *OWN, f"stage.teacher.checkpoint='{thin}'", "kd=pkt")
+
+
+def test_timm_without_a_classifier(tiny_run, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("test_vit", num_classes=9, in_chans=1, img_size=16).state_dict(), tmp_path / "w.pth")
+    named = ["model.teacher=timm/test_vit", f"stage.teacher.checkpoint='{tmp_path / 'w.pth'}'", "dataset.resize=16"]
+    assert tiny_run(*ALONE, *named, "epochs=1").summary["student"]["status"] == "trained"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["kd=hinton", *OWN],
+            "kd: kdx.losses.Hinton compares logits, and the teacher has by stage.teacher.head=false none",
+        ),
+        (["kd=pkt", "kd.hard=0", *OWN], "select=auto: no label enters the loss.*stage.student.select=loss"),
+        (
+            ["kd=pkt", "model.teacher=resnet18"],
+            "head=false: stage.teacher.checkpoint=FILE or stage.teacher.pretrained=true is needed",
+        ),
+        (
+            ["kd=pkt", "model.teacher=tests.test_headless:wrong"],
+            r"head=false returns \(2, 4, 8, 8\) for 2 images, not features",
+        ),
+        (["kd=pkt", "stage.deliver=teacher", *OWN], "stage.teacher.head=false: has no classifier to deliver"),
+        (
+            ["kd=pkt", "stage.student.guide=[teacher,assistant]", "kd.teachers=each", *OWN],
+            "the teacher has no classifier and teaches alone",
+        ),
+    ],
+)
+def test_errors_are_one_line(tiny_run, overrides: list[str], message: str) -> None:
+    with pytest.raises(KdxError, match=message):
+        tiny_run(*BASE, *overrides)
