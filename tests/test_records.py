@@ -116,7 +116,7 @@ def test_summaries(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sweeps(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdx.report.sweep.curves", lambda *_: "")
+    monkeypatch.setattr("kdx.report.sweep_pictures.curves", lambda *_: "")
     sweep, path = outputs / "sweep", outputs / "sweep" / "sweep.json"
     sound = json.loads(path.read_text())
     sound["jobs"] = dict(list(sound["jobs"].items())[:2])

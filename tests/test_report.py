@@ -214,13 +214,13 @@ def test_a_running_sweep_writes_its_page_and_those_of_its_jobs_again(
     monkeypatch.setattr(pages, "write_run_report", lambda folder: written.append(folder) or (folder / REPORT).touch())
     monkeypatch.setattr(pages, "end_with_parent", lambda heard: None)
     monkeypatch.setattr(pages.os, "nice", lambda by: None)
-    monkeypatch.setattr("kdx.report.sweep.curves", lambda *_: "")
+    monkeypatch.setattr("kdx.report.sweep_pictures.curves", lambda *_: "")
     waits: list[float] = []
 
     class Over:
         def wait(self, seconds: float) -> bool:
             waits.append(seconds)
-            return len(waits) > 2
+            return len(waits) > 2  # the second page leads to those of the jobs
 
     pages._keep_written(sweep, Over())  # type: ignore[arg-type]
     html = (sweep / REPORT).read_text()

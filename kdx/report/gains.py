@@ -110,9 +110,26 @@ def gain_table(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[
     rows = []
     for comparison in comparisons:
         values = [as_text(comparison.one.values.get(key)) or "-" for key in keys]
-        against = "-" if comparison.reference is None else comparison.reference.name
-        rows.append([*values, against, *gain_cells(comparison)])
+        rows.append([*values, _against(comparison), *gain_cells(comparison)])
     return [*keys, "against", *gain_header(comparisons)], rows
+
+
+def summed_up(comparisons: Sequence[Comparison]) -> str:
+    """How many comparisons show what, corrected over all of them."""
+    known = [comparison.difference for comparison in comparisons if comparison.difference is not None]
+    gained, lost = (sum(each.shown and (each.mean > 0) is up for each in known) for up in (True, False))
+    few = " (one seed each: none can)" if known and all(each.n < 2 for each in known) else ""
+    return f"Of {len(known)} configurations that were compared, {gained} show a gain and {lost} a loss{few}."
+
+
+def _against(comparison: Comparison) -> str:
+    """What the reference has otherwise."""
+    if comparison.reference is None:
+        return "-"
+    own = comparison.one.values
+    values = {key: as_text(value) for key, value in comparison.reference.values.items()}
+    told = [f"{key}={text}" for key, text in values.items() if text and text != as_text(own.get(key))]
+    return " ".join(told) or comparison.reference.name
 
 
 def gain_header(comparisons: Sequence[Comparison]) -> list[str]:
@@ -145,11 +162,14 @@ def verdict(found: Difference | None) -> str:
         return "one seed: no interval, nothing is shown"
     if found.low is None:
         return "no effect shown: equal" if found.mean == 0 else "the same difference for all seeds: no interval"
+    side = "a gain" if found.mean > 0 else "a loss"
     if found.shown:
-        return "a gain" if found.mean > 0 else "a loss"
-    why = "no effect shown" + ("" if found.holds_zero else f" over {found.family} comparisons")
+        return side
     needed = found.seeds_needed
-    return f"{why}; {f'about {needed:,}' if needed else f'more than {MOST_SEEDS:,}'} seeds would show such a difference"
+    seeds = f"{f'about {needed:,}' if needed else f'more than {MOST_SEEDS:,}'} seeds would show"
+    if not found.holds_zero:
+        return f"{side} taken alone, not shown among {found.family} comparisons; {seeds} it"
+    return f"no effect shown; {seeds} such a difference"
 
 
 def in_words(found: Difference | None, digits: int) -> str:

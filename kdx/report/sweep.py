@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdx.errors import KdxError
 from kdx.files import from_here, write_atomic
-from kdx.recipe import ACCURACY, AUC, DECIMALS, F1, LOSS
-from kdx.recipe import SCORES as IN_LOG
+from kdx.recipe import ACCURACY, DECIMALS
 from kdx.report import html as page
-from kdx.report.budget import COSTS, budget_of, budget_table, recommendation
+from kdx.report.budget import budget_of, budget_table, recommendation
 from kdx.report.gains import (
     NAMES,
     NO_BASELINE,
@@ -21,21 +19,20 @@ from kdx.report.gains import (
     has_baseline,
     in_words,
     score_of,
+    summed_up,
 )
 from kdx.report.html import REPORT
-from kdx.report.plots import curves, front, heat_map
 from kdx.report.sweep_csv import SCORES, jobs_of, sweep_csv, wilson_of
+from kdx.report.sweep_pictures import WORDS, budget_pictures, pictures_of
 from kdx.report.tables import aligned, markdown
 from kdx.results import (
     Configuration,
     as_text,
     best_of,
-    grid,
     grouped,
     load_sweep,
     override_keys,
     rank_of,
-    read_csv,
     roles_of,
     selection_of,
     swept_keys,
@@ -45,12 +42,10 @@ from kdx.text import harmless, markdown_text
 if TYPE_CHECKING:
     import pandas as pd
 
-GRID = ("kd.temperature", "kd.alpha")  # drawn as a heat map where both were swept
 JOBS = "Jobs"
 GAINS = "Gain over no distillation"
 BUDGET = "Students for a budget"
 OTHERS = "Difference to the first configuration"
-WORDS = {ACCURACY: "accuracy", AUC: "AUC", F1: "F1", LOSS: "loss"}
 Table = tuple[list[str], list[list[str]]]  # header and rows
 
 
@@ -73,11 +68,11 @@ def write_report(
     write_atomic(folder / "sweep.md", ("\n\n".join(text) + "\n").encode())
     runs = "" if reload is None else f" The sweep runs: this page is written and loads itself again every {reload} s."
     parts = [page.lead(line) for line in (f"{counted}.{runs}", *conclusions)]
-    drawn = _pictures(frame, groups, rows_key, columns_key)
+    drawn = pictures_of(frame, groups, rows_key, columns_key)
     for heading, table in tables.items():
         parts += drawn if heading == JOBS else []  # the longest table comes last
         parts += [page.heading(heading), page.table(heading.split()[0].lower(), *table)]
-        parts += _budget_pictures(groups) if heading == BUDGET else []
+        parts += budget_pictures(groups) if heading == BUDGET else []
     write_atomic(folder / REPORT, page.page(title, parts, reload).encode())
     shown = [part for heading, table in tables.items() if heading != JOBS for part in (heading, aligned(*table), "")]
     told = f"{counted}; report: {from_here(folder / 'report.html')}"
@@ -130,11 +125,12 @@ def _over_baseline(
     distilled = best_of([group for group in groups if group.distilled])
     found = next(comparison for comparison in comparisons if comparison.one is distilled)
     whose = "" if distilled is best or distilled is None else f", of the best distilled one, {distilled.name}"
+    every = [summed_up(comparisons)] if len(comparisons) > 1 else []
     if found.reference is None:
-        return [f"No finished job is as {found.one.name} but without distillation: its gain is not known."]
+        return [*every, f"No finished job is as {found.one.name} but without distillation: its gain is not known."]
     alone = _spread(found.reference, found.score)
     told = in_words(found.difference, found.digits)
-    return [f"Over the same chain without distillation ({alone}){whose}{_which(found.score)}: {told}."]
+    return [*every, f"Over the same chain without distillation ({alone}){whose}{_which(found.score)}: {told}."]
 
 
 def _over_teacher(best: Configuration, score: str) -> list[str]:
@@ -210,89 +206,6 @@ def _failure_table(frame: "pd.DataFrame") -> Table:
         given = " ".join(f"{key}={value}" for key, value in values.items() if value)
         rows.append([_page_of(job, run), given, run["status"], run["reason"] or ""])
     return ["job", "overrides", "state", "why"], rows
-
-
-def _pictures(
-    frame: "pd.DataFrame", groups: Sequence[Configuration], rows_key: str | None, columns_key: str | None
-) -> list[str]:
-    """The heat map over two swept keys, and the curves of all jobs."""
-    parts = []
-    drawn = _heat_map(frame, groups, rows_key, columns_key)
-    if drawn is not None:
-        parts += [page.heading(f"Mean validation {WORDS[selection_of(groups)[0]]}"), drawn]
-    lines, keys, select = {}, swept_keys(frame), selection_of(groups)[0]
-    for job, run in jobs_of(frame):
-        points = _points_of(run, f"val_{IN_LOG[select]}")
-        if points:
-            name = job + " " + " ".join(f"{key}={as_text(run[key])}" for key in keys)
-            lines[name] = points
-    if lines:
-        drawing = curves(lines, "epoch", f"validation {WORDS[select]}{_unit(select)}")
-        caption = f"Validation {WORDS[select]} of each job's last stage."
-        parts += [page.heading("All jobs"), page.picture(drawing, caption)]
-    return parts
-
-
-def _budget_pictures(groups: Sequence[Configuration]) -> list[str]:
-    """Test scores of the students against each of their costs."""
-    budget = budget_of(groups)
-    if budget is None:
-        return []
-    name, parts = NAMES[budget.score], []
-    for cost in COSTS:
-        all_of = [*budget.students, *([budget.teacher] if budget.teacher else [])]
-        points = [
-            (f"{c.network} ({c.role})", c.costs[cost.column] / cost.unit, c.test, cost.name in c.of_front)
-            for c in all_of
-        ]
-        caption = f"Test {name} of each network by {cost.name}; filled: no student is better for less."
-        parts.append(page.picture(front(points, (cost.words, f"test {name}")), caption))
-    return parts
-
-
-def _points_of(run: dict[str, Any], column: str) -> list[tuple[float, float]]:
-    """One column of the log by epoch of a job's last stage, also of one that it still trains; none without a log."""
-    logs = sorted(Path(run["folder"]).glob("*/logs/*_log.csv"), key=lambda path: path.stat().st_mtime_ns)
-    if run["delivered"] is not None:
-        logs = list(Path(run[f"{run['delivered']}_checkpoint"]).parent.parent.glob("logs/*_log.csv"))
-    rows = read_csv(logs[-1]) if logs else []
-    return [(row["epoch"], row[column]) for row in rows if column in row]
-
-
-def _heat_map(
-    frame: "pd.DataFrame", groups: Sequence[Configuration], rows_key: str | None, columns_key: str | None
-) -> str | None:
-    """Mean of what chooses on validation over two swept keys; the mean over all others."""
-    keys = list(dict.fromkeys(key for group in groups for key in group.values))
-    for requested in (rows_key, columns_key):
-        if requested is not None and requested not in keys:
-            raise KdxError(f"{requested}: not swept here; choose two of {', '.join(keys)}")
-    preferred = [*(key for key in GRID if key in keys), *(key for key in keys if key not in (*GRID, "kd"))]
-    chosen = [rows_key, columns_key]
-    for position in (0, 1):
-        if chosen[position] is None:
-            chosen[position] = next((key for key in preferred if key not in chosen), None)
-    first, second = chosen
-    if first is None or second is None:
-        return None
-    select, column = selection_of(groups)
-    table = grid(frame, first, second, column)
-    if not table.size:
-        return None
-    cells = {
-        (as_text(row), as_text(column)): float(table.loc[row, column])
-        for row in table.index
-        for column in table.columns
-        if table.loc[row, column] == table.loc[row, column]
-    }
-    rows, columns = ([as_text(value) for value in axis] for axis in (table.index, table.columns))
-    drawing = heat_map(rows, columns, cells, (first, second), DECIMALS[select])
-    unit = _unit(select).replace(",", " in")
-    return page.picture(drawing, f"Mean validation {WORDS[select]}{unit} over {first} and {second}.")
-
-
-def _unit(select: str) -> str:
-    return ", %" if DECIMALS[select] == 2 else ""
 
 
 def _spread(

@@ -1,20 +1,20 @@
 """What runs and sweeps left, as typed records and as a pandas DataFrame; imports neither torch nor pandas by itself."""
 
 from kdx.results.frame import FINISHED as FINISHED
-from kdx.results.frame import Configuration as Configuration
-from kdx.results.frame import best_of as best_of
-from kdx.results.frame import configurations as configurations
 from kdx.results.frame import epochs as epochs
-from kdx.results.frame import grid as grid
-from kdx.results.frame import grouped as grouped
-from kdx.results.frame import is_of_distillation as is_of_distillation
 from kdx.results.frame import load as load
 from kdx.results.frame import load_sweep as load_sweep
 from kdx.results.frame import override_keys as override_keys
-from kdx.results.frame import rank_of as rank_of
 from kdx.results.frame import roles_of as roles_of
-from kdx.results.frame import selection_of as selection_of
 from kdx.results.frame import swept_keys as swept_keys
+from kdx.results.groups import Configuration as Configuration
+from kdx.results.groups import best_of as best_of
+from kdx.results.groups import configurations as configurations
+from kdx.results.groups import grid as grid
+from kdx.results.groups import grouped as grouped
+from kdx.results.groups import is_of_distillation as is_of_distillation
+from kdx.results.groups import rank_of as rank_of
+from kdx.results.groups import selection_of as selection_of
 from kdx.results.logs import read_csv as read_csv
 from kdx.results.logs import read_log as read_log
 from kdx.results.overrides import as_text as as_text

@@ -1,15 +1,12 @@
 """Runs as a pandas DataFrame, a row a run: `kdx.results.load("outputs")`. pandas is imported only when it is called."""
 
-import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdx.errors import KdxError
-from kdx.recipe import ACCURACY, LOSS
 from kdx.results.logs import read_csv, read_log
 from kdx.results.overrides import as_text, typed_overrides
 from kdx.results.records import (
@@ -62,99 +59,6 @@ STAGE_COLUMNS = (
     *("test_images", "several_labels", "checkpoint"),
 )
 NUMBERS = tuple(f"_{name}" for name in (*SCORE_COLUMNS, *COST_COLUMNS[1:]))  # numbers also where no run has one
-NONE = "none"
-METHOD_NUMBERS = re.compile(r"(stage\.[^.]+\.)?kd\..+")
-DISTILLATION = re.compile(r"(stage\.[^.]+\.)?(kd(\..+)?|guide)")
-
-
-@dataclass(frozen=True, eq=False)
-class Configuration:
-    """Finished runs that differ in their seed only; `values` are those of the keys that were swept."""
-
-    values: dict[str, Any]
-    runs: "pd.DataFrame"
-    _stages: dict[str | None, "pd.DataFrame"] = field(default_factory=dict, repr=False)  # made once a role
-
-    @property
-    def roles(self) -> list[str]:
-        """The roles of its runs' stages, in the order of the chain; a run that reused a stage may lack its teachers."""
-        return [role for role in roles_of(self.runs) if not self.runs[f"{role}_fingerprint"].isna().all()]
-
-    def stages(self, role: str | None = None) -> "pd.DataFrame":
-        """STAGE_COLUMNS of every run's stage of a role (None: the delivered one); runs that share one count once."""
-        if role not in self._stages:
-            import pandas as pd
-
-            rows = [
-                {name: run.get(f"{role or run['delivered']}_{name}") for name in STAGE_COLUMNS}
-                for run in self.runs.to_dict("records")
-            ]
-            table = pd.DataFrame(rows, columns=list(STAGE_COLUMNS))
-            self._stages[role] = table.dropna(subset="fingerprint").drop_duplicates("fingerprint")
-        return self._stages[role]
-
-    def scores(self, name: str, role: str | None = None) -> "pd.Series":
-        """One score, e.g. `test_accuracy`, of each of these stages."""
-        return self.stages(role)[name].dropna().astype(float)
-
-    def by_seed(self, name: str, role: str | None = None) -> "pd.DataFrame":
-        """A row a seed: `seed` as text, the mean `score` of its stages of a role, and their fingerprints as `stage`.
-
-        Runs that tell no seed all have the one of the configuration that they share.
-        """
-        import pandas as pd
-
-        rows: dict[str, dict[str, float]] = {}
-        for run in self.runs.to_dict("records"):
-            at = role or run["delivered"]
-            score, fingerprint = run.get(f"{at}_{name}"), run.get(f"{at}_fingerprint")
-            if as_text(score) and as_text(fingerprint):
-                rows.setdefault(as_text(run.get(SEED)), {})[str(fingerprint)] = float(score)
-        table = [
-            {"seed": seed, "score": math.fsum(found.values()) / len(found), "stage": " ".join(sorted(found))}
-            for seed, found in rows.items()
-        ]
-        return pd.DataFrame(table, columns=["seed", "score", "stage"])
-
-    @property
-    def name(self) -> str:
-        """Its values as on the command line."""
-        told = {key: as_text(value) for key, value in self.values.items()}
-        return " ".join(f"{key}={text}" for key, text in told.items() if text) or "the one configuration"
-
-    @property
-    def distilled(self) -> bool:
-        """Whether the delivered stages had a teacher: by the override of kd if one is given, else by their record."""
-        run = self.runs.iloc[0].to_dict()
-        method = _method(run)
-        return method != NONE if method else bool(as_text(run.get(f"{run['delivered']}_guide")))
-
-    @property
-    def selected_by(self) -> str:
-        """What on validation chose the delivered stages; accuracy where it was not the same for all."""
-        chosen = set(self.stages()["selected_by"].dropna())
-        return str(chosen.pop()) if len(chosen) == 1 else ACCURACY
-
-    def mean(self, name: str) -> float:
-        """The mean of a score of the delivered stages; NaN where there is none."""
-        return float(self.scores(name).mean())
-
-
-def selection_of(groups: "Sequence[Configuration]") -> tuple[str, str]:
-    """What compares configurations on validation, and its column: what chose their epochs where that is one thing."""
-    chosen = {group.selected_by for group in groups}
-    return (chosen.pop(), "val_selected") if len(chosen) == 1 else (ACCURACY, "val_accuracy")
-
-
-def rank_of(groups: Sequence[Configuration]) -> Callable[[Configuration], float]:
-    """A number for each configuration, the higher the better on validation."""
-    select, column = selection_of(groups)
-    return lambda group: -group.mean(column) if select == LOSS else group.mean(column)
-
-
-def best_of(groups: Sequence[Configuration]) -> Configuration:
-    """The one with the best mean of what selects, on validation: the test split has no say."""
-    return max(groups, key=rank_of(groups))
 
 
 def load(*folders: str | Path) -> "pd.DataFrame":
@@ -203,71 +107,6 @@ def override_keys(frame: "pd.DataFrame") -> list[str]:
 def roles_of(frame: "pd.DataFrame") -> list[str]:
     """The roles whose stages the runs have."""
     return [str(key).removesuffix("_fingerprint") for key in frame if str(key).endswith("_fingerprint")]
-
-
-def is_of_distillation(key: str) -> bool:
-    """Whether an override says how, or by whom, stages are taught: it means nothing to one without a teacher."""
-    return DISTILLATION.fullmatch(key) is not None
-
-
-def grouped(frame: "pd.DataFrame") -> list[Configuration]:
-    """The finished runs, those that differ in their seed only put together.
-
-    Without distillation the values of kd mean nothing: such runs are one configuration.
-    """
-    keys = [key for key in swept_keys(frame) if key != SEED]
-    finished = frame[(frame["status"] == FINISHED) & frame["delivered"].notna()]
-    groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
-    values: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
-    for position, run in enumerate(finished.to_dict("records")):
-        alone = _method(run) == NONE
-        own = {key: run[key] for key in keys if not (alone and METHOD_NUMBERS.fullmatch(key))}
-        name = tuple((key, as_text(value)) for key, value in own.items())
-        groups.setdefault(name, []).append(position)
-        values.setdefault(name, own)
-    return [Configuration(values[name], finished.iloc[positions]) for name, positions in groups.items()]
-
-
-def configurations(frame: "pd.DataFrame", role: str | None = None) -> "pd.DataFrame":
-    """A row a configuration, the best on validation first: its swept values, n, mean and std of each score over seeds.
-
-    The scores are those of a role's stages (None: the delivered ones); std is the sample's, NaN for one stage.
-    """
-    import pandas as pd
-
-    names = SCORE_COLUMNS
-    rows = []
-    groups = grouped(frame)
-    for group in groups:
-        stages = group.stages(role)[list(names)].astype(float)
-        summed = {f"{name}_{how}": getattr(stages[name], how)() for name in names for how in ("mean", "std")}
-        rows.append({**group.values, "n": len(stages), **summed})
-    keys = list(dict.fromkeys(key for group in groups for key in group.values))
-    columns = [*keys, "n", *(f"{name}_{how}" for name in names for how in ("mean", "std"))]
-    select, column = selection_of(groups)
-    table = pd.DataFrame(rows, columns=columns)
-    return table.sort_values(f"{column}_mean", ascending=select == LOSS, ignore_index=True)
-
-
-def grid(frame: "pd.DataFrame", rows: str, columns: str, value: str = "val_accuracy") -> "pd.DataFrame":
-    """The mean of a score of the delivered stages over two overrides; a cell without a run is NaN.
-
-    Both axes are sorted, numbers as numbers. Runs that share a stage count once.
-    """
-    import pandas as pd
-
-    keys = [key for key in override_keys(frame) if key != SEED]
-    if rows == columns or not {rows, columns} <= set(keys):
-        raise KdxError(f"{rows}, {columns}: choose two of {', '.join(keys)}")
-    found = [
-        {rows: group.values[rows], columns: group.values[columns], value: score}
-        for group in grouped(frame)
-        if {rows, columns} <= group.values.keys() and "" not in (as_text(group.values[k]) for k in (rows, columns))
-        for score in group.scores(value)
-    ]
-    table = pd.DataFrame(found, columns=[rows, columns, value])
-    shaped = table.pivot_table(index=rows, columns=columns, values=value, aggfunc="mean", sort=False)
-    return shaped.loc[sorted(shaped.index, key=_as_number), sorted(shaped.columns, key=_as_number)]
 
 
 def epochs(folder: str | Path) -> "pd.DataFrame":
@@ -423,13 +262,3 @@ def _column(name: str, values: list[Any]) -> "pd.Series":
     if kinds <= {int, float} and (kinds or name.endswith(NUMBERS)):
         return pd.Series([None if value is None else float(value) for value in values], dtype="float64")
     return pd.Series(values, dtype="object")
-
-
-def _method(run: Mapping[Any, Any]) -> str:
-    """The method of the delivered stage as the command line names it; "" where it names none."""
-    return as_text(run.get(f"stage.{run['delivered']}.kd")) or as_text(run.get("kd"))
-
-
-def _as_number(value: Any) -> tuple[bool, float, str]:
-    number = isinstance(value, int | float)
-    return not number, float(value) if number else 0.0, str(value)

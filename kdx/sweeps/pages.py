@@ -53,8 +53,8 @@ def _keep_written(sweep_dir: Path, over: Event) -> None:
     while not over.wait(pause):
         began = time.monotonic()
         try:
+            write_report(sweep_dir, reload=round(pause))  # first: the jobs' pages take a while
             write_job_pages(sweep_dir)
-            write_report(sweep_dir, reload=round(pause))
         except KdxError as error:  # a file that a job writes elsewhere by hand; the last page tells it again
             log.warning("the sweep's page is not up to date: %s", error)
         pause = max(EVERY, REST * (time.monotonic() - began))

@@ -1,0 +1,104 @@
+"""The drawings of a sweep's page: curves, the heat map over two keys, and what students reach for what they cost."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdx.errors import KdxError
+from kdx.recipe import ACCURACY, AUC, DECIMALS, F1, LOSS
+from kdx.recipe import SCORES as IN_LOG
+from kdx.report import html as page
+from kdx.report.budget import COSTS, budget_of
+from kdx.report.gains import NAMES
+from kdx.report.plots import curves, front, heat_map
+from kdx.report.sweep_csv import jobs_of
+from kdx.results import Configuration, as_text, grid, read_csv, selection_of, swept_keys
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GRID = ("kd.temperature", "kd.alpha")  # drawn as a heat map where both were swept
+WORDS = {ACCURACY: "accuracy", AUC: "AUC", F1: "F1", LOSS: "loss"}
+
+
+def pictures_of(
+    frame: "pd.DataFrame", groups: Sequence[Configuration], rows_key: str | None, columns_key: str | None
+) -> list[str]:
+    """The heat map over two swept keys, and the curves of all jobs."""
+    parts = []
+    drawn = _heat_map(frame, groups, rows_key, columns_key)
+    if drawn is not None:
+        parts += [page.heading(f"Mean validation {WORDS[selection_of(groups)[0]]}"), drawn]
+    lines, keys, select = {}, swept_keys(frame), selection_of(groups)[0]
+    for job, run in jobs_of(frame):
+        points = _points_of(run, f"val_{IN_LOG[select]}")
+        if points:
+            name = job + " " + " ".join(f"{key}={as_text(run[key])}" for key in keys)
+            lines[name] = points
+    if lines:
+        drawing = curves(lines, "epoch", f"validation {WORDS[select]}{_unit(select)}")
+        caption = f"Validation {WORDS[select]} of each job's last stage."
+        parts += [page.heading("All jobs"), page.picture(drawing, caption)]
+    return parts
+
+
+def budget_pictures(groups: Sequence[Configuration]) -> list[str]:
+    """Test scores of the students against each of their costs."""
+    budget = budget_of(groups)
+    if budget is None:
+        return []
+    name, parts = NAMES[budget.score], []
+    for cost in COSTS:
+        all_of = [*budget.students, *([budget.teacher] if budget.teacher else [])]
+        points = [
+            (f"{c.network} ({c.role})", c.costs[cost.column] / cost.unit, c.test, cost.name in c.of_front)
+            for c in all_of
+        ]
+        caption = f"Test {name} of each network by {cost.name}; filled: no student is better for less."
+        parts.append(page.picture(front(points, (cost.words, f"test {name}")), caption))
+    return parts
+
+
+def _points_of(run: dict[str, Any], column: str) -> list[tuple[float, float]]:
+    """One column of the log by epoch of a job's last stage, also of one that it still trains; none without a log."""
+    logs = sorted(Path(run["folder"]).glob("*/logs/*_log.csv"), key=lambda path: path.stat().st_mtime_ns)
+    if run["delivered"] is not None:
+        logs = list(Path(run[f"{run['delivered']}_checkpoint"]).parent.parent.glob("logs/*_log.csv"))
+    rows = read_csv(logs[-1]) if logs else []
+    return [(row["epoch"], row[column]) for row in rows if column in row]
+
+
+def _heat_map(
+    frame: "pd.DataFrame", groups: Sequence[Configuration], rows_key: str | None, columns_key: str | None
+) -> str | None:
+    """Mean of what chooses on validation over two swept keys; the mean over all others."""
+    keys = list(dict.fromkeys(key for group in groups for key in group.values))
+    for requested in (rows_key, columns_key):
+        if requested is not None and requested not in keys:
+            raise KdxError(f"{requested}: not swept here; choose two of {', '.join(keys)}")
+    preferred = [*(key for key in GRID if key in keys), *(key for key in keys if key not in (*GRID, "kd"))]
+    chosen = [rows_key, columns_key]
+    for position in (0, 1):
+        if chosen[position] is None:
+            chosen[position] = next((key for key in preferred if key not in chosen), None)
+    first, second = chosen
+    if first is None or second is None:
+        return None
+    select, column = selection_of(groups)
+    table = grid(frame, first, second, column)
+    if not table.size:
+        return None
+    cells = {
+        (as_text(row), as_text(column)): float(table.loc[row, column])
+        for row in table.index
+        for column in table.columns
+        if table.loc[row, column] == table.loc[row, column]
+    }
+    rows, columns = ([as_text(value) for value in axis] for axis in (table.index, table.columns))
+    drawing = heat_map(rows, columns, cells, (first, second), DECIMALS[select])
+    unit = _unit(select).replace(",", " in")
+    return page.picture(drawing, f"Mean validation {WORDS[select]}{unit} over {first} and {second}.")
+
+
+def _unit(select: str) -> str:
+    return ", %" if DECIMALS[select] == 2 else ""
