@@ -112,6 +112,14 @@ def nearest(folder: Path) -> Path:
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def free_bytes(folder: Path) -> int:
     """Room where a folder is, or will be."""
     return shutil.disk_usage(nearest(folder)).free

@@ -221,7 +221,7 @@ def test_folders_that_hold_no_lock_are_one_line(folder: str) -> None:
 
 @pytest.mark.timeout(20)
 def test_another_process_that_does_not_go_on_is_waited_for_in_vain(tmp_path: Path, monkeypatch, caplog) -> None:
-    monkeypatch.setattr("kdx.data.download.LOCK_SECONDS", 0.3)
+    monkeypatch.setattr("kdx.data.waiting.LOCK_SECONDS", 0.3)
     caplog.set_level("INFO")
     with (
         FileLock(tmp_path / "file.npz.lock"),

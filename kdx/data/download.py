@@ -16,19 +16,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from kdx.data.waiting import only_one
 from kdx.errors import KdxError
-from kdx.files import make_folder
+from kdx.files import make_folder, size_of
 
 log = logging.getLogger(__name__)
 
 CHUNK = 1 << 16
 STALL_SECONDS = 60.0  # in each of which at least so many bytes must come, or the transfer has stalled:
 STALL_BYTES = 10_000
-LOCK_SECONDS = 600.0  # to wait for another process whose part does not grow
-REMIND_SECONDS = 60.0
 SPARE_BYTES = 1 << 28  # of the disk stay free where the length is not known: a server may never end
 
 
@@ -45,9 +43,9 @@ def fetch(url: str, path: Path, md5: str) -> None:
         try:
             _append(url, part)
         except (OSError, ValueError, http.client.HTTPException) as error:
-            if not _size(part):
+            if not size_of(part):
                 part.unlink(missing_ok=True)
-            kept = f"{_size(part) / 1e6:.1f} MB are kept: start again to go on" if part.exists() else "nothing came"
+            kept = f"{size_of(part) / 1e6:.1f} MB are kept: start again to go on" if part.exists() else "nothing came"
             raise KdxError(f"{url}: {_reason(error)}; {kept}") from error
         actual = md5_of(part) if part.exists() else None
         if actual != md5:
@@ -76,41 +74,9 @@ def _folder_for(path: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-@contextmanager
-def only_one(path: Path, part: Path, doing: str = "downloads", key: str = "data_dir") -> Iterator[None]:
-    """Hold a lock file; who holds it already, and is `doing` something, is waited for as long as the part grows."""
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))  # filelock would try for ever where this fails
-    except OSError as error:
-        raise KdxError(f"cannot write {path}: {error.strerror}; choose another {key}") from error
-    lock = FileLock(path)
-    size, grown, told = _size(part), time.monotonic(), 0.0
-    while True:
-        try:
-            lock.acquire(timeout=min(1.0, LOCK_SECONDS), poll_interval=0.05)
-            break
-        except Timeout:
-            now = time.monotonic()
-            if _size(part) != size:
-                size, grown = _size(part), now
-            if not told or now - told >= REMIND_SECONDS:
-                log.info("waiting for another process that %s %s", doing, part.stem)
-                told = now
-            if now - grown >= LOCK_SECONDS:
-                reason = f"another process holds {path}, and {part.name} has not grown for {now - grown:.0f} s"
-                raise KdxError(f"{reason}: end that process, or choose another {key}") from None
-        except OSError as error:
-            raise KdxError(f"cannot lock {path}: {error.strerror or error}; choose another {key}") from error
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)  # before the release: who waits for it then looks for the file anew
-        lock.release()
-
-
 def _append(url: str, part: Path) -> None:
     """Fetch what is missing of the part behind it; from the start where the server cannot do that."""
-    have = _size(part)
+    have = size_of(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with _Transfer(request) as transfer:
         status, headers = transfer.head()
@@ -134,8 +100,8 @@ def _append(url: str, part: Path) -> None:
                 bar.update(len(chunk))
                 if not left and number % 1000 == 999:
                     _check_space(part, SPARE_BYTES)
-    if left and _size(part) != start + left:
-        raise OSError(f"the connection ended after {_size(part)} of {start + left} bytes")
+    if left and size_of(part) != start + left:
+        raise OSError(f"the connection ended after {size_of(part)} of {start + left} bytes")
 
 
 def _continues(content_range: str | None, have: int) -> bool:
@@ -219,17 +185,10 @@ def _check_space(part: Path, needed: int) -> None:
 
 
 def _beginning(part: Path) -> str:
-    if not _size(part):
+    if not size_of(part):
         return "nothing came"
     with open(part, "rb") as file:
         return f"it begins with {file.read(16)!r}"
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 def _reason(error: Exception) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kdx.data.dataset import FileImages
-from kdx.data.download import only_one
+from kdx.data.waiting import only_one
 from kdx.errors import KdxError
 from kdx.files import free_bytes, make_folder, set_aside, write_atomic
 
