@@ -5,21 +5,23 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-clean.sh [FOLDER] [--dry-run] [--checkpoints] [--logits] [--system]
+clean.sh [FOLDER] [--dry-run] [--checkpoints] [--logits] [--cache] [--system]
   FOLDER         a stage's, a run's or the whole output folder (default: where this script lies, else outputs)
   --dry-run      only say what would be done
   --checkpoints  also remove the kept snapshots (epoch_*.pth) and files that were set aside (*.damaged)
   --logits       also remove what kd.cache_logits has kept
+  --cache        also remove what dataset.cache=disk has decoded (dataset.cache_dir, if it lies elsewhere, is a FOLDER)
   --system       also drop the system's page cache (asks first, needs root)
 TEXT
 }
 
-folder="" dry=0 checkpoints=0 logits=0 system=0 freed=0 count=0 locks=0
+folder="" dry=0 checkpoints=0 logits=0 cache=0 system=0 freed=0 count=0 locks=0
 for argument in "$@"; do
     case "$argument" in
         --dry-run) dry=1 ;;
         --checkpoints) checkpoints=1 ;;
         --logits) logits=1 ;;
+        --cache) cache=1 ;;
         --system) system=1 ;;
         -h | --help) usage; exit 0 ;;
         -*) echo "error: unknown option $argument" >&2; usage >&2; exit 2 ;;
@@ -91,13 +93,25 @@ if [ $logits = 1 ]; then
         < <(find "$folder" -regex '.*/index/logits/[0-9a-f]+/[^/]*\.npy\(\.sha256\)?' -type f -print0)
 fi
 
+decoded='[0-9a-f]{32}_[0-9]+x[0-9]+\.u8'
+if [ $cache = 1 ]; then # a run that has such a file mapped keeps its pixels until it ends
+    while IFS= read -r -d '' file; do
+        if held "${file%.u8*}.u8.lock"; then
+            echo "left alone, a living run writes it: $file"
+        else
+            remove "$file"
+        fi
+    done < <(find "$folder" -type f -regextype posix-extended \
+        -regex ".*/$decoded(\.part)?(\.blake2b)?(\.damaged(-[0-9]+)?)?" -print0)
+fi
+
 while IFS= read -r -d '' lock; do
     if held "$lock"; then
         echo "left alone, held by a living run: $lock"
     else
         remove "$lock"
     fi
-done < <(find "$folder" -type f -empty -regextype posix-extended -regex '.*/(\.lock|index/[0-9a-f]{16}\.lock|mlflow\.lock)' -print0)
+done < <(find "$folder" -type f -empty -regextype posix-extended -regex ".*/(\.lock|index/[0-9a-f]{16}\.lock|mlflow\.lock|$decoded\.lock)" -print0)
 
 [ $locks = 0 ] || echo "$([ $dry = 1 ] && echo "would remove" || echo "removed") $locks free locks"
 

@@ -112,6 +112,26 @@ def test_cached_logits_go_when_asked(tmp_path: Path) -> None:
     assert not kept.exists()
 
 
+def test_decoded_pictures_go_when_asked_but_not_while_they_are_written(tmp_path: Path) -> None:
+    ours, written = (tmp_path / "cache" / f"{digit * 32}_8x10.u8" for digit in "ab")
+    ours.parent.mkdir()
+    names = [f"{ours.name}{suffix}" for suffix in ("", ".blake2b", ".damaged", ".lock")]
+    names += [f"{written.name}.part", f"{written.name}.part.blake2b"]
+    for name in (*names, "mine.u8"):
+        (ours.parent / name).write_text("" if name.endswith(".lock") else "x")
+
+    def left() -> set[str]:
+        return {path.name for path in ours.parent.iterdir()} - {"mine.u8"}
+
+    with FileLock(f"{written}.lock"):
+        clean(tmp_path)
+        assert left() == {*names, f"{written.name}.lock"} - {f"{ours.name}.lock"}  # a free lock always goes
+        assert "a living run writes it" in clean(tmp_path, "--cache")
+        assert left() == {f"{written.name}.part", f"{written.name}.part.blake2b", f"{written.name}.lock"}
+    clean(tmp_path, "--cache")
+    assert not left() and (ours.parent / "mine.u8").exists()
+
+
 def test_files_of_others_stay(tmp_path: Path) -> None:
     """Also of a project that has no run in it, and the best checkpoint by any metric."""
     theirs = ("uv.lock", "checkpoints/model.pth", "checkpoints/epoch_last.pth", "checkpoints/best_auc_0.9876.pth")
