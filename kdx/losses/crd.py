@@ -16,6 +16,7 @@ from kdx.models.features import Outputs
 
 EPS = 1e-7
 UNSET = torch.inf  # of log Z, before the first batch
+WHOLE_BANK = 64  # times as many rows as are compared, up to which it is cheaper to compare with all
 
 
 def contrast_loss(scores: Tensor, log_z: Tensor, train_size: int) -> Tensor:
@@ -37,6 +38,17 @@ def moved(rows: Tensor, seen: Tensor, momentum: float) -> Tensor:
     return F.normalize(momentum * rows + (1 - momentum) * seen)
 
 
+def similarities(bank: Tensor, rows: Tensor, seen: Tensor) -> Tensor:
+    """Inner products (B, K) of what was seen (B, dim) with some rows (B, K) of a bank (N, dim).
+
+    A product with the whole bank reads it once, where picking rows copies them for every image: 49 against 23 ms of one
+    core at B = 64, N = 45,000 and K = 1,024, forward and backward; 31 against 1 at N = 1,257.
+    """
+    if len(bank) <= WHOLE_BANK * rows.shape[1]:
+        return (seen @ bank.clone().T).gather(1, rows)  # a copy: the bank moves before the backward pass reads it
+    return (bank[rows] @ seen[:, :, None]).squeeze(2)
+
+
 class Embedding(nn.Module):
     """Features (B, D) in `dim` dimensions, of length 1."""
 
@@ -53,8 +65,9 @@ class CRD(Objective):
 
     As published: cross-entropy with weight 1, this with 0.8, 128 dimensions, temperature 0.07, momentum 0.5, and 16384
     negatives of other classes; here they are any other images, and as many as asked for, at most the training images
-    but one. A step takes batch x negatives x dim floats a network (1024 negatives of 64 images: 34 MB), and the two
-    banks are in every checkpoint (train_size x dim floats each). All tasks. Z is set by the first batch.
+    but one. A step takes batch x train_size floats a network (64 images of 45,000: 12 MB), above 64 x negatives images
+    batch x negatives x dim, and the two banks are in every checkpoint (train_size x dim floats each). All tasks. Z is
+    set by the first batch.
     """
 
     bank_student: Tensor
@@ -107,7 +120,7 @@ class CRD(Objective):
         """
         by, under = self.embed_student(student), self.embed_teacher(teacher)
         scores = [
-            (bank[rows] @ seen[:, :, None]).squeeze(2) / self.temperature
+            similarities(bank, rows, seen) / self.temperature
             for bank, seen in ((self.bank_teacher, by), (self.bank_student, under))
         ]
         with torch.no_grad():

@@ -20,7 +20,7 @@ COUNTED = ("parameters", "multiply_adds")
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Positive = Annotated[float, Meta(gt=0, le=1e300)]
 NotNegative = Annotated[float, Meta(ge=0, le=1e300)]
-Percent = Annotated[float, Meta(ge=0, le=100)]
+Percent = Annotated[float, Meta(ge=0, le=100.001)]  # means in float32, which files of before hold, end a hair over 100
 Share = Annotated[float, Meta(ge=0, le=1)]
 FilePath = Annotated[str, Meta(pattern=r"^[^\0]{1,4096}$")]
 RoleName = Annotated[str, Meta(pattern=r"^[^\0/]{1,100}$")]  # a folder's name
