@@ -1,23 +1,33 @@
 """The batches of a stage: of a split, by its recipe."""
 
+import torch
 from torch import Tensor
 
 from kdx.chain.context import RunContext
 from kdx.config.schema import StageSettings
 from kdx.data.batches import Batches, batches_an_epoch, images_an_epoch
-from kdx.data.dataset import Dataset
+from kdx.data.dataset import Dataset, Unlabelled
 from kdx.data.labelled import labelled_images
+from kdx.data.unlabelled import with_unlabelled
 
 
 def stage_batches(context: RunContext, stage: StageSettings, split: str, dataset: Dataset | None = None) -> Batches:
     """The batches of a split; of another data set where one is given, all of whose labels are known.
 
-    Where a part of the labels is used, a stage that has teachers sees the other images without them.
+    Where a part of the labels is used, a stage that has teachers sees the other images without them; pictures that
+    have none come behind the training images.
     """
     settings, training = context.settings, split == "train"
-    known = known_labels(context, stage) if training and dataset is None else None
+    images = getattr(dataset or context.dataset, split)
+    known, pictures = None, None
+    if training and dataset is None:
+        known, pictures = known_labels(context, stage), unlabelled_of(context, stage)
+    if pictures is not None:
+        known = torch.ones(len(images), dtype=torch.bool) if known is None else known
+        known = torch.cat([known, known.new_zeros(len(pictures))])
+        images = with_unlabelled(images, pictures)
     return Batches(
-        getattr(dataset or context.dataset, split),
+        images,
         context.preprocessing,
         batch_size=stage.recipe.batch_size if training else 2 * stage.recipe.batch_size,
         device=context.device,
@@ -34,12 +44,23 @@ def stage_batches(context: RunContext, stage: StageSettings, split: str, dataset
 
 
 def known_labels(context: RunContext, stage: StageSettings) -> Tensor | None:
-    """True for the training images (N,) whose labels the stage may use; None for all."""
+    """True for the data set's training images (N,) whose labels the stage may use; None for all."""
     data = context.dataset
     return labelled_images(data.train.labels, stage.recipe.labelled, data.task, context.settings.seed)
 
 
+def unlabelled_of(context: RunContext, stage: StageSettings) -> Unlabelled | None:
+    """The pictures without labels, for a stage that somebody teaches."""
+    return context.dataset.unlabelled if stage.distilled else None
+
+
+def train_size(context: RunContext, stage: StageSettings) -> int:
+    """How many images the stage's training split has, those without labels included; `Batch.indices` are below it."""
+    return len(context.dataset.train) + len(unlabelled_of(context, stage) or ())
+
+
 def updates_per_epoch(context: RunContext, stage: StageSettings) -> int:
-    labels, known = context.dataset.train.labels, None if stage.distilled else known_labels(context, stage)
-    images = images_an_epoch(labels if known is None else labels[known], context.settings.balance)
+    data, known = context.dataset.train, None if stage.distilled else known_labels(context, stage)
+    labels = data.labels if known is None else data.labels[known]
+    images = images_an_epoch(labels, context.settings.balance) + train_size(context, stage) - len(data)
     return batches_an_epoch(images, stage.recipe.batch_size, shuffle=True)

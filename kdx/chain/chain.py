@@ -27,7 +27,7 @@ from kdx.chain.stage import FinishedTeacher, LoadedStage, Outcome, load_network,
 from kdx.chain.start import Start, start_of_file
 from kdx.checkpoint import load_checkpoint, versions
 from kdx.config.schema import Settings, StageSettings
-from kdx.data.description import log_description
+from kdx.data.description import describe, log_description
 from kdx.data.imagefolder import worker_errors
 from kdx.deploy.efficiency import measure_network
 from kdx.errors import KdxError
@@ -56,7 +56,7 @@ def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) 
     if context.device.type == "cpu" and not settings.activation_checkpointing:  # which asks for little memory
         keep_freed_memory()
     plan = make_plan(context, index)
-    log.info("%s", "\n".join(describe_plan(plan)))
+    log.info("%s", "\n".join(describe_plan(plan, len(context.dataset.unlabelled or ()))))
     log_description(context.dataset)
     loaded = check_plan(context, plan, run_dir)
     if settings.plan:
@@ -104,6 +104,10 @@ class _Run:
             seed=context.settings.seed,
             lineage=[Origin("data", context.dataset.name, context.dataset.digest)],
         )
+        pictures = context.dataset.unlabelled
+        if pictures is not None:
+            self.record.data_notes.append(describe(context.dataset)[-1])
+            self.record.lineage.append(Origin("unlabelled", Path(pictures.folder).name, pictures.digest))
 
     @contextmanager
     def recording(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from kdx.config.schema import Settings, StageSettings
 from kdx.config.settings import build
 from kdx.data.batches import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, mean_and_std
 from kdx.data.dataset import Dataset
+from kdx.data.unlabelled import add_unlabelled
 from kdx.errors import KdxError
 from kdx.files import hash_file
 from kdx.metrics.selection import Selection
@@ -59,14 +60,24 @@ class RunContext:
 
 
 def load_dataset(settings: Settings) -> Dataset:
-    """The configured data set."""
+    """The configured data set, with the pictures without labels where there are any."""
     sources = Sources()
     sources.of_node(settings.source)
     dataset = build(settings.source, "dataset.source")
     sources.confirm()
     if not isinstance(dataset, Dataset):
         raise KdxError(f"dataset.source: returned {type(dataset).__name__}, a kdx.data.Dataset is needed")
-    return dataset
+    folder = settings.unlabelled
+    if folder is None:
+        return dataset
+    return add_unlabelled(
+        dataset,
+        folder.path,
+        in_memory_gb=folder.in_memory_gb,
+        num_workers=settings.num_workers,
+        cache=folder.cache,
+        cache_dir=folder.cache_dir,
+    )
 
 
 def make_run_context(settings: Settings, dataset: Dataset) -> RunContext:
@@ -134,6 +145,8 @@ def stage_fingerprint(
         facts |= {"kd": stage.kd, "guide": guide_fingerprint}
         if len(stage.teachers) > 1:
             facts["several"] = stage.several
+        if context.dataset.unlabelled is not None:
+            facts["data"]["unlabelled"] = context.dataset.unlabelled.digest
     if stage.start is not None:
         facts |= {"start": start_hash(stage), "start_key": stage.checkpoint_key}
     elif stage.start_role is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from kdx.augmentations import plain_augment
-from kdx.chain.batches import updates_per_epoch
+from kdx.chain.batches import train_size, unlabelled_of, updates_per_epoch
 from kdx.chain.context import RunContext, data_code, metadata, network_code
 from kdx.chain.index import fingerprint
 from kdx.checkpoint import versions
@@ -36,6 +36,9 @@ def logits_folder(context: RunContext, stage: StageSettings, teacher: str, teach
         "batch_size": stage.recipe.batch_size,
         "micro_batches": stage.recipe.micro_batches,
     }
+    pictures = unlabelled_of(context, stage)
+    if pictures is not None:
+        facts["unlabelled"] = pictures.digest
     if augment:  # then they are those of this stage's views
         facts |= {"seed": settings.seed, "role": stage.role}
     return Path(settings.output_dir) / "index" / "logits" / fingerprint(facts)
@@ -49,7 +52,7 @@ def logits_to_come(context: RunContext, stage: StageSettings, known: Mapping[str
     if not stage.cache_logits:
         return 0
     data, views = context.dataset, stage.recipe.epochs if context.settings.augment else 1
-    everything = 4 * data.num_classes * (views * len(data.train) + len(data.val) + len(data.test))
+    everything = 4 * data.num_classes * (views * train_size(context, stage) + len(data.val) + len(data.test))
     to_come = 0
     for teacher in stage.teachers:
         kept = logits_folder(context, stage, teacher, known[teacher]).glob("*.npy") if teacher in known else ()

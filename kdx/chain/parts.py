@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kdx.chain.batches import known_labels
+from kdx.chain.batches import known_labels, train_size
 from kdx.chain.context import RunContext, network_spec
 from kdx.chain.objective import build_objective
 from kdx.chain.optimizer import build_optimizer, build_schedule, span_of
@@ -60,7 +60,7 @@ def build_parts(
             Facts(
                 task=context.dataset.task,
                 num_classes=context.dataset.num_classes,
-                train_size=len(context.dataset.train),
+                train_size=train_size(context, stage),
                 student=student,
                 teacher=_say(teachers[role], layers, images, context.dataset.num_classes),
             )

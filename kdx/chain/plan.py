@@ -71,14 +71,15 @@ def make_plan(context: RunContext, index: StageIndex) -> list[PlannedStage]:
     return plan
 
 
-def describe_plan(plan: Sequence[PlannedStage]) -> list[str]:
-    """The plan in words, a line a stage."""
+def describe_plan(plan: Sequence[PlannedStage], unlabelled: int = 0) -> list[str]:
+    """The plan in words, a line a stage; `unlabelled` is how many pictures without labels distilled stages see."""
     lines = ["plan:"]
     for planned in plan:
         stage = planned.stage
         how = f"train {stage.recipe.epochs} epochs" if planned.action == "train" else planned.action
         if planned.action == "train" and stage.teachers:
             how += f", taught by the {' and the '.join(stage.teachers)}"
+            how += f", also on {unlabelled} images without labels" if unlabelled else ""
         if planned.action == "train" and (stage.start_role or stage.start):
             how += (
                 f", from the {stage.start_role}" if stage.start_role else f", from {from_here(Path(stage.start or ''))}"

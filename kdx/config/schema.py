@@ -81,8 +81,9 @@ class DatasetSchema:
     resize: int | None = key(PIXELS, None)
     augment: Any = key(AUGMENT, "none")  # kdx.augmentations says what the options may be
     balance: bool = key(Flag(), False)
+    unlabelled: str | None = key(Folder(), None)
     normalize: Any = key(Either((Choice(NORMALIZE), Group(words="{mean: [...], std: [...]}"))), "auto")
-    cache: str = key(Choice(CACHE), "auto")  # imagefolder only, as the next two
+    cache: str = key(Choice(CACHE), "auto")  # of picture files: imagefolder, unlabelled; as the next two
     cache_dir: str | None = key(Folder(), None)
     in_memory_gb: float = key(Real(least=0, most=100_000), 2.0)
     white: float | None = key(Real(above=0, most=2**32), None)  # imagefolder only
@@ -172,6 +173,16 @@ class StageSettings:
 
 
 @dataclass(frozen=True)
+class UnlabelledSettings:
+    """A folder of pictures without labels, and where they are kept once they are decoded."""
+
+    path: str
+    cache: str
+    cache_dir: str
+    in_memory_gb: float
+
+
+@dataclass(frozen=True)
 class Settings:
     """A run as configured. `stages` come teachers first."""
 
@@ -184,6 +195,7 @@ class Settings:
     resize: int | None
     augment: tuple[Augmentation, ...]
     balance: bool
+    unlabelled: UnlabelledSettings | None
     normalize: str | dict[str, Any]
     freeze_backbone: bool
     stem: str

@@ -30,6 +30,7 @@ from kdx.config.checks import (
 )
 from kdx.config.schema import RoleSchema, Schema, Settings, StageSettings
 from kdx.config.swap_points import GROUPS, KEYS_OF_KDX, rules_of
+from kdx.config.unlabelled import check_unlabelled, read_unlabelled
 from kdx.errors import KdxError, suggest
 from kdx.ranges import leaves, shown
 from kdx.recipe import Recipe
@@ -53,6 +54,7 @@ def read_settings(config: DictConfig) -> Settings:
     stages = tuple(_stage(config, role) for role in order)
     augment = read_augment(typed.dataset.augment)
     check_kept_logits(augment, typed.dataset.balance, stages, problems)
+    check_unlabelled(typed.dataset.unlabelled, config.stage, problems)
     for stage in stages:
         check_recipe(stage, typed, problems)
     problems.raise_if_any()
@@ -69,6 +71,7 @@ def read_settings(config: DictConfig) -> Settings:
         resize=typed.dataset.resize,
         augment=augment,
         balance=typed.dataset.balance,
+        unlabelled=read_unlabelled(typed),
         normalize=dataset["normalize"],
         freeze_backbone=config.model.freeze_backbone,
         stem=config.model.stem,

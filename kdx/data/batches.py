@@ -18,7 +18,7 @@ from kdx.data.balance import balanced_order, balanced_size
 from kdx.data.dataset import FileImages, Split
 from kdx.data.imagefolder import decoded_batches
 from kdx.data.mixing import Mixing
-from kdx.data.picture_cache import CachedPictures
+from kdx.data.picture_cache import CachedPictures, Joined
 from kdx.errors import KdxError
 from kdx.reproducibility import generator
 
@@ -126,7 +126,7 @@ class Batches:
         """`balance` shows every class equally often in a shuffled epoch, rare images several times.
 
         `num_classes` is needed where mixed images have shares of classes as targets. `known` (N,) is False for images
-        whose labels must not be used; `known_only` leaves those images out.
+        whose labels must not be used; `known_only` leaves those images out, and a balanced epoch shows each once.
         """
         self.preprocessing = preprocessing
         self.prepare = preprocessing.on(device)
@@ -144,8 +144,11 @@ class Batches:
             self.images = split.images.to(device)
         self.labels = split.labels.to(device)
         self.known = None if known is None or known_only else known.to(device)
-        self.used = torch.arange(len(split)) if known is None or not known_only else known.nonzero().flatten()
-        self.count = images_an_epoch(split.labels[self.used], self.balanced)
+        self.used, self.once = torch.arange(len(split)), torch.arange(0)
+        if known is not None and (known_only or self.balanced):
+            self.used = known.nonzero().flatten()
+            self.once = self.once if known_only else (~known).nonzero().flatten()  # of no class: nothing to balance
+        self.count = images_an_epoch(split.labels[self.used], self.balanced) + len(self.once)
         if shuffle and len(self.used) < 2:
             raise KdxError("a training split of one image: batch normalisation needs at least two")
 
@@ -190,7 +193,11 @@ class Batches:
         """The images of an epoch by number, on the host."""
         draw = generator(self.seed, self.name, "order", epoch)
         if self.balanced:
-            return self.used[balanced_order(self.labels.cpu()[self.used], draw)]
+            order = self.used[balanced_order(self.labels.cpu()[self.used], draw)]
+            if not len(self.once):
+                return order
+            order = torch.cat([order, self.once])
+            return order[torch.randperm(len(order), generator=draw)]
         return self.used[torch.randperm(len(self.used), generator=draw)] if self.shuffle else self.used
 
     def _raw_batches(self, pieces: Sequence[Tensor], there: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -201,7 +208,7 @@ class Batches:
             return
         if isinstance(self.images, Tensor):
             raw: Iterable[Tensor] = (self.images[indices] for indices in pieces)
-        elif isinstance(self.images, CachedPictures):
+        elif isinstance(self.images, CachedPictures) or (isinstance(self.images, Joined) and self.images.gathers):
             raw = map(self.images.batch, pieces)
         else:
             raw = decoded_batches(self.images, [piece.tolist() for piece in pieces], self.num_workers)

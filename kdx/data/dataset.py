@@ -42,6 +42,21 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Unlabelled:
+    """Pictures of a folder without labels: uint8 (M, C, H, W), in memory or decoded on demand.
+
+    `digest` is a hash of the files' bytes in their order, and of what the pixels depend on beside them.
+    """
+
+    folder: str
+    images: Tensor | FileImages
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
 class Dataset:
     """train, val and test with the facts that networks, metrics and file names need.
 
@@ -61,6 +76,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     white: float | None = None
     bytes_digest: str | None = None
+    unlabelled: Unlabelled | None = None  # for distilled stages only; `digest` says nothing of it
 
     @property
     def num_classes(self) -> int:

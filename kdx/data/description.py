@@ -27,13 +27,17 @@ def log_description(data: Dataset) -> None:
 
 
 def describe(data: Dataset) -> list[str]:
-    """A line a split: how many images, of which size, how many of each class."""
+    """A line a split: how many images, of which size, how many of each class; and one of those without labels."""
     channels, height, width = data.image_shape
     size = f"{height}x{width} {'grey' if channels == 1 else 'colour'}"
-    return [
+    lines = [
         f"{name}: {len(split)} images of {size}: {counts_text(counts_of(split, data).tolist(), data.class_names)}"
         for name, split in _splits(data)
     ]
+    if data.unlabelled is not None:
+        whence = f"from {data.unlabelled.folder}, for distilled stages only"
+        lines.append(f"unlabelled: {len(data.unlabelled)} images of {size} without labels {whence}")
+    return lines
 
 
 def oddities(data: Dataset) -> Iterator[str]:

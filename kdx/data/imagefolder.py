@@ -29,11 +29,13 @@ WORKER_TIMEOUT = 600  # seconds without an image: a worker that hangs becomes an
 
 
 class DecodedFiles:
-    """RGB images decoded one by one: uint8 (3, H, W), resized and centre-cropped where `size` differs."""
+    """Images decoded one by one: uint8 (C, H, W), resized and centre-cropped where `size` differs."""
 
-    def __init__(self, paths: Sequence[Path], size: tuple[int, int], crop: bool, white: float | None = None) -> None:
+    def __init__(
+        self, paths: Sequence[Path], size: tuple[int, int], crop: bool, white: float | None = None, channels: int = 3
+    ) -> None:
         self.paths = list(paths)
-        self.shape = (3, *size)
+        self.shape = (channels, *size)
         self.crop = crop
         self.white = white
 
@@ -41,8 +43,8 @@ class DecodedFiles:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        image = read_picture(self.paths[index], white=self.white)
-        height, width = self.shape[1:]
+        channels, height, width = self.shape
+        image = read_picture(self.paths[index], channels, self.white)
         if image.size != (width, height) and not self.crop:
             raise KdxError(
                 f"{self.paths[index]}: {image.size[0]}x{image.size[1]} pixels, the first image has "
@@ -76,14 +78,7 @@ def load_imagefolder(
     pictures: dict[str, DecodedFiles] = {
         split: DecodedFiles(paths, (height, width), size is not None, white) for split, (paths, _) in files.items()
     }
-    where = _place(cache, sum(map(bytes_of, pictures.values())), in_memory_gb, cache_dir)
-    found: Mapping[str, Tensor | FileImages]
-    with worker_errors(num_workers):
-        if where == "disk":
-            found = cached(pictures, Path(cache_dir or "."), digest, decoded_batches, num_workers)
-        else:
-            decode = _decode_all if where == "memory" else _try_all
-            found = {split: decode(images, num_workers) for split, images in pictures.items()}
+    found = kept(pictures, digest, cache, in_memory_gb, cache_dir, num_workers)
     train, val, test = (Split(found[split], torch.from_numpy(labels)) for split, (_, labels) in files.items())
     return Dataset(
         "imagefolder",
@@ -112,6 +107,23 @@ def list_files(path: str) -> tuple[list[str], dict[str, Files], dict[str, Listin
     if "val" not in files:
         files |= _carve_val(*files["train"], class_names)
     return class_names, {split: files[split] for split in ("train", "val", "test")}, listings
+
+
+def kept(
+    pictures: Mapping[str, DecodedFiles],
+    digest: str,
+    cache: str,
+    in_memory_gb: float,
+    cache_dir: str | None,
+    num_workers: int,
+) -> Mapping[str, Tensor | FileImages]:
+    """Pictures where `cache` wants them kept, each decoded at least once: `KdxError` for the first unreadable one."""
+    where = _place(cache, sum(map(bytes_of, pictures.values())), in_memory_gb, cache_dir)
+    with worker_errors(num_workers):
+        if where == "disk":
+            return cached(pictures, Path(cache_dir or "."), digest, decoded_batches, num_workers)
+        decode = _decode_all if where == "memory" else _try_all
+        return {split: decode(images, num_workers) for split, images in pictures.items()}
 
 
 def _place(cache: str, size: int, in_memory_gb: float, cache_dir: str | None) -> str:

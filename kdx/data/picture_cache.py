@@ -9,7 +9,9 @@ import hashlib
 import logging
 import math
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,18 +51,37 @@ class CachedPictures:
 
 
 class Joined:
-    """The images of several splits, one after the other."""
+    """The images of several parts, one after the other; all have the last one's shape."""
 
-    def __init__(self, splits: Sequence[FileImages]) -> None:
-        self.places = [(images, number) for images in splits for number in range(len(images))]
-        self.shape = splits[0].shape
+    def __init__(self, parts: Sequence[Tensor | FileImages]) -> None:
+        self.parts = list(parts)
+        self.ends = list(accumulate(map(len, self.parts)))
+        channels, height, width = self.parts[-1].shape[-3:]
+        self.shape = (channels, height, width)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return self.ends[-1]
 
     def __getitem__(self, index: int) -> Tensor:
-        images, number = self.places[index]
-        return images[number]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        place = bisect_right(self.ends, index)
+        return self.parts[place][index - self.ends[place] + len(self.parts[place])]
+
+    @property
+    def gathers(self) -> bool:
+        """Whether all parts are decoded, so that `batch` gives several images at once."""
+        return all(isinstance(part, Tensor | CachedPictures) for part in self.parts)
+
+    def batch(self, numbers: Tensor) -> Tensor:
+        """The images (B, C, H, W) of these numbers, of parts that are decoded."""
+        images = torch.empty((len(numbers), *self.shape), dtype=torch.uint8)
+        for part, end in zip(self.parts, self.ends, strict=True):
+            own = (numbers >= end - len(part)) & (numbers < end)
+            if isinstance(part, Tensor | CachedPictures):
+                chosen = numbers[own] - (end - len(part))
+                images[own] = part[chosen] if isinstance(part, Tensor) else part.batch(chosen)
+        return images
 
 
 def cached(

@@ -175,4 +175,5 @@ def _made(run: Run) -> list[list[str]]:
     rows = [["status", run.status], ["overrides", " ".join(run.overrides) or "none"]]
     rows += [[f"{origin.what} {origin.name}", origin.hash] for origin in run.lineage]
     rows += [[key, str(value)] for key, value in {**run.surroundings, **run.versions}.items()]
+    rows += [["note on the data", note] for note in run.data_notes]
     return [*rows, ["git commit", str(run.git_commit)]]

@@ -299,7 +299,7 @@ def _scout(program: Program, jobs: list[list[str]], answer: Path, heard: Sequenc
     data: dict[str, Any] = {}
     users: dict[tuple[int, str, str], list[int]] = {}
     for number, settings in enumerate(program.compose(program.conf, program.base, jobs)):
-        key = repr(settings.source)
+        key = repr((settings.source, settings.unlabelled))
         try:
             if key not in data:
                 data[key] = load_dataset(settings)

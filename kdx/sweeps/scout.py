@@ -102,7 +102,7 @@ def _contexts(program: Program, jobs: Sequence[list[str]]) -> Iterator["RunConte
 
     data: dict[str, Any] = {}
     for settings in program.compose(program.conf, program.base, jobs):
-        key = repr(settings.source)
+        key = repr((settings.source, settings.unlabelled))
         try:
             if key not in data:
                 data[key] = load_dataset(settings)

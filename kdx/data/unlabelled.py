@@ -1,0 +1,71 @@
+"""Pictures without labels, which a student sees beside the training images, taught by its teacher alone."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdx.data.dataset import Dataset, Split, Unlabelled
+from kdx.data.folders import pictures_below
+from kdx.data.imagefolder import DecodedFiles, hash_files, kept
+from kdx.data.picture_cache import CachedPictures, Joined
+from kdx.data.pictures import READER
+from kdx.errors import KdxError
+
+KEY = "dataset.unlabelled"
+
+
+def add_unlabelled(
+    data: Dataset, folder: str, *, in_memory_gb: float, num_workers: int, cache: str = "auto", cache_dir: str | None
+) -> Dataset:
+    """The data set with the pictures anywhere below a folder, read as `predict` would read them for it.
+
+    They are resized and centre-cropped to the training images' shape, and kept as those of `load_imagefolder`.
+    Raises `KdxError` for a folder without pictures, or the first unreadable one.
+    """
+    channels, height, width = data.image_shape
+    if channels not in (1, 3):
+        raise KdxError(f"{KEY}={folder}: pictures have 1 or 3 channels, and the images of {data.name} {channels}")
+    paths, unread = pictures_below(Path(folder))
+    passed_over = ", ".join(f"{count} {suffix}" for suffix, count in unread.most_common(5))
+    if not paths:
+        raise KdxError(f"{KEY}={folder}: no picture in it or below" + (f"; not read: {passed_over}" if unread else ""))
+    in_bytes, _ = hash_files({"unlabelled": (paths, np.zeros(len(paths), dtype=np.int64))}, [], None)
+    digest = hashlib.sha256(repr((READER, data.white, data.image_shape, in_bytes)).encode()).hexdigest()
+    pictures = DecodedFiles(paths, (height, width), True, data.white, channels)
+    images = kept({"unlabelled": pictures}, digest, cache, in_memory_gb, cache_dir, num_workers)["unlabelled"]
+    found = Unlabelled(folder, images, digest)
+    notes = [f"{folder}: not read: {passed_over}"] if unread else []
+    for name, split in (("val", data.val), ("test", data.test)):
+        again = _repeated(found, split)
+        if again:
+            notes.append(f"{again} of the {len(paths)} pictures in {folder} are in {name}, too (the same pixels)")
+    return replace(data, unlabelled=found, notes=(*data.notes, *notes))
+
+
+def with_unlabelled(train: Split, unlabelled: Unlabelled) -> Split:
+    """The training images with the pictures behind them, whose labels are 0 and must not be used.
+
+    Where both are in memory, they are copied next to each other.
+    """
+    first, second = train.images, unlabelled.images
+    both = isinstance(first, Tensor) and isinstance(second, Tensor)
+    images = torch.cat([first, second]) if both else Joined([first, second])  # type: ignore[list-item]
+    blank = train.labels.new_zeros((len(unlabelled), *train.labels.shape[1:]))
+    return Split(images, torch.cat([train.labels, blank]))
+
+
+def _repeated(unlabelled: Unlabelled, split: Split) -> int:
+    """How many of the pictures are images of a split; 0 where either would have to be decoded again."""
+    both = (unlabelled.images, split.images)
+    if not all(isinstance(images, Tensor | CachedPictures) for images in both):
+        return 0
+    ours, theirs = (
+        [hashlib.blake2b(images[number].numpy().tobytes(), digest_size=16).digest() for number in range(len(images))]
+        for images in both
+    )
+    known = set(theirs)
+    return sum(one in known for one in ours)
