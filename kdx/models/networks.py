@@ -147,10 +147,11 @@ def capture_features(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
 
 def _headless(spec: NetworkSpec, download: bool) -> nn.Module:
     """The network without its classifier: of timm and of a user's own, called with num_classes=0, its own way."""
-    taken = ":" in spec.name or spec.name.startswith(PREFIX)
-    network = build_network(replace(spec, head=True, num_classes=0 if taken else spec.num_classes), download)
-    if not taken:
-        network.set_submodule(classifier_of(network)[0], nn.Identity())
+    asked = (":" in spec.name and not spec.name.startswith("kdx.")) or spec.name.startswith(PREFIX)
+    network = build_network(replace(spec, head=True, num_classes=0 if asked else spec.num_classes), download)
+    name, head = classifier_of(network)
+    if not asked or getattr(head, "out_features", None) == 0:
+        network.set_submodule(name, nn.Identity())
     network.headless = True  # type: ignore[assignment]  # whoever looks for pooled features takes what it returns
     return network
 
