@@ -75,8 +75,8 @@ def freed(rounds: int) -> Iterator[Row]:
             yield from rows_of(what, seconds, "given back", case.images, slower_is_above_one=False)
 
 
-def _in_own_process(work: Callable[..., float], *arguments: object) -> float:
-    """A figure that what was measured before has no part in."""
+def _in_own_process(work: Callable[..., Any], *arguments: object) -> Any:
+    """Figures that what was measured before has no part in."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
@@ -156,8 +156,9 @@ def frameworks(rounds: int) -> Iterator[Row]:
 
 
 def pipelines(rounds: int) -> Iterator[Row]:
-    """(c) Images/s of data pipelines alone: crop and flip at 32 px."""
+    """(c) Images/s of data pipelines alone: crop and flip at 32 px, and JPEG files at 224 px."""
     from bench_frameworks import Pictures
+    from bench_pictures import picture_rows
     from PIL import Image
     from torchvision.transforms import v2
 
@@ -182,6 +183,7 @@ def pipelines(rounds: int) -> Iterator[Row]:
     seconds = interleave(contestants, rounds)
     seconds[list(seconds)[2]] = [time * case.images / 1024 for time in seconds[list(seconds)[2]]]
     yield from rows_of("pipelines", seconds, list(seconds)[0], case.images)
+    yield from picture_rows(_in_own_process)
 
 
 def scaling(rounds: int) -> Iterator[Row]:
