@@ -26,7 +26,7 @@ FLAGS += " mixed-precision seed no-deterministic log-interval save-interval num-
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command_is_valid(command: str) -> None:
+def test_command_is_valid(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """.ci/run really runs `make run` and `make test`; the others train for hours and are composed and checked."""
     program, *arguments = shlex.split(command)
     if program == "make":
@@ -43,6 +43,8 @@ def test_command_is_valid(command: str) -> None:
         assert (REPO / arguments[0]).exists(), command
     else:
         assert program == "kdx"
+        (tmp_path / "more_pictures").mkdir()  # the folder that a command names has to be there
+        monkeypatch.chdir(tmp_path)
         cli.check_jobs(CONF, arguments)
 
 
