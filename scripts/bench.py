@@ -235,7 +235,7 @@ def _peak_of_an_epoch(bare: bool, case: Case, recompute: bool) -> float:
             trainer, keeper = kdx_trainer(case, Path(folder))
             if recompute:
                 recompute_blocks(trainer.learner.network)
-            trainer._train_epoch(1, 0.0, keeper)
+            trainer._train_epoch(keeper)
     return _memory_mb("VmHWM") - before
 
 

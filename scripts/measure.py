@@ -196,7 +196,7 @@ def kdx_epoch(case: Case, before_step: Callable[[], None] | None = None) -> Call
 
     def epoch() -> None:
         number = trainer.progress.epochs + 1
-        scores = trainer._train_epoch(number, time.perf_counter(), keeper)
+        scores = trainer._train_epoch(keeper)
         row = {"epoch": number} | {f"train_{key}": value for key, value in scores.items()}
         trainer.progress.close_epoch(row, None)
         keeper.logger.write(trainer.progress.history)
