@@ -26,6 +26,11 @@ def _escaped(char: str) -> str:
     return char
 
 
+def first_names(names: Sequence[str], most: int) -> str:
+    """Up to `most` names with commas between them, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
     """Rows as CSV in which no cell is a formula: text that begins like one gets an apostrophe; None is empty."""
     return "".join(",".join(_csv_cell(cell) for cell in row) + "\n" for row in rows)

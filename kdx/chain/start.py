@@ -14,6 +14,7 @@ from kdx.errors import KdxError
 from kdx.files import from_here
 from kdx.models.features import classifier_of
 from kdx.models.foreign import COUNTER, is_kdx_file, read_weights, take_fitting
+from kdx.text import first_names
 
 MOST_NAMES = 4  # weights that are told by name
 
@@ -54,6 +55,5 @@ def begin(network: nn.Module, start: Start, role: str) -> str:
     anew = [name for name in own if name not in taken]
     if len(anew) == len(own):
         raise KdxError(f"stage.{role}.start={start.where}: none of its weights fits the network")
-    names = ", ".join(anew[:MOST_NAMES]) + (f" and {len(anew) - MOST_NAMES} more" if len(anew) > MOST_NAMES else "")
     told = f"starts from {start.where}: {len(own) - len(anew)} of {len(own)} weights"
-    return f"{told}; anew: {names}" if anew else told
+    return f"{told}; anew: {first_names(anew, MOST_NAMES)}" if anew else told

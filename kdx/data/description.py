@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdx.data.dataset import Dataset, Split
 from kdx.tasks import MULTI_LABEL
-from kdx.text import harmless
+from kdx.text import first_names, harmless
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def oddities(data: Dataset) -> Iterator[str]:
         absent = [data.class_names[i] for i in torch.nonzero(counts == 0).flatten().tolist()]
         if absent:
             effect = "is never learnt" if name == "train" else "says nothing of it in its scores"
-            yield f"{name} holds no image of {what} {_some(absent)}: it {effect}"
+            yield f"{name} holds no image of {what} {first_names(absent, NAMED)}: it {effect}"
         if name == "train" and len(counts) > 1 and int(counts.max()) == len(split) and what == "class":
             yield f"{name}: all images are of one class"
         low, high = grey_range(split)
@@ -94,7 +94,3 @@ def imbalance(counts: Sequence[int]) -> str:
     """How many images the most frequent class that there is has for each of the rarest."""
     there = [count for count in counts if count]
     return f"{max(there) / min(there):.1f}" if there else "-"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

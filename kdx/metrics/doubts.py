@@ -9,6 +9,7 @@ from torch import Tensor
 from kdx.metrics.auc import auc_of_logits
 from kdx.metrics.logits import predict
 from kdx.tasks import MULTI_LABEL
+from kdx.text import first_names
 
 CLEARLY = 0.05  # share of images, or of the correlation, by which something must be better to be told
 DEVIATIONS = 2  # standard deviations that luck is given
@@ -56,7 +57,7 @@ def other_order(logits: Tensor, labels: Tensor, task: str, class_names: Sequence
     if there - here <= max(CLEARLY, luck):
         return None
     moved = [f"{class_names[i]} is its output {order[i]}" for i in own if order[i] != i]
-    told = ", ".join(moved[:MOST_NAMES]) + (f" and {len(moved) - MOST_NAMES} more" if len(moved) > MOST_NAMES else "")
+    told = first_names(moved, MOST_NAMES)
     kind = "correlation" if task == MULTI_LABEL else "share right"
     return f"its classes are in another order ({kind} {here:.2f} as it is, {there:.2f} where {told})"
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdx.errors import KdxError
 from kdx.models.features import eval_mode
-from kdx.visualize.feature_maps import label_text, save_figure
+from kdx.visualize.feature_maps import first_images, save_figure
 
 MOST_HEADS = 8  # drawn
 HEADS = {"need_weights": True, "average_attn_weights": False}  # what torch's attention returns its weights for
@@ -76,16 +76,12 @@ def save_attention_maps(
     Each shows the image, the rollout laid over it, and the heads of the last block.
     """
     paths: list[Path] = []
-    for images, labels in data_loader:
-        for image, label in zip(images, labels, strict=True):
-            if len(paths) == num_samples:
-                return paths
-            path = Path(save_dir) / f"attention_{len(paths)}_label_{label_text(label)}.png"
-            flow, heads = attention_maps(model, image[None])
-            panels = {"rollout": flow[0]}
-            panels |= {f"head {number}": head for number, head in enumerate(heads[0][:MOST_HEADS])}
-            _draw(image, panels, path)
-            paths.append(path)
+    for image, name in first_images(data_loader, num_samples):
+        paths.append(Path(save_dir) / f"attention_{name}.png")
+        flow, heads = attention_maps(model, image[None])
+        panels = {"rollout": flow[0]}
+        panels |= {f"head {number}": head for number, head in enumerate(heads[0][:MOST_HEADS])}
+        _draw(image, panels, paths[-1])
     return paths
 
 

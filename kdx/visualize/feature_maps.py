@@ -2,7 +2,8 @@
 
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -74,14 +75,17 @@ def save_feature_maps(
 ) -> list[Path]:
     """`feature_maps_<n>_label_<label>.png` for the first images of a loader of (images, labels); the files' paths."""
     paths: list[Path] = []
-    for images, labels in data_loader:
-        for image, label in zip(images, labels, strict=True):
-            if len(paths) == num_samples:
-                return paths
-            path = Path(save_dir) / f"feature_maps_{len(paths)}_label_{label_text(label)}.png"
-            extract_and_visualize_features(model, image, layer_name, save_path=path)
-            paths.append(path)
+    for image, name in first_images(data_loader, num_samples):
+        paths.append(Path(save_dir) / f"feature_maps_{name}.png")
+        extract_and_visualize_features(model, image, layer_name, save_path=paths[-1])
     return paths
+
+
+def first_images(data_loader: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[Tensor, str]]:
+    """The first images (C, H, W) of a loader of (images, labels), each with `<n>_label_<label>` for a file's name."""
+    pairs = (pair for images, labels in data_loader for pair in zip(images, labels, strict=True))
+    for number, (image, label) in enumerate(islice(pairs, count)):
+        yield image, f"{number}_label_{label_text(label)}"
 
 
 def last_map_layer(model: nn.Module, input_tensor: Tensor) -> str | None:
