@@ -464,7 +464,7 @@ def test_costs_that_cannot_be_measured_do_not_fail_a_run(tmp_path: Path, monkeyp
     def fail(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("kdx.chain.chain.measure_network", fail)
+    monkeypatch.setattr("kdx.chain.record.measure_network", fail)
     settings = digits_settings(tmp_path, "stage=teacher", "epochs=1", "visualize.samples=0")
     run_chain(settings, tmp_path / "run")
     told = json.loads((tmp_path / "run" / "summary.json").read_text())
