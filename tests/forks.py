@@ -1,9 +1,11 @@
 """A process that has imported torch and kdx once and runs every command line in a fork of itself.
 
-`python -m tests.forks` reads a list of arguments a line, as JSON, and answers each with a line of JSON. pytest's own
+`python -m tests.forks` reads a question a line, as JSON, and answers each with a line of JSON. pytest's own
 process is no place to fork: other tests have started threads in it.
 """
 
+import atexit
+import functools
 import importlib
 import json
 import os
@@ -15,15 +17,20 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.conftest import REPO
 
 SECONDS = 30.0  # a case that takes longer hangs; alone it takes about one
+PATIENCE = 240.0  # the same for a command line of the caller's
 MEMORY = 8 * 2**30  # beyond what the imports have mapped
 NEEDED = ("kdx.run", "kdx.chain.chain", "torchvision.models", "sklearn.model_selection", "sklearn.datasets", "medmnist")
 NEEDED += ("tests.tiny", "torch._dynamo")
+
+
+Done = subprocess.CompletedProcess
 
 
 class Forks:
@@ -39,8 +46,17 @@ class Forks:
 
     def run(self, arguments: list[str]) -> dict[str, Any]:
         """How `kdx <arguments>` ended in an empty folder: code, output, errors, left (files), seconds."""
+        return self._answer({"arguments": arguments})
+
+    def run_in(self, folder: Path, environment: Mapping[str, str], arguments: Sequence[str], module: str) -> Done:
+        """How `python -m module <arguments>` ended in a folder of the caller's, with the environment as it stands."""
+        question = {"arguments": arguments, "folder": str(folder), "environment": dict(environment), "module": module}
+        told = self._answer(question)
+        return Done(arguments, told["code"], told["output"], told["errors"])
+
+    def _answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(arguments) + "\n")
+        self.process.stdin.write(json.dumps(question) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
@@ -48,28 +64,43 @@ class Forks:
         self.process.communicate(timeout=20)  # closes its input, at which it ends
 
 
+def kdx(folder: Path, environment: Mapping[str, str], *arguments: str, module: str = "kdx.run") -> Done:
+    """`kdx <arguments>` in a fork of a process that has imported what it needs, where no signal is to reach it."""
+    return _forks().run_in(folder, environment, arguments, module)
+
+
+@functools.cache
+def _forks() -> Forks:
+    folder = tempfile.TemporaryDirectory(prefix="kdx-tests-")
+    forks = Forks(Path(folder.name))
+    atexit.register(folder.cleanup)
+    atexit.register(forks.end)  # before its folder goes
+    return forks
+
+
 def serve() -> None:
     for name in NEEDED:
         importlib.import_module(name)
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     for line in sys.stdin:
-        folder = Path(tempfile.mkdtemp())
-        work = folder / "around" / "work"
-        work.mkdir(parents=True)
+        question = json.loads(line)
+        around = Path(tempfile.mkdtemp())
+        work = Path(question.get("folder", around / "around" / "work"))
+        work.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         process = os.fork()
         if process == 0:
-            _child(json.loads(line), folder, work, mapped + MEMORY)
-        code = _end_of(process, started + SECONDS)
+            _child(question, around, work, mapped + MEMORY)
+        code = _end_of(process, started + (SECONDS if "folder" not in question else PATIENCE))
         left = sorted(str(path.relative_to(work.parent)) for path in work.parent.rglob("*") if path != work)
         left += [] if work.is_dir() else ["not even the folder that it was started in"]
-        output, errors = ((folder / name).read_text(errors="replace") for name in ("output", "errors"))
+        output, errors = ((around / name).read_text(errors="replace") for name in ("output", "errors"))
         told = {"code": code, "output": output, "errors": errors, "left": left, "seconds": time.monotonic() - started}
         print(json.dumps(told), flush=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(around, ignore_errors=True)
 
 
-def _child(arguments: list[str], folder: Path, work: Path, memory: int) -> None:
+def _child(question: Mapping[str, Any], folder: Path, work: Path, memory: int) -> None:
     code = 1
     try:
         os.setsid()
@@ -77,12 +108,15 @@ def _child(arguments: list[str], folder: Path, work: Path, memory: int) -> None:
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.chdir(work)
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        sys.argv = ["kdx", *arguments]
-        from kdx.run import main
-
-        main()
+        if "environment" in question:
+            os.environ.clear()
+            os.environ.update(question["environment"])
+            sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        else:
+            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        sys.argv = ["kdx", *question["arguments"]]
+        importlib.import_module(question.get("module", "kdx.run")).main()
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)

@@ -9,6 +9,7 @@ import pytest
 
 from kdx import cli
 from tests.conftest import CONF, REPO, TINY
+from tests.forks import kdx
 
 WITHOUT_TORCH = """
 import runpy, sys
@@ -20,11 +21,6 @@ except SystemExit as stop:
 heavy = {{"torch", "torchvision", "torchmetrics", "matplotlib", "pandas", "sklearn"}}
 assert not heavy & set(sys.modules)
 """
-
-
-def kdx(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "kdx.run", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
 
 def run_folders(folder: Path) -> list[Path]:

