@@ -15,6 +15,7 @@ from kdx.losses.objective import Facts, Objective
 from kdx.models.features import Outputs, Watched, resolve_layers
 from kdx.recipe import Recipe
 from kdx.reproducibility import setup_reproducibility
+from kdx.training.distributed import Ranks
 from kdx.training.keeper import Keeper
 from kdx.training.learner import Learner
 from kdx.training.progress import Best
@@ -79,13 +80,15 @@ def make_training(
     optimizer: Any = None,
     schedule: Any = None,
     compile_mode: str | None = None,
+    ranks: Ranks | None = None,
     **recipe: Any,
 ) -> Training:
     """`objective` is a method, or any callable of three tensors, which is then the whole loss; or there are `terms`."""
     data = tiny.dataset(task, classes=2 if task == "binary-class" else 3, count=count)
     preprocessing = Preprocessing(*mean_and_std(data.train.images))
     setup_reproducibility(seed, threads=1)
-    network = network or tiny.network(data.num_classes, 1)
+    ranks = ranks or Ranks()
+    network = ranks.prepare(network or tiny.network(data.num_classes, 1))
     precision = choose_precision(amp, CPU) if isinstance(amp, str) else amp
     teachers, images = teachers or {}, torch.zeros(2, 1, 8, 8)
     if terms is None:
@@ -103,6 +106,7 @@ def make_training(
             for role, net in teachers.items()
         ]
         loss.prepare(known[:1] if several == "mean" else known)
+    ranks.prepare(loss)
     learner = Learner(network, loss, precision, layers)
     optimizer = torch.optim.AdamW(learner.trained(), lr=0.02) if optimizer is None else optimizer(learner.trained())
     batches = Batches(
@@ -119,13 +123,14 @@ def make_training(
     span = Span(epochs, len(batches), recipe.pop("warmup", 0.0))
     trainer = Trainer(
         learner,
-        {role: Teacher(net, precision, theirs[role], cache) for role, net in teachers.items()},
+        {role: Teacher(net, precision, theirs[role], cache, ranks) for role, net in teachers.items()},
         batches,
         Batches(data.val, preprocessing, batch_size=16, device=CPU),
         optimizer,
         Schedule(optimizer, cosine(optimizer, span) if schedule is None else schedule(optimizer), span.warmup_updates),
         Recipe(epochs=epochs, batch_size=8, **recipe),
         compile_mode=compile_mode,
+        ranks=ranks,
         name="student",
         task=task,
         num_classes=data.num_classes,

@@ -126,9 +126,16 @@ class CRD(Objective):
         with torch.no_grad():
             size = math.log(len(self.bank_student))
             measured = torch.stack([s.logsumexp((0, 1)) - math.log(s.numel()) + size for s in scores])
+            own = rows[:, 0]
+            if self.training and self.gather is not None:  # other ranks have seen the batch's other images
+                everywhere = self.gather(measured.expand(len(own), 2))
+                measured = everywhere.logsumexp(0) - math.log(len(everywhere))
+                own, by_all, under_all = self.gather(own), self.gather(by.detach()), self.gather(under.detach())
+            else:
+                by_all, under_all = by.detach(), under.detach()
             log_z = torch.where(self.log_z == UNSET, measured, self.log_z)
             if self.training:
                 self.log_z.copy_(log_z)
-                for bank, seen in ((self.bank_student, by), (self.bank_teacher, under)):
-                    bank[rows[:, 0]] = moved(bank[rows[:, 0]], seen.detach(), self.momentum)
+                for bank, seen in ((self.bank_student, by_all), (self.bank_teacher, under_all)):
+                    bank[own] = moved(bank[own], seen, self.momentum)
         return total(contrast_loss(s, z, len(self.bank_student)) for s, z in zip(scores, log_z, strict=True))

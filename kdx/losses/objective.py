@@ -1,6 +1,6 @@
 """What a method of distillation is: a module that compares a student with a teacher."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -64,6 +64,7 @@ class Objective(nn.Module):
     whole: ClassVar[bool] = False  # True: its loss is all of what is minimised, the labels' part included
     instead: ClassVar[str] = "hinton"  # what to choose where this method is not defined
     task: str = ""
+    gather: Callable[[Tensor], Tensor] | None = None  # rows of all ranks where several train: a memory needs them
 
     def prepare(self, facts: Facts) -> None:
         """Build what depends on the networks and the data; called once, before the optimizer is built.

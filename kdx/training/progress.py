@@ -1,6 +1,7 @@
 """How far a training has come: the best epoch so far, and what is known of the epoch under way."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,10 @@ class Losses:
         """Add another's sums with a weight."""
         assert other.sums is not None
         self._add(other.names, other.sums * weight)
+
+    def over(self, add_up: Callable[[Tensor], Tensor]) -> "Losses":
+        """The same losses, each added up over all ranks."""
+        return self if self.sums is None else Losses(self.names, add_up(self.sums))
 
     def plain(self) -> dict[str, float]:
         """Name -> sum; waits for the device."""

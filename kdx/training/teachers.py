@@ -13,6 +13,7 @@ from kdx.data.batches import Batch, Batches
 from kdx.errors import KdxError
 from kdx.files import hash_path, verify_hash, write_with_hash
 from kdx.models.features import Layers, Outputs, Watched
+from kdx.training.distributed import Ranks
 from kdx.training.evaluation import logits_of
 from kdx.training.runtime import Precision
 
@@ -71,11 +72,16 @@ class Teacher:
     """
 
     def __init__(
-        self, network: nn.Module, precision: Precision, layers: Layers | None = None, cache: LogitsCache | None = None
+        self,
+        network: nn.Module,
+        precision: Precision,
+        layers: Layers | None = None,
+        cache: LogitsCache | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.watched = Watched(self.network, layers)
-        self.precision, self.cache = precision, cache
+        self.precision, self.cache, self.ranks = precision, cache, ranks or Ranks()
         self._still: Tensor | None = None
         self._known: Tensor | None = None  # the logits of this epoch's views, by image number
         self._to_keep: Tensor | None = None  # room for them while they are computed
@@ -86,7 +92,7 @@ class Teacher:
             return Outputs(self._known[batch.indices])
         outputs = self.ask(batch.images)
         if self._to_keep is not None:
-            self._to_keep[batch.indices] = outputs.logits
+            self._to_keep[self.ranks.gather(batch.indices)] = self.ranks.gather(outputs.logits)
         return outputs
 
     def ask(self, images: Tensor) -> Outputs:
@@ -102,7 +108,7 @@ class Teacher:
         known = None if self.cache is None else self.cache.load(view, len(batches.labels))
         if known is None:
             known = logits_of(self.network, batches, self.precision)
-            if self.cache is not None:
+            if self.cache is not None and self.ranks.rank == 0:
                 self.cache.save(view, known)
         return known.to(self.precision.device)
 
@@ -120,14 +126,15 @@ class Teacher:
             self._known = self._still
             return
         known = self.cache.load(_view(epoch), len(train.labels))
-        if known is not None:
+        there = self.ranks.first_says(lambda: known is not None)  # what another run writes now, all see or none
+        if there and known is not None:
             self._known = known.to(self.precision.device)
-        elif whole:
+        elif whole and not there:
             self._to_keep = torch.full((len(train.labels), num_classes), math.nan, device=self.precision.device)
 
     def end_epoch(self, epoch: int) -> None:
         """Leave the epoch's logits to later runs."""
-        if self.cache is not None and self._to_keep is not None:
+        if self.cache is not None and self._to_keep is not None and self.ranks.rank == 0:
             self.cache.save(_view(epoch), self._to_keep)
         self._known = self._to_keep = None
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdx.data.batches import Batch, Batches
 from kdx.errors import KdxError
@@ -20,6 +20,7 @@ from kdx.models.features import Outputs
 from kdx.recipe import AUC, Recipe
 from kdx.reproducibility import RandomState
 from kdx.training.averaging import Average
+from kdx.training.distributed import Ranks
 from kdx.training.evaluation import logits_of
 from kdx.training.keeper import Keeper, State
 from kdx.training.learner import Learner
@@ -43,6 +44,7 @@ class Trainer:
         recipe: Recipe,
         *,
         compile_mode: str | None = None,
+        ranks: Ranks | None = None,
         name: str,
         task: str,
         num_classes: int,
@@ -55,6 +57,8 @@ class Trainer:
         self.device = self.precision.device
         self.scaler = self.precision.scaler()
         self.average = Average(learner.network, recipe.ema)
+        self.ranks = ranks or Ranks()
+        self.model: nn.Module = learner  # what a step calls; on several ranks, what averages their gradients
         self.progress = Progress(self.device)
         self.state: State = {
             "model": learner.network,
@@ -77,6 +81,8 @@ class Trainer:
         if self.compile_mode:
             networks = [self.learner.network, *(teacher.network for teacher in self.teachers.values())]
             compile_networks(networks, self.compile_mode)
+        self.ranks.follow(self.state)
+        self.model = self.ranks.wrap(self.learner)
         # what teachers say of the validation split never changes: once a stage
         self.val_outputs = [Outputs(teacher.of_split("val", self.val)) for teacher in self.teachers.values()]
         with keeper.writing():
@@ -120,22 +126,26 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         progress = (epoch - 1 + (step - 1) / len(self.train)) / self.recipe.epochs
         counts, seen, losses = self.learner.objective.hard_loss.counts, [], Losses()
-        for part in parts_of(batch, self.recipe.micro_batches):
+        self.ranks.seed_step(self.train.seed, self.train.name, epoch, step)
+        for part in map(self.ranks.share, parts_of(batch, self.recipe.micro_batches)):
             taught = [teacher(part) for teacher in self.teachers.values()]  # before the student: needs the least memory
-            terms = self.learner(part.images, taught, lesson_of(part, batch, progress, counts))
+            terms = self.model(part.images, taught, lesson_of(part, batch, progress, counts))
             logits = terms.pop("logits")
+            share = len(part.labels) / (len(batch.labels) * self.ranks.copies)
             if self.device.type == "cpu":  # elsewhere a look is a host sync: there the epoch's mean tells
-                self._require_finite(terms["loss"].item(), epoch, step, "loss")
-            share = len(part.labels) / len(batch.labels)
-            self.scaler.scale(terms["loss"] * share).backward()
+                self._require_finite(self.ranks.sum(terms["loss"]).item(), epoch, step, "loss")
+            self.ranks.backward(self.scaler.scale(terms["loss"] * (share * self.ranks.world)))
             seen.append(logits.clone() if self.recipe.micro_batches > 1 else logits)  # CUDA graphs reuse their memory
+            seen[-1] = self.ranks.gather(seen[-1])
             losses.add(terms, share)
+        losses = losses.over(self.ranks.sum)
         if self.recipe.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.learner.trained(), self.recipe.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.after_update()
+        self.ranks.level(self.learner)
         self.average.update()
         return torch.cat(seen), losses
 
@@ -143,7 +153,7 @@ class Trainer:
         """Validate after an epoch, and see whether it is the best; its row of the log."""
         epoch, done = self.progress.epochs + 1, self.progress.under_way
         learning_rate = done.learning_rate
-        validated = self._validate(epoch)
+        validated = self.ranks.first_says(lambda: self._validate(epoch))
         self.schedule.after_epoch(self.selection.value_of(validated))
         row: dict[str, Any] = {"epoch": epoch}
         row |= {f"train_{key}": value for key, value in trained.items()}
