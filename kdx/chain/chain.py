@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from kdx.chain.plan import PlannedStage, check_plan, describe_plan, make_plan, r
 from kdx.chain.record import RunRecord
 from kdx.chain.stage import FinishedTeacher, LoadedStage, Outcome, load_network, scores_on_test, train_stage
 from kdx.chain.start import Start, start_of_file
+from kdx.chain.team import Team, refuse_torchrun, team_of, threads_divided
 from kdx.checkpoint import load_checkpoint
 from kdx.config.schema import Settings, StageSettings
 from kdx.data.description import log_description
@@ -28,6 +30,7 @@ from kdx.memory import full_cleanup, keep_freed_memory
 from kdx.models.networks import count_parameters
 from kdx.report.run import write_run_report
 from kdx.report.tables import stage_table
+from kdx.training.distributed import Ranks
 from kdx.training.stopping import StopRequest, listening
 from kdx.users_code import users_errors
 
@@ -39,6 +42,8 @@ def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) 
 
     Raises `KdxError` before the first training step for whatever in any stage cannot work.
     """
+    refuse_torchrun()
+    settings = threads_divided(settings)
     index = StageIndex(Path(settings.output_dir))
     context = make_run_context(settings, load_dataset(settings))
     if context.device.type == "cpu" and not settings.activation_checkpointing:  # which asks for little memory
@@ -50,9 +55,10 @@ def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) 
     if settings.plan:
         return None
     make_folder(index.folder)
-    with own_folder(run_dir), listening() as stop:
+    context = replace(context, ranks=Ranks(0, settings.world, settings.sync_batchnorm))
+    with own_folder(run_dir), listening() as stop, team_of(context, stop.raise_if_asked) as team:
         refuse_other_run(run_dir, plan)
-        run = _Run(context, plan, index, run_dir, overrides, stop, loaded)
+        run = _Run(context, plan, index, run_dir, overrides, stop, loaded, team)
         with run.record.kept():
             for planned in plan:
                 run.carry_out(planned)
@@ -76,9 +82,10 @@ class _Run:
         overrides: Sequence[str],
         stop: StopRequest,
         loaded: dict[str, LoadedStage],
+        team: Team,
     ) -> None:
         self.context, self.plan, self.index, self.run_dir = context, plan, index, run_dir
-        self.stop, self.loaded = stop, loaded
+        self.stop, self.loaded, self.team = stop, loaded, team
         self.done: dict[str, PlannedStage] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.record = RunRecord(context, plan, run_dir, overrides)
@@ -91,16 +98,17 @@ class _Run:
             with self.turn(intended) as (planned, earlier):
                 if planned.action == "train":
                     folder, own, teachers = self.run_dir / planned.role, planned.fingerprint, self.teachers_of(planned)
-                    outcome = train_stage(
-                        self.context,
-                        planned.stage,
-                        folder,
-                        own=own,
-                        teachers=teachers,
-                        start=self.start_of(planned.stage),
-                        earlier=earlier,
-                        stop=self.stop,
-                    )
+                    with self.team.training(planned.stage, self.checkpoints_of_teachers(planned)):
+                        outcome = train_stage(
+                            self.context,
+                            planned.stage,
+                            folder,
+                            own=own,
+                            teachers=teachers,
+                            start=self.start_of(planned.stage),
+                            earlier=earlier,
+                            stop=self.stop,
+                        )
                     self.file(planned, outcome)
                 else:
                     outcome = self.take(planned)
@@ -185,6 +193,10 @@ class _Run:
             del self.loaded[role]  # it may be compiled for this stage: who teaches another one is loaded again
             teachers[role] = FinishedTeacher(network, self.done[role].fingerprint, outcome.sha256)
         return teachers
+
+    def checkpoints_of_teachers(self, planned: PlannedStage) -> dict[str, tuple[StageSettings, Path]]:
+        """Where other ranks find who teaches a stage, by role."""
+        return {role: (self.done[role].stage, self.outcomes[role].checkpoint) for role in planned.stage.teachers}
 
     def start_of(self, stage: StageSettings) -> Start | None:
         """The weights that a stage starts from, of a stage that is done or of a file."""

@@ -23,6 +23,7 @@ from kdx.models.batch_norm import slow_momentum
 from kdx.models.networks import capture_features, check_network
 from kdx.models.timm_networks import PREFIX, tell_licence
 from kdx.trackers.trackers import check_tracker
+from kdx.training.synced_norm import unknown_norms
 from kdx.training.teachers import Teacher
 from kdx.users_code import reason_of
 
@@ -52,6 +53,7 @@ def check_stage(
     untouched = copy.deepcopy(network.state_dict())
     _try_step(context, stage, parts, teachers)
     network.load_state_dict(untouched)  # what a wild step made of it must not teach in the next stage's trial
+    _check_ranks(context, stage, parts)
     _check_drawn_layer(context, stage, network)
     _tell_batch_norm(context, stage, network)
     return network
@@ -104,6 +106,23 @@ def _culprit(error: BaseException, stage: StageSettings, parts: Parts | None) ->
 def _check_network(context: RunContext, stage: StageSettings, network: nn.Module) -> None:
     called = f"model.{stage.role}={stage.network}:"
     check_network(network, network_spec(context, stage), context.input_size, stage.recipe.batch_size, called)
+
+
+def _check_ranks(context: RunContext, stage: StageSettings, parts: Parts) -> None:
+    """What several devices cannot train as one does."""
+    settings = context.settings
+    if settings.world == 1:
+        return
+    unknown, terms = unknown_norms(parts.learner), parts.learner.objective.terms.values()
+    if settings.sync_batchnorm and unknown:
+        raise KdxError(
+            f"sync_batchnorm=true: {', '.join(unknown)} of the {stage.role} cannot be synchronised; set false"
+        )
+    memories = [term.key for term in terms if term.method.remembers]
+    if not settings.sync_batchnorm and memories:
+        raise KdxError(
+            f"sync_batchnorm=false: {memories[0]} of the {stage.role} remembers all devices' images; set true"
+        )
 
 
 def _tell_batch_norm(context: RunContext, stage: StageSettings, network: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """What all stages of a run share, and what of it determines a stage's weights."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from kdx.metrics.selection import Selection
 from kdx.models.batch_norm import momentum_for
 from kdx.models.networks import NetworkSpec
 from kdx.models.stem import resolve_stem
-from kdx.recipe import changed
+from kdx.recipe import Recipe, changed
 from kdx.tasks import MULTI_LABEL
-from kdx.training.runtime import Precision, choose_device, choose_precision
+from kdx.training.distributed import Ranks
+from kdx.training.runtime import Precision, choose_precision, device_of_rank
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class RunContext:
     preprocessing: Preprocessing
     precision: Precision
     sources: Sources = field(default_factory=Sources)
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def device(self) -> torch.device:
@@ -49,7 +51,8 @@ class RunContext:
 
     def surroundings(self) -> dict[str, Any]:
         """What may change the last bits of a result without being part of its fingerprint."""
-        return {
+        several = {"devices": self.settings.world} if self.settings.world > 1 else {}
+        return several | {
             "device": self.device.type,
             "precision": self.precision.name,
             "channels_last": self.precision.channels_last,
@@ -80,9 +83,9 @@ def load_dataset(settings: Settings) -> Dataset:
     )
 
 
-def make_run_context(settings: Settings, dataset: Dataset) -> RunContext:
-    """Choose preprocessing, device and precision for a data set."""
-    device = choose_device(settings.device)
+def make_run_context(settings: Settings, dataset: Dataset, ranks: Ranks | None = None) -> RunContext:
+    """Choose preprocessing, device and precision for a data set; `ranks` are given to what trains with others."""
+    device = device_of_rank(settings.device, settings.devices, 0 if ranks is None else ranks.rank)
     if dataset.mirrored and any(isinstance(one, Flip) for one in settings.augment):
         raise KdxError(
             f"dataset.augment={plain_augment(settings.augment)}: a flip changes the class of {dataset.name}'s images"
@@ -91,7 +94,7 @@ def make_run_context(settings: Settings, dataset: Dataset) -> RunContext:
         raise KdxError(f"dataset.balance=true: an image of {dataset.name} has labels, not one class; choose false")
     preprocessing = _choose_preprocessing(settings, dataset)
     precision = choose_precision(settings.amp, device, settings.channels_last, settings.compile)
-    return RunContext(settings, dataset, preprocessing, precision)
+    return RunContext(settings, dataset, preprocessing, precision, ranks=ranks or Ranks())
 
 
 def network_spec(context: RunContext, stage: StageSettings) -> NetworkSpec:
@@ -134,7 +137,8 @@ def stage_fingerprint(
         "network": _facts(network_spec(context, stage)),
         "optimizer": stage.optimizer,
         "scheduler": stage.scheduler,
-        "recipe": changed(stage.recipe) | {"select": Selection.resolve(stage.recipe.select, context.dataset.task).name},
+        "recipe": changed(_as_on_one_device(context, stage.recipe))
+        | {"select": Selection.resolve(stage.recipe.select, context.dataset.task).name},
         "amp": context.settings.amp,
         "seed": context.settings.seed,
         "code": data_code(context) | network_code(context, stage),
@@ -152,6 +156,13 @@ def stage_fingerprint(
     elif stage.start_role is not None:
         facts["start"] = start
     return fingerprint(facts)
+
+
+def _as_on_one_device(context: RunContext, recipe: Recipe) -> Recipe:
+    """The recipe that gives the same weights on one device: several are as one, or each takes a part of a batch."""
+    settings = context.settings
+    parts = recipe.micro_batches * (1 if settings.sync_batchnorm else settings.world)
+    return recipe if parts == recipe.micro_batches else replace(recipe, micro_batches=parts)
 
 
 def _facts(spec: NetworkSpec) -> dict[str, Any]:

@@ -67,6 +67,7 @@ def build_parts(
             for role, layers in teacher_layers.items()
         ]
         objective.prepare(known[:1] if stage.several == MEAN else known)
+    context.ranks.prepare(objective)
     learner = Learner(network, objective.to(context.device), context.precision, student_layers)
     optimizer = build_optimizer(stage, learner)
     schedule = build_schedule(stage, optimizer, span_of(context, stage), context.dataset.task)
@@ -85,7 +86,7 @@ def _network(context: RunContext, stage: StageSettings) -> nn.Module:
     if any(map(is_lazy, network.parameters())):  # their shapes come with the first images
         with eval_mode(network), torch.no_grad():
             network(torch.zeros(2, spec.in_channels, *context.input_size))
-    return context.precision.place(network)
+    return context.precision.place(context.ranks.prepare(network))
 
 
 def _objective(context: RunContext, stage: StageSettings) -> Distillation:

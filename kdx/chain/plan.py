@@ -115,7 +115,11 @@ def check_plan(context: RunContext, plan: Sequence[PlannedStage], run_dir: Path)
             networks[planned.role] = loaded[planned.role].network
         if planned.finished is not None:
             here, there = context.surroundings(), planned.finished.surroundings
-            differ = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
+            differ = [
+                f"{key} {there.get(key)} there, {here.get(key)} here"
+                for key in here | there
+                if there.get(key) != here.get(key)
+            ]
             if differ:
                 log.info(
                     "note: the reused %s was made with %s: its last bits may differ", planned.role, "; ".join(differ)

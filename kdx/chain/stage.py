@@ -29,7 +29,7 @@ from kdx.models.networks import build_network, count_parameters
 from kdx.results import ScoresOnValidation
 from kdx.trackers.trackers import open_tracker
 from kdx.training.evaluation import evaluate, logits_of
-from kdx.training.keeper import Keeper, is_due
+from kdx.training.keeper import Bystander, Keeper, is_due
 from kdx.training.runtime import match_layout
 from kdx.training.stopping import StopRequest
 from kdx.training.teachers import LogitsCache, Teacher
@@ -152,11 +152,20 @@ def train_stage(
     )
 
 
+def train_beside(context: RunContext, stage: StageSettings, teachers: Mapping[str, FinishedTeacher]) -> None:
+    """Train a stage as another rank than 0, in whose state it begins; nothing is left of it."""
+    parts = build_parts(context, stage, {role: teacher.network for role, teacher in teachers.items()})
+    layers = parts.teacher_layers
+    asked = {role: _teacher(context, stage, role, known, layers[role]) for role, known in teachers.items()}
+    with _memory_errors(stage):
+        make_trainer(context, stage, parts, asked).fit(Bystander())
+
+
 def _teacher(context: RunContext, stage: StageSettings, role: str, known: FinishedTeacher, layers: Layers) -> Teacher:
     cache = None
     if stage.cache_logits:
         cache = LogitsCache(logits_folder(context, stage, role, known.sha256), context.dataset.num_classes)
-    return Teacher(known.network, context.precision, layers, cache)
+    return Teacher(known.network, context.precision, layers, cache, context.ranks)
 
 
 def make_trainer(
@@ -176,6 +185,7 @@ def make_trainer(
         parts.schedule,
         stage.recipe,
         compile_mode=compile_mode(context, stage),
+        ranks=context.ranks,
         name=stage.role,
         task=context.dataset.task,
         num_classes=context.dataset.num_classes,

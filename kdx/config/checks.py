@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from kdx.config.schema import NETWORK, ModelSchema, RoleSchema, Schema, StageSchema, StageSettings
+from kdx.config.schema import NETWORK, ModelSchema, RoleSchema, Schema, StageSchema, StageSettings, world_of
 from kdx.config.swap_points import COMBINED, GROUPS, OF_COMBINED, SWAP_POINTS, TERM_NAME, is_shipped, rules_of
 from kdx.errors import KdxError, suggest
 from kdx.ranges import (
@@ -245,6 +245,11 @@ def check_recipe(stage: StageSettings, run: Schema, problems: Problems) -> None:
     if recipe.micro_batches > max(1, recipe.batch_size // 2):
         needed = f"parts of at least two images are needed, and the {role}'s batch_size is {recipe.batch_size}"
         problems.add(_key_of(role, "micro_batches", recipe, run), recipe.micro_batches, needed)
+    world = world_of(run.devices)
+    if world > 1 and recipe.micro_batches * world > max(1, recipe.batch_size // 2):
+        times = f"{recipe.micro_batches} micro_batches, " if recipe.micro_batches > 1 else ""
+        needed = f"two images for each are needed at least ({times}batch_size={recipe.batch_size} of the {role})"
+        problems.add("devices", run.devices, needed)
     # of gradients summed over parts, only one part may arrive (PyTorch issue 96693)
     if recipe.micro_batches > 1 and run.compile == "reduce-overhead":
         problems.add("compile", run.compile, "CUDA graphs spoil gradients summed by micro_batches; choose default")
@@ -259,6 +264,10 @@ def check_together(run: Schema, problems: Problems) -> None:
     """What two keys allow only together."""
     if run.activation_checkpointing and run.compile not in ("auto", "off"):
         problems.add("compile", run.compile, "does not go together with activation_checkpointing=true; choose off")
+    if world_of(run.devices) > 1 and run.compile == "reduce-overhead":
+        problems.add("compile", run.compile, "does not go together with several devices; choose default")
+    if not isinstance(run.devices, int) and len(set(run.devices)) < len(run.devices):
+        problems.add("devices", run.devices, "each device can be named once")
     dataset = run.dataset
     if isinstance(dataset.normalize, Mapping):
         _check_mean_and_std(dataset.normalize, problems)

@@ -1,10 +1,11 @@
 """The types of a run's configuration: as composed (Schema), and as checked (Settings). Imports no torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from typing import Any, get_type_hints
 
 from kdx.augmentations import BY_NAME, Augmentation
-from kdx.ranges import Anything, Choice, Either, Flag, Folder, Group, Real, Text, Whole, Words, key
+from kdx.ranges import Anything, Choice, Either, Flag, Folder, Group, ListOf, Real, Text, Whole, Words, key
 from kdx.recipe import Recipe
 
 # A key is declared once: its type, its rule, its default where conf has none. `| None` allows null. Swap points (kd,
@@ -20,6 +21,7 @@ NETWORK = Text(
     200,
 )
 AUGMENT = Either((Words((*BY_NAME, "none")), Group(words="a mapping {name: {option: value}}")))
+DEVICES = Either((Whole(1, 1024), ListOf(Whole(0, 1023), fewest=1, most=1024)))
 CACHE = ("auto", "memory", "disk", "none")
 NORMALIZE = ("auto", "imagenet", "dataset")
 
@@ -117,6 +119,8 @@ class Schema(Recipe):
     search: dict[str, Any] | None = key(Group(SearchSchema), None)
     amp: str = key(Choice(("auto", "bf16", "fp16", "off")))
     device: str = key(Text(r"auto|cpu|mps|cuda(:\d{1,3})?", "choose auto, cpu, cuda, cuda:<number> or mps"))
+    devices: Any = key(DEVICES, 1)  # so many, or their numbers
+    sync_batchnorm: bool = key(Flag(), True)
     channels_last: bool | None = key(Flag())
     compile: str = key(Choice(("auto", "off", "default", "reduce-overhead")))
     activation_checkpointing: bool = key(Flag())
@@ -135,6 +139,11 @@ class Schema(Recipe):
     data_dir: str = key(Folder())
     download: bool = key(Flag())
     output_dir: str = key(Folder(own=True))
+
+
+def world_of(devices: int | Sequence[int]) -> int:
+    """The number of devices where the key is that number, or lists theirs."""
+    return devices if isinstance(devices, int) else len(devices)
 
 
 @dataclass(frozen=True)
@@ -201,6 +210,8 @@ class Settings:
     stem: str
     amp: str
     device: str
+    devices: int | list[int]
+    sync_batchnorm: bool
     channels_last: bool | None
     compile: str
     activation_checkpointing: bool
@@ -218,6 +229,11 @@ class Settings:
     visualize: VisualizeSchema
     download: bool
     output_dir: str
+
+    @property
+    def world(self) -> int:
+        """How many ranks train as one."""
+        return world_of(self.devices)
 
     def stage(self, role: str) -> StageSettings:
         return next(stage for stage in self.stages if stage.role == role)

@@ -32,6 +32,8 @@ class AttentionTransfer(Objective):
     maps of another aspect ratio are squeezed.
     """
 
+    relates = False
+
     def __init__(
         self,
         layers: str | Sequence[str] = "stages",

@@ -70,6 +70,8 @@ class CRD(Objective):
     set by the first batch.
     """
 
+    relates = False
+    remembers = True
     bank_student: Tensor
     bank_teacher: Tensor
     log_z: Tensor
@@ -128,7 +130,7 @@ class CRD(Objective):
             measured = torch.stack([s.logsumexp((0, 1)) - math.log(s.numel()) + size for s in scores])
             own = rows[:, 0]
             if self.training and self.gather is not None:  # other ranks have seen the batch's other images
-                everywhere = self.gather(measured.expand(len(own), 2))
+                everywhere = self.gather(measured.expand(len(own), 2).contiguous())
                 measured = everywhere.logsumexp(0) - math.log(len(everywhere))
                 own, by_all, under_all = self.gather(own), self.gather(by.detach()), self.gather(under.detach())
             else:

@@ -31,6 +31,8 @@ class CTKD(Objective):
     15.6), ramp 10 of 240 epochs. For multi-label sets per label, as Hinton's.
     """
 
+    relates = False
+
     def __init__(
         self,
         start: float = 1.0,

@@ -135,7 +135,7 @@ class Distillation(nn.Module):
         for name, copies in self._copies():
             if copies[0].layers and not student.features:  # on validation
                 continue
-            terms = _merged([m(student, t, lesson) for m, t in zip(copies, teachers, strict=True)])
+            terms = _merged([_asked(m, student, t, lesson) for m, t in zip(copies, teachers, strict=True)])
             weighted = self.terms[name].weight.at(lesson.progress) * terms["loss"]
             total = weighted if total is None else total + weighted
             parts |= self._named(name, copies[0], terms)
@@ -154,6 +154,16 @@ class Distillation(nn.Module):
     def _copies(self) -> list[tuple[str, list[Objective]]]:
         """Each term's name and its method, a copy for every teacher."""
         return [(name, list(copies)) for name, copies in self.methods.items()]  # type: ignore[call-overload]
+
+
+def _asked(method: Objective, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:
+    """A method's parts; one that relates images sees those of all ranks, where several train as one."""
+    gather = method.gather
+    if gather is None or not method.relates or not method.training:
+        return method(student, teacher, lesson)
+    known = None if lesson.known is None else gather(lesson.known)
+    everyone = Lesson(gather(lesson.targets), gather(lesson.indices), lesson.progress, known)
+    return method(student.gathered(gather), teacher.gathered(gather), everyone)
 
 
 def averaged(teachers: Sequence[Outputs], multi_label: bool) -> Outputs:

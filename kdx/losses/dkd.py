@@ -30,6 +30,7 @@ class DKD(Objective):
     Undefined for multi-label sets. With two classes there is one other class, which teaches nothing.
     """
 
+    relates = False
     tasks = SINGLE_LABEL
     instead = "hinton, wttm or ctkd"
 

@@ -52,6 +52,8 @@ class FitNet(Objective):
     paper's two-stage start is not done there either. The teacher's map should be behind its ReLU. All tasks.
     """
 
+    relates = False
+
     def __init__(
         self,
         layers: str | Sequence[str] = "stages",

@@ -24,6 +24,7 @@ class HardLabel(Objective):
     learns from the teacher alone, and the labels teach the other one. Undefined for multi-label sets.
     """
 
+    relates = False
     tasks = SINGLE_LABEL
     instead = "hinton, wttm or ctkd"
 

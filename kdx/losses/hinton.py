@@ -43,6 +43,8 @@ class Hinton(objective.Objective):
     standardisation) was published with 0.1 and 9 at T 2; it teaches nothing with two classes.
     """
 
+    relates = False
+
     def __init__(self, temperature: float = 4.0, standardise: bool = False) -> None:
         super().__init__()
         above_zero(temperature=temperature)

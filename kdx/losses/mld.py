@@ -26,6 +26,7 @@ class MLD(Objective):
     the mean that kdx has, that is `mean` with weight 10 / batch size (0.16 at 64). Defined for multi-label sets only.
     """
 
+    relates = False
     tasks = (MULTI_LABEL,)
     instead = "hinton, dkd or dist"
 

@@ -28,6 +28,7 @@ class NKD(Objective):
     classes only the first term is left, which is a cross-entropy weighted by the teacher.
     """
 
+    relates = False
     tasks = SINGLE_LABEL
     min_classes = 3
     instead = "hinton, wttm or ctkd"

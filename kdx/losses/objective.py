@@ -63,8 +63,10 @@ class Objective(nn.Module):
     min_classes: ClassVar[int] = 2
     whole: ClassVar[bool] = False  # True: its loss is all of what is minimised, the labels' part included
     instead: ClassVar[str] = "hinton"  # what to choose where this method is not defined
+    relates: ClassVar[bool] = True  # False: a mean over images, of which each of several ranks computes its part
+    remembers: ClassVar[bool] = False  # True: its buffers move with every batch, by the images of all ranks
     task: str = ""
-    gather: Callable[[Tensor], Tensor] | None = None  # rows of all ranks where several train: a memory needs them
+    gather: Callable[[Tensor], Tensor] | None = None  # the rows (N, ...) of all ranks, where several train as one
 
     def prepare(self, facts: Facts) -> None:
         """Build what depends on the networks and the data; called once, before the optimizer is built.

@@ -29,6 +29,7 @@ class PSKD(Objective):
     As published beside a summed binary cross-entropy. Defined for multi-label sets only.
     """
 
+    relates = False
     tasks = (MULTI_LABEL,)
     instead = "hinton, dkd or dist"
 

@@ -68,6 +68,8 @@ class ReviewKD(Objective):
     give, as in the paper's own code for most networks. All tasks.
     """
 
+    relates = False
+
     def __init__(
         self,
         layers: str | Sequence[str] = ("stages", "pooled"),

@@ -30,6 +30,7 @@ class RLD(Objective):
     of 240 epochs. Undefined for multi-label sets. With two classes one class at most is below, which teaches nothing.
     """
 
+    relates = False
     tasks = SINGLE_LABEL
     instead = "hinton, wttm or ctkd"
 

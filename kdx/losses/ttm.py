@@ -31,6 +31,8 @@ class TTM(Objective):
     multi-label sets the same of every label, mean over labels (not published).
     """
 
+    relates = False
+
     def __init__(self, power: float = 0.1) -> None:
         super().__init__()
         above_zero(power=power)
@@ -49,6 +51,8 @@ class WTTM(Objective):
     As published: cross-entropy with weight 1, power 0.1 with weight 45 (vgg13 to vgg8), 0.2 with 4 beside CRD; other
     pairs' weights are in the paper.
     """
+
+    relates = False
 
     def __init__(self, power: float = 0.1) -> None:
         super().__init__()

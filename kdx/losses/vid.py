@@ -47,6 +47,8 @@ class VID(Objective):
     As published in later comparisons: cross-entropy with weight 1, this with 1, variances from 5. All tasks.
     """
 
+    relates = False
+
     def __init__(
         self,
         layers: str | Sequence[str] = "stages",

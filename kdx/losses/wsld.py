@@ -32,6 +32,7 @@ class WSLD(Objective):
     multi-label sets.
     """
 
+    relates = False
     tasks = SINGLE_LABEL
     instead = "hinton, wttm or ctkd"
 

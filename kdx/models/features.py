@@ -27,6 +27,11 @@ class Outputs(NamedTuple):
     logits: Tensor
     features: Mapping[str, Sequence[Tensor]] = {}
 
+    def gathered(self, gather: Callable[[Tensor], Tensor]) -> "Outputs":
+        """The outputs for more images, of which these are some, by a function of rows (B, ...)."""
+        features = {word: [gather(one) for one in layers] for word, layers in self.features.items()}
+        return Outputs(gather(self.logits), features)
+
 
 class Watched:
     """A network that returns its logits with the features of some layers.

@@ -3,12 +3,12 @@
 With one rank every method here is an identity, so that the training step is written once.
 """
 
-import copy
 import inspect
 import io
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from kdx.data.batches import Batch
 from kdx.losses.objective import Objective
 from kdx.reproducibility import derive_seed
+from kdx.training.synced_norm import SyncedBatchNorm
 
 FEWEST = 2  # images a rank that batch-norm needs
 
@@ -28,43 +29,70 @@ FEWEST = 2  # images a rank that batch-norm needs
 class Ranks:
     """This process among the `world` that train one learner, connected by torch's default process group.
 
-    `synchronised`: batch-norm takes its statistics over the images of all ranks, else over each rank's own.
+    `synchronised`: batch-norm, and losses that relate images, see the images of all ranks, else each rank its own.
     """
 
     rank: int = 0
     world: int = 1
     synchronised: bool = True
-    split: bool = True  # whether the images under way are divided among the ranks; else each computes all of them
+    sizes: list[int] = field(default_factory=list)  # each rank's images of those under way; empty: each has all of them
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Ranks":
+        return self  # the process group is one
 
     def prepare(self, module: nn.Module) -> nn.Module:
-        """The module with batch-norms, where wanted, and memories that see all ranks' images; all names stay."""
-        if self.world == 1:
-            return module
+        """The module with batch-norms and losses that, where wanted, see all ranks' images; all names stay."""
+        return module if self.world == 1 else self._prepared(module, {})
+
+    def _prepared(self, module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
+        if module in done:  # it stands in several places
+            return done[module]
+        done[module] = module
         if isinstance(module, _BatchNorm) and self.synchronised:
-            return SyncedBatchNorm.of(module, self)
-        if isinstance(module, Objective):
+            done[module] = SyncedBatchNorm.of(module, lambda: self.sizes != [])
+            return done[module]
+        if isinstance(module, Objective) and self.synchronised:
             module.gather = self.gather
         for name, child in module.named_children():
-            setattr(module, name, self.prepare(child))
+            setattr(module, name, self._prepared(child, done))
         return module
 
     def wrap(self, learner: nn.Module) -> nn.Module:
         """What is called in the place of the learner: its backward pass averages gradients over the ranks."""
         if self.world == 1:
             return learner
-        # the learner may hold weights that one batch does not reach; buffers are kept equal by `level`
+        # the learner may hold weights that one batch does not reach; buffers are kept equal by `statistics`
         known = inspect.signature(DistributedDataParallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.15
         no_buffers: dict[str, Any] = {name: False}
-        return DistributedDataParallel(learner, find_unused_parameters=True, **no_buffers)
+        alone = _LossAlone(learner).to(next(learner.parameters()).device)
+        return DistributedDataParallel(alone, find_unused_parameters=True, **no_buffers)
 
-    def share(self, part: Batch) -> Batch:
-        """This rank's images of a part of a batch; all of them where they are too few to be divided."""
-        self.split = self.world > 1 and len(part.labels) >= FEWEST * self.world
-        if not self.split:
-            return part
-        pieces = ([None] * self.world if field is None else field.tensor_split(self.world) for field in part)
-        return Batch(*(fields[self.rank] for fields in pieces))  # type: ignore[arg-type]
+    def parts(self, batch: Batch, micro_batches: int) -> Iterator[Batch]:
+        """This rank's images of each part of a batch; all of them where they are too few to be divided.
+
+        Without synchronisation they are those of `micro_batches` times as many parts as there are ranks.
+        """
+        if self.world == 1:
+            yield from parts_of(batch, micro_batches)
+        elif self.synchronised:
+            for part in parts_of(batch, micro_batches):
+                fewer = list(parts_of(part, self.world))
+                yield self._own(fewer) if len(fewer) == self.world else self._all(part)
+        else:
+            parts = list(parts_of(batch, micro_batches * self.world))
+            if len(parts) % self.world:
+                yield from map(self._all, parts)
+            for first in range(0, len(parts) if len(parts) % self.world == 0 else 0, self.world):
+                yield self._own(parts[first : first + self.world])
+
+    def _own(self, pieces: list[Batch]) -> Batch:
+        self.sizes = [len(piece.labels) for piece in pieces]
+        return pieces[self.rank]
+
+    def _all(self, part: Batch) -> Batch:
+        self.sizes = []
+        return part
 
     def backward(self, loss: Tensor) -> None:
         """The backward pass; on several ranks gradients are averages over them after it."""
@@ -78,19 +106,14 @@ class Ranks:
     @property
     def copies(self) -> int:
         """How many ranks compute each of the images under way."""
-        return 1 if self.split else self.world
+        return 1 if self.sizes else self.world
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows (N, ...) of all ranks, in their order; each has rows for other images, or all have the same ones."""
-        if self.world == 1 or not self.split:
-            return rows
-        counts = [rows.new_zeros((), dtype=torch.int64) for _ in range(self.world)]
-        dist.all_gather(counts, counts[0].new_tensor(len(rows)))
-        most = int(torch.stack(counts).max())
-        padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])]).contiguous()
-        everyone = [torch.empty_like(padded) for _ in range(self.world)]
-        dist.all_gather(everyone, padded)
-        return torch.cat([theirs[: int(count)] for theirs, count in zip(everyone, counts, strict=True)])
+        """The rows (N, ...) of all ranks, in their order; each has rows for other images, or all have the same ones.
+
+        The gradient of a rank's own rows is that of a loss that every rank computes of all rows.
+        """
+        return _Gathered.apply(rows, self.rank, tuple(self.sizes)) if self.sizes and self.world > 1 else rows
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, without gradient."""
@@ -100,16 +123,34 @@ class Ranks:
         dist.all_reduce(values)
         return values
 
-    def level(self, module: nn.Module) -> None:
-        """Average the running statistics that each rank took of its own images."""
-        if self.world == 1 or self.synchronised:
+    @contextmanager
+    def statistics(self, module: nn.Module) -> Iterator[None]:
+        """Within, each rank's batch-norm sees its own images; then all have the running statistics of one device.
+
+        That one would see the ranks' images one after the other, as parts of a batch: r + sum of (1 - m)^(ranks to
+        come) (r_rank - r), m the momentum.
+        """
+        norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and _moves(norm)]
+        if self.world == 1 or self.synchronised or not self.sizes or not norms:
+            yield
             return
-        norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
-        running = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
-        if running:
-            mean = self.sum(torch.cat(running)) / self.world
-            for buffer, value in zip(running, mean.split([len(buffer) for buffer in running]), strict=True):
-                buffer.copy_(value)
+        running = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+        before = torch.cat(running)  # type: ignore[arg-type]
+        counts = [int(norm.num_batches_tracked or 0) if norm.momentum is None else 0 for norm in norms]
+        yield
+        shares = [self._share(norm.momentum, count) for norm, count in zip(norms, counts, strict=True) for _ in (0, 1)]
+        sizes = [len(buffer) for buffer in running]  # type: ignore[arg-type]
+        moves = [(now - old) * s for now, old, s in zip(running, before.split(sizes), shares, strict=True)]
+        for buffer, value in zip(running, (before + self.sum(torch.cat(moves))).split(sizes), strict=True):
+            buffer.copy_(value)  # type: ignore[union-attr]
+        for norm in norms:
+            norm.num_batches_tracked.add_(self.world - 1)  # type: ignore[union-attr]
+
+    def _share(self, momentum: float | None, count: int) -> float:
+        """What this rank's move of a running statistic counts; without a momentum it is the mean of all batches."""
+        return (
+            (count + 1) / (count + self.world) if momentum is None else (1 - momentum) ** (self.world - 1 - self.rank)
+        )
 
     def seed_step(self, seed: int, name: str, epoch: int, step: int) -> None:
         """Let each rank draw its own numbers, such as those of dropout, also after a resume with other ranks."""
@@ -131,80 +172,57 @@ class Ranks:
 
         def tell() -> bytes:
             buffer = io.BytesIO()
-            torch.save({name: part.state_dict() for name, part in state.items()}, buffer)
+            torch.save({name: part.state_dict() for name, part in state.items() if name != "random"}, buffer)
             return buffer.getvalue()
 
         said = self.first_says(tell)
         if self.rank > 0:
             kept = torch.load(io.BytesIO(said), map_location="cpu", weights_only=True)
-            for name, part in state.items():
-                part.load_state_dict(kept[name])
+            for name, content in kept.items():
+                state[name].load_state_dict(content)
 
 
-class SyncedBatchNorm(_BatchNorm):
-    """Batch-norm whose statistics in training are those of all ranks' images; on any device, one reduction a layer."""
-
-    ranks: Ranks
-
-    @classmethod
-    def of(cls, norm: _BatchNorm, ranks: Ranks) -> "SyncedBatchNorm":
-        """The same layer, with the same weights and buffers."""
-        synced = cls.__new__(cls)
-        nn.Module.__init__(synced)
-        synced.__dict__.update(norm.__dict__)
-        synced.ranks = ranks
-        return synced
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "SyncedBatchNorm":
-        twin = self.__class__.__new__(self.__class__)
-        memo[id(self)] = twin
-        twin.__dict__.update({k: v if k == "ranks" else copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
-        return twin
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training or not self.ranks.split:
-            return super().forward(input)
-        images = input.float()
-        dims = [dim for dim in range(images.ndim) if dim != 1]
-        variance, mean = torch.var_mean(images, dims, correction=0)
-        count = mean.new_full((1,), images.numel() / len(mean), dtype=torch.float64)
-        moments = torch.cat([mean.double() * count, (variance.double() + mean.double().square()) * count, count])
-        total = _SumOverRanks.apply(moments)
-        first, second, count = total.split([len(mean), len(mean), 1])
-        mean, variance = first / count, second / count - (first / count).square()
-        self._move(mean.detach(), variance.detach(), count.detach())
-        scale = torch.rsqrt(variance + self.eps).float()
-        offset = -mean.float() * scale
-        if self.affine:
-            scale, offset = scale * self.weight, offset * self.weight + self.bias
-        shape = [1, -1, *[1] * (images.ndim - 2)]
-        return (images * scale.view(shape) + offset.view(shape)).to(input.dtype)
-
-    @torch.no_grad()
-    def _move(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Move the running statistics as torch does."""
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked.add_(1)
-        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-        self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), momentum)
+def parts_of(batch: Batch, count: int) -> Iterator[Batch]:
+    """The batch in up to `count` nearly equal parts of at least two images."""
+    count = max(1, min(count, len(batch.labels) // FEWEST))
+    pieces = [[None] * count if field is None else field.tensor_split(count) for field in batch]
+    for fields in zip(*pieces, strict=True):
+        yield Batch(*fields)
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """The sum over all ranks; so is its gradient, since every rank's loss depends on it."""
+def _moves(norm: _BatchNorm) -> bool:
+    return norm.training and norm.running_mean is not None and norm.running_var is not None
+
+
+class _LossAlone(nn.Module):
+    """A learner of whose terms only the loss has a gradient: else weights that others reach would be waited for."""
+
+    def __init__(self, learner: nn.Module) -> None:
+        super().__init__()
+        self.learner = learner
+        self.unused = nn.Parameter(torch.zeros(()))  # DDP is told to look for such ones, and warns where it finds none
+
+    def forward(self, *inputs: Any) -> dict[str, Tensor]:
+        terms = self.learner(*inputs)
+        return {name: term if name == "loss" else term.detach() for name, term in terms.items()}
+
+
+class _Gathered(torch.autograd.Function):
+    """The rows of all ranks, `sizes` of each.
+
+    Every rank computes the same loss of them, and each loss is weighted by its rank's share of the images: hence a
+    gradient that is larger by the inverse of that share.
+    """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        values = values.clone()
-        dist.all_reduce(values)
-        return values
+    def forward(ctx: Any, rows: Tensor, rank: int, sizes: tuple[int, ...]) -> Tensor:
+        ctx.rank, ctx.sizes = rank, sizes
+        padded = torch.cat([rows, rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])]).contiguous()
+        everyone = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(everyone, padded)
+        return torch.cat([theirs[:size] for theirs, size in zip(everyone, sizes, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        own = gradient.split(ctx.sizes)[ctx.rank]
+        return own * (sum(ctx.sizes) / ctx.sizes[ctx.rank]), None, None

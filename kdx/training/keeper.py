@@ -2,10 +2,10 @@
 
 import io
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
@@ -27,6 +27,8 @@ from kdx.training.progress import Best, Progress
 from kdx.training.stopping import StopRequest
 
 log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 BEST = "best_checkpoint"  # the best epoch's content within a snapshot, which so can be resumed from by itself
 SNAPSHOTS = "epoch_*.pth"
@@ -188,6 +190,28 @@ class Keeper:
         check_snapshot(path, content)
         if content["meta"].get("fingerprint") != self.meta.get("fingerprint"):
             raise KdxError(f"{path}: belongs to another stage than the one configured; choose another run folder")
+
+
+class Bystander:
+    """The keeper of a rank that leaves nothing on disk: rank 0 saves, logs, and is asked to stop."""
+
+    def __init__(self) -> None:
+        self.logger, self.stop = self, StopRequest()
+
+    def writing(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def bar(self, steps: Iterable[Item], epoch: int, total: int, initial: int = 0) -> Iterator[Item]:
+        return iter(steps)
+
+    def wants_step(self, step: int, steps: int) -> bool:
+        return False
+
+    def after_step(self) -> None:
+        """Nothing."""
+
+    def after_epoch(self, row: dict[str, Any], network: nn.Module) -> None:
+        """Nothing."""
 
 
 def load_checkpoint_bytes(buffer: io.BytesIO) -> dict[str, Any]:

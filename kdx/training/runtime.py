@@ -94,6 +94,24 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def device_of_rank(name: str, devices: int | Sequence[int], rank: int) -> torch.device:
+    """The device of one of several ranks: processes on the CPU, cards by their numbers or the first ones."""
+    device = choose_device(name)
+    if devices == 1:
+        return device
+    if device.type == "cpu" and isinstance(devices, int):
+        return device
+    if device.type != "cuda":
+        raise KdxError(f"devices={devices}: several of {device.type} have no numbers; choose 1, or cuda")
+    if device.index is not None:
+        raise KdxError(f"device={name}: one card, and devices={devices}; choose device=cuda, and its number in devices")
+    numbers = range(devices) if isinstance(devices, int) else devices
+    there = torch.cuda.device_count()
+    if max(numbers) >= there:
+        raise KdxError(f"devices={devices}: {there} CUDA device{'s are' if there > 1 else ' is'} visible here")
+    return torch.device("cuda", numbers[rank])
+
+
 def compile_networks(networks: Sequence[nn.Module], mode: str) -> None:
     """torch.compile in place, so that the names of weights stay.
 

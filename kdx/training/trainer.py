@@ -1,7 +1,7 @@
 """Train one learner under any number of teachers: the visible loop. Knows no config and no roles."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,10 +22,10 @@ from kdx.reproducibility import RandomState
 from kdx.training.averaging import Average
 from kdx.training.distributed import Ranks
 from kdx.training.evaluation import logits_of
-from kdx.training.keeper import Keeper, State
+from kdx.training.keeper import Bystander, Keeper, State
 from kdx.training.learner import Learner
 from kdx.training.progress import Best, Losses, Progress
-from kdx.training.runtime import Precision, compile_networks
+from kdx.training.runtime import Precision, compile_networks, match_layout
 from kdx.training.schedules import Schedule
 from kdx.training.teachers import Teacher
 
@@ -72,7 +72,7 @@ class Trainer:
         }
         self.val_outputs: list[Outputs] = []
 
-    def fit(self, keeper: Keeper, after_epoch: Callable[[int], None] | None = None) -> Best:
+    def fit(self, keeper: Keeper | Bystander, after_epoch: Callable[[int], None] | None = None) -> Best:
         """Train the epochs that are left; the best one lies in the keeper's folder.
 
         Raises `KdxError` that names epoch and step where a loss is not finite; `latest.pth` is then the last epoch
@@ -82,9 +82,10 @@ class Trainer:
             networks = [self.learner.network, *(teacher.network for teacher in self.teachers.values())]
             compile_networks(networks, self.compile_mode)
         self.ranks.follow(self.state)
+        match_layout(self.optimizer)
         self.model = self.ranks.wrap(self.learner)
-        # what teachers say of the validation split never changes: once a stage
-        self.val_outputs = [Outputs(teacher.of_split("val", self.val)) for teacher in self.teachers.values()]
+        if self.ranks.rank == 0:  # which validates; what teachers say of that split never changes: once a stage
+            self.val_outputs = [Outputs(teacher.of_split("val", self.val)) for teacher in self.teachers.values()]
         with keeper.writing():
             while self.progress.epochs < self.recipe.epochs and not self._is_patience_spent():
                 trained = self._train_epoch(keeper)
@@ -96,7 +97,7 @@ class Trainer:
         assert self.progress.best is not None
         return self.progress.best
 
-    def _train_epoch(self, keeper: Keeper) -> dict[str, float]:
+    def _train_epoch(self, keeper: Keeper | Bystander) -> dict[str, float]:
         """One pass over the training split; mean losses and scores of the predictions made on the way."""
         epoch, done = self.progress.epochs + 1, self.progress.under_way
         done.start_clock()
@@ -127,14 +128,15 @@ class Trainer:
         progress = (epoch - 1 + (step - 1) / len(self.train)) / self.recipe.epochs
         counts, seen, losses = self.learner.objective.hard_loss.counts, [], Losses()
         self.ranks.seed_step(self.train.seed, self.train.name, epoch, step)
-        for part in map(self.ranks.share, parts_of(batch, self.recipe.micro_batches)):
+        for part in self.ranks.parts(batch, self.recipe.micro_batches):
             taught = [teacher(part) for teacher in self.teachers.values()]  # before the student: needs the least memory
-            terms = self.model(part.images, taught, lesson_of(part, batch, progress, counts))
-            logits = terms.pop("logits")
             share = len(part.labels) / (len(batch.labels) * self.ranks.copies)
-            if self.device.type == "cpu":  # elsewhere a look is a host sync: there the epoch's mean tells
-                self._require_finite(self.ranks.sum(terms["loss"]).item(), epoch, step, "loss")
-            self.ranks.backward(self.scaler.scale(terms["loss"] * (share * self.ranks.world)))
+            with self.ranks.statistics(self.learner):
+                terms = self.model(part.images, taught, lesson_of(part, batch, progress, counts))
+                logits = terms.pop("logits")
+                if self.device.type == "cpu":  # elsewhere a look is a host sync: there the epoch's mean tells
+                    self._require_finite(self.ranks.sum(terms["loss"]).item(), epoch, step, "loss")
+                self.ranks.backward(self.scaler.scale(terms["loss"] * (share * self.ranks.world)))
             seen.append(logits.clone() if self.recipe.micro_batches > 1 else logits)  # CUDA graphs reuse their memory
             seen[-1] = self.ranks.gather(seen[-1])
             losses.add(terms, share)
@@ -145,7 +147,6 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.after_update()
-        self.ranks.level(self.learner)
         self.average.update()
         return torch.cat(seen), losses
 
@@ -219,11 +220,3 @@ def lesson_of(part: Batch, batch: Batch, progress: float, counts: Callable[..., 
     if own is not None and all_of_them is not None:
         share = own.mean() / all_of_them.mean().clamp(min=LEAST)
     return Lesson(part.targets, part.indices, progress, part.known, share)
-
-
-def parts_of(batch: Batch, count: int) -> Iterator[Batch]:
-    """The batch in up to `count` nearly equal parts of at least two images."""
-    count = max(1, min(count, len(batch.labels) // 2))
-    pieces = [[None] * count if field is None else field.tensor_split(count) for field in batch]
-    for fields in zip(*pieces, strict=True):
-        yield Batch(*fields)

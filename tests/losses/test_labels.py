@@ -12,7 +12,8 @@ from kdx.losses.distillation import Distillation, Term, Weight, as_objective
 from kdx.losses.hard import HardLoss
 from kdx.losses.objective import Facts, Lesson
 from kdx.tasks import TASKS
-from kdx.training.trainer import lesson_of, parts_of
+from kdx.training.distributed import parts_of
+from kdx.training.trainer import lesson_of
 from tests.losses.examples import Option, options, outputs, tracked
 
 IMAGES = 6
