@@ -24,12 +24,15 @@ from typing import Any
 import numpy as np
 import torch
 from measure import Case, Row, bare_loop, interleave, kdx_epoch, kdx_trainer, rows_of, step_about
+from torch import distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
 
+from kdx.chain.team import connect
 from kdx.cli import SPINS
 from kdx.data.batches import Batches
 from kdx.memory import keep_freed_memory
+from kdx.training.distributed import Ranks
 from kdx.training.evaluation import logits_of
 
 RESNETS = Case("resnet34", "resnet18", "small", images=256, batch_size=64)
@@ -122,6 +125,49 @@ def _epoch_with_others(barrier: Any, results: Any) -> None:
     began = time.perf_counter()
     epoch()
     results.put(time.perf_counter() - began)
+
+
+def devices(rounds: int) -> Iterator[Row]:
+    """One training on two ranks of one thread each against one rank of two threads, batch-norm over both or not."""
+    ways = {"1 rank, 2 threads": (1, True), "2 ranks, 1 thread each": (2, True), "2 ranks, own batch-norm": (2, False)}
+    for name, case in (("thin ResNet-20 -> 8", THIN), ("ResNet-34 -> 18", RESNETS)):
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(rounds):
+            for way, (world, synchronised) in ways.items():
+                seconds[way].append(_seconds_on_ranks(case, world, synchronised))
+        yield from rows_of(f"devices, {name}, fp32", seconds, "1 rank, 2 threads", case.images)
+
+
+def _seconds_on_ranks(case: Case, world: int, synchronised: bool) -> float:
+    """Seconds of an epoch, after one that warms up, on `world` ranks that share two threads."""
+    os.environ["GOMP_SPINCOUNT"] = str(SPINS)  # as kdx does for its runs
+    context = multiprocessing.get_context("spawn")
+    results, store = context.Queue(), dist.TCPStore("127.0.0.1", 0, is_master=True)
+    ranks = [Ranks(rank, world, synchronised) for rank in range(world)]
+    processes = [context.Process(target=_epoch_on_rank, args=(case, one, store.port, results)) for one in ranks]
+    for process in processes:
+        process.start()
+    taken = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return max(taken)
+
+
+def _epoch_on_rank(case: Case, ranks: Ranks, port: int, results: Any) -> None:
+    keep_freed_memory()
+    torch.set_num_threads(2 // ranks.world)
+    connect(ranks, dist.TCPStore("127.0.0.1", port), torch.device("cpu"))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, keeper = kdx_trainer(case, Path(folder))
+        ranks.prepare(trainer.learner)
+        trainer.ranks, trainer.model = ranks, ranks.wrap(trainer.learner)
+        for _ in range(2):
+            began = time.perf_counter()
+            trainer._train_epoch(keeper)
+            taken = time.perf_counter() - began
+            trainer.progress.close_epoch({}, None)
+    results.put(taken)
+    dist.destroy_process_group()
 
 
 def validation(rounds: int) -> Iterator[Row]:
@@ -286,6 +332,7 @@ PARTS = (
     methods,
     jobs,
     together,
+    devices,
     sweep,
 )
 
