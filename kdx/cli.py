@@ -22,6 +22,7 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -231,6 +232,8 @@ def _check_sweep(loader: Any, config: DictConfig) -> None:
     if subdir != "${hydra.job.num}":
         raise KdxError(f"hydra.sweep.subdir={subdir}: each job's folder is its number; choose hydra.sweep.dir only")
     check_hydra_keys(config)
+    _check_plugin("launcher", config.hydra.launcher)
+    _check_plugin("sweeper", config.hydra.sweeper)
     if "BasicSweeper" not in config.hydra.sweeper._target_:
         return  # other sweepers choose their jobs as they go
     params = [to_hydra(f"{key}={value}") for key, value in (config.hydra.sweeper.params or {}).items()]
@@ -241,6 +244,13 @@ def _check_sweep(loader: Any, config: DictConfig) -> None:
             read_settings(job)
         except KdxError as error:
             raise KdxError(f"{error} (in the job {' '.join(map(from_hydra, overrides))})") from error
+
+
+def _check_plugin(group: str, node: Any) -> None:
+    known = Plugins.instance().class_name_to_class
+    target = node.get("_target_") if isinstance(node, DictConfig) else None
+    if target not in known:
+        raise KdxError(f"hydra.{group}._target_={target}: no such plugin of Hydra's; choose hydra/{group}=basic")
 
 
 def compose_jobs(conf: Path, base: Sequence[str], jobs: Sequence[Sequence[str]]) -> list[Settings]:
@@ -350,6 +360,8 @@ def explain(error: Exception, conf: Path, overrides: Sequence[str] = ()) -> str:
         override = lines[0].removeprefix("Error merging override ").lstrip("+")
         key = override.partition("=")[0]
         return f"{override}: does not go into what is there already; write {shlex.join([f'~{key}', f'+{override}'])}"
+    if lines[0].startswith("Error merging override hydra.launcher.") and isinstance(cause, OmegaConfBaseException):
+        return f"{lines[0].removeprefix('Error merging override ')}: {str(cause).splitlines()[0]}"
     if lines[0].startswith("Could not override '"):
         key, known = lines[0].split("'")[1], all_keys(conf, overrides)
         if key in known:

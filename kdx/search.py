@@ -2,9 +2,11 @@
 
 import importlib.util
 import logging
-import os
 import sys
+import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,9 @@ from kdx.report.sweep import write_report
 from kdx.results import load_sweep, read_log
 from kdx.run import CONF
 from kdx.run import main as run_main
-from kdx.sweeps.jobs import Job, JobEnd, Pool, Program
+from kdx.sweeps.jobs import Job, JobEnd, Program
+from kdx.sweeps.parallel import THREADS, run_parallel
+from kdx.sweeps.processes import JobProcesses
 from kdx.sweeps.scout import fingerprints_of
 
 if TYPE_CHECKING:
@@ -39,12 +43,12 @@ stand for search.trials and so on, also as --trials N. What is told on validatio
 the same name goes on.
 """
 OWN: dict[str, Key] = {"name": Text(), "trials": Text(), "n_jobs": Text(), "prune": Flag()}  # read_search checks them
-POLL_SECONDS = 1.0
+PRUNED = "pruned"
 STAGES = "stages"  # attribute of a study: what its trials train, at some places in the space
 INSTEAD_OF = "instead_of"  # marks a trial that repeats one which died with an earlier search
 
 
-def search(requested: SearchSchema, settings: Settings, program: Program, overrides: Sequence[str], cpus: int) -> Path:
+def search(requested: SearchSchema, settings: Settings, program: Program, overrides: Sequence[str]) -> Path:
     """Run the trials that are left of a search; the folder that holds its study and its trials.
 
     Each trial is a job with the overrides that the sampler proposes. What its last stage is selected by, epoch by
@@ -57,26 +61,75 @@ def search(requested: SearchSchema, settings: Settings, program: Program, overri
     study = _open_study(requested, folder, settings.seed, select)
     stages = fingerprints_of(program, [[*overrides, *place] for place in _places_in(requested.space)])
     _refuse_other_search(study, stages, folder)
-    pool = Pool(program, [], cpus)
-    under_way: dict[int, tuple[optuna.Trial, Job]] = {}
-    try:
-        while under_way or _trials_left(study, requested):
-            while len(under_way) < requested.n_jobs and len(under_way) < _trials_left(study, requested):
-                trial = study.ask()
-                values = tuple(f"{key}={_propose(trial, key, space)}" for key, space in requested.space.items())
-                job = Job(trial.number, (*overrides, *values), folder / str(trial.number))
-                under_way[pool.start(job, len(under_way), requested.n_jobs)] = (trial, job)
-            for sentinel, job, end in pool.ends(POLL_SECONDS):
-                trial, _ = under_way.pop(sentinel)
-                _tell(study, trial, job, end)
-            for sentinel, (trial, job) in list(under_way.items()):
-                if requested.prune and _falls_behind(trial, job, last, select):
-                    pool.end(sentinel)
-                    under_way.pop(sentinel)
-                    _tell(study, trial, job, None)
-    finally:
-        pool.stop()
+    trials = _Trials(study, requested, folder, overrides, last, select)
+    while left := _trials_left(study, requested):  # those that fail are made up for
+        processes = JobProcesses(program, requested.n_jobs)
+        at_once = min(left, requested.n_jobs)
+        run_parallel(partial(trials.run, processes), range(left), _tell, processes.stop, at_once, THREADS)
     return folder
+
+
+@dataclass(frozen=True)
+class TrialEnd:
+    """What a trial found, as a line tells it."""
+
+    number: int
+    values: str
+    how: str
+
+
+class _Trials:
+    """The trials of a study; what concerns the study is done by one thread at a time."""
+
+    def __init__(
+        self,
+        study: "optuna.Study",
+        requested: SearchSchema,
+        folder: Path,
+        overrides: Sequence[str],
+        role: str,
+        select: str,
+    ) -> None:
+        self.study, self.requested, self.folder = study, requested, folder
+        self.overrides, self.role, self.select = tuple(overrides), role, select
+        self.lock = threading.Lock()
+
+    def run(self, processes: JobProcesses, index: int) -> TrialEnd | None:
+        """Propose values, run the job, tell the sampler; None where the search is stopping."""
+        if processes.stopping:
+            return None
+        with self.lock:
+            trial = self.study.ask()
+            values = tuple(f"{key}={_propose(trial, key, space)}" for key, space in self.requested.space.items())
+        job = Job(trial.number, (*self.overrides, *values), self.folder / str(trial.number))
+        end = processes.run(job, partial(self._reason_to_prune, trial, job) if self.requested.prune else None)
+        if end is None:
+            return None
+        with self.lock:
+            return self._told(trial, end)
+
+    def _reason_to_prune(self, trial: "optuna.Trial", job: Job) -> str | None:
+        with self.lock:
+            return PRUNED if _falls_behind(trial, job, self.role, self.select) else None
+
+    def _told(self, trial: "optuna.Trial", end: JobEnd) -> TrialEnd:
+        import optuna
+
+        if end.reason == PRUNED:
+            self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            how = PRUNED
+        elif end.reason is not None:
+            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            how = f"FAILED: {end.reason}"
+        else:
+            self.study.tell(trial, end.value)
+            how = f"val {end.value:.{DECIMALS[end.selected_by]}f} ({end.seconds:.0f} s)"
+        return TrialEnd(trial.number, " ".join(f"{key}={value}" for key, value in trial.params.items()), how)
+
+
+def _tell(end: TrialEnd | None) -> None:
+    if end is not None:
+        log.info("trial %d %s: %s", end.number, end.values, end.how)
 
 
 def as_overrides(arguments: Sequence[str]) -> list[str]:
@@ -192,22 +245,6 @@ def _falls_behind(trial: "optuna.Trial", job: Job, role: str, select: str) -> bo
     return trial.should_prune()
 
 
-def _tell(study: "optuna.Study", trial: "optuna.Trial", job: Job, end: JobEnd | None) -> None:
-    import optuna
-
-    values = " ".join(f"{key}={value}" for key, value in trial.params.items())
-    if end is None:
-        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        log.info("trial %d %s: pruned", trial.number, values)
-    elif end.reason is not None:
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        log.info("trial %d %s: FAILED: %s", trial.number, values, end.reason)
-    else:
-        study.tell(trial, end.value)
-        told = f"{end.value:.{DECIMALS[end.selected_by]}f}"
-        log.info("trial %d %s: val %s (%.0f s)", trial.number, values, told, end.seconds)
-
-
 def main() -> None:
     cli.share_processors()
     with cli.one_line_errors(CONF) as command:
@@ -224,7 +261,7 @@ def main() -> None:
         settings, requested = read_settings(config), read_search(config)
         program = Program(run_main, CONF, tuple(base), cli.compose_jobs)
         try:
-            folder = search(requested, settings, program, overrides, os.cpu_count() or 1)
+            folder = search(requested, settings, program, overrides)
         except ValueError as error:  # optuna's word for a space that changed under an old search's name
             raise KdxError(f"search.name={requested.name}: {error}; choose another name or space") from error
         print(write_report(folder))

@@ -21,7 +21,8 @@ from kdx.files import MOST_BYTES, hash_path, read_json, write_json
 from kdx.report.run import write_run_report
 from kdx.report.sweep import write_report
 from kdx.results import load
-from kdx.sweeps.jobs import Board, Job, finished_before
+from kdx.sweeps.board import Board
+from kdx.sweeps.jobs import Job, finished_before
 from tests.conftest import REPO
 from tests.faults.toy import run_toy
 

@@ -36,12 +36,28 @@ RESERVED_ROLES = {
     *("all", "shared", "none", "null", "true", "false"),  # choices, and a sweep's folder of stages
     *(field.name.lower() for schema in (StageSchema, ModelSchema) for field in dataclasses.fields(schema)),
 }
+OUR_LAUNCHER = "hydra_plugins.kdx_launcher.ProcessLauncher"
 HYDRA_KEYS: dict[str, Rule] = {
     "run.dir": Folder(own=True),
     "sweep.dir": Folder(own=True),
     "sweep.subdir": Folder(),
     "job.name": Text(r"[^/\\]+", "a plain name is needed: it becomes that of the log file", 100),
-    "launcher.n_jobs": Whole(-1, 1024),
+    "launcher": Group(words="an option of the group, such as hydra/launcher=basic,"),
+    "launcher._target_": Text(),
+    "launcher.n_jobs": Either((Whole(1, 1024), Whole(-1024, -1))),
+    "launcher.gpu_ids": Nullable(ListOf(Whole(0, 1023))),
+    "launcher.timeout": Nullable(Real(above=0, most=1e9)),
+    "launcher.backend": Nullable(Choice(("threading",))),
+    "launcher.prefer": Choice(("processes", "threads")),
+    "launcher.require": Nullable(Choice(("sharedmem",))),
+    "launcher.verbose": Whole(0, 1000),
+    "launcher.pre_dispatch": Text(
+        r"all|[1-9]\d{0,5}|([1-9]\d{0,5}\*)?n_jobs", "all, a number or e.g. 2*n_jobs is needed"
+    ),
+    "launcher.batch_size": Text(r"auto|[1-9]\d{0,5}", "auto or a number is needed"),
+    "launcher.temp_folder": Nullable(Folder()),
+    "launcher.max_nbytes": Nullable(Text(r"[1-9]\d{0,17}[KMG]?", "a number of bytes such as 1M is needed")),
+    "launcher.mmap_mode": Nullable(Choice(("r", "r+", "w+", "c"))),
     "verbose": Either((Flag(), Text(r"[^\d].*", "the name of a logger is needed"), ListOf(Text()))),
 }
 OPTIONAL_GROUPS = ("kd", "scheduler")  # these have the option none
@@ -325,6 +341,12 @@ def check_hydra(values: Mapping[str, Any], problems: Problems) -> None:
     """The keys of Hydra's own that become names of files and counts of processes, as far as `values` has them."""
     for name, value in values.items():
         problems.rule(f"hydra.{name}", value, HYDRA_KEYS[name])
+    launcher = values.get("launcher")
+    if isinstance(launcher, Mapping) and launcher.get("_target_") == OUR_LAUNCHER:
+        known = [name.partition(".")[2] for name in HYDRA_KEYS if name.startswith("launcher.")]
+        for name in launcher:
+            if name not in known:
+                problems.unknown(f"hydra.launcher.{name}", known)
 
 
 def unquoted(value: Any, rule: Rule) -> Any:

@@ -163,7 +163,7 @@ def check_hydra_keys(config: DictConfig) -> None:
         with suppress(OmegaConfBaseException):
             value = OmegaConf.select(config.hydra, name, default=problems)
             if value is not problems:
-                values[name] = value
+                values[name] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     check_hydra(values, problems)
     problems.raise_if_any()
 

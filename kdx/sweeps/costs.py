@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdx.results import FINISHED, NetworkCosts, as_text, load_sweep, read_costs, roles_of, swept_keys, write_costs
-from kdx.sweeps.jobs import forkserver
+from kdx.sweeps.processes import forkserver
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from kdx.errors import KdxError
 from kdx.report.run import REPORT, write_run_report
 from kdx.report.sweep import write_report
 from kdx.results import FINISHED, SUMMARY, load_sweep
-from kdx.sweeps.jobs import end_with_parent, forkserver
+from kdx.sweeps.processes import end_with_parent, forkserver
 
 log = logging.getLogger(__name__)
 

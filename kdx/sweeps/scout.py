@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 from kdx.errors import KdxError
 from kdx.results import read_run
 from kdx.signals import heard_signals
-from kdx.sweeps.jobs import Job, Program, end_with_parent, finished_before, forkserver
+from kdx.sweeps.jobs import Job, Program, finished_before
+from kdx.sweeps.processes import end_with_parent, forkserver
 
 if TYPE_CHECKING:
     from kdx.chain.context import RunContext
+
+log = logging.getLogger(__name__)
 
 
 def refuse_other_plans(program: Program, jobs: Sequence[Job]) -> None:
@@ -28,6 +31,26 @@ def refuse_other_plans(program: Program, jobs: Sequence[Job]) -> None:
         for job, answer in zip(finished, answers, strict=True):
             if answer is not None:
                 raise KdxError(f"hydra.sweep.dir={job.folder.parent}: job {job.number} {answer}; choose another folder")
+
+
+def shared_stages(program: Program, jobs: Sequence[Job], sweep_dir: Path) -> list[list[Job]]:
+    """Jobs that train what several of `jobs` need, teachers first: one list for each place in the chain."""
+    try:
+        found = _ask(_shared, program, [list(job.overrides) for job in jobs])
+    except KdxError:
+        log.warning("could not tell in advance what the jobs share: each looks for itself")
+        return []
+    return [
+        [
+            Job(
+                1000 * depth + position,
+                (*jobs[number].overrides, f"stage.deliver={role}"),
+                sweep_dir / "shared" / f"{role}-{own}",
+            )
+            for position, (number, role, own) in enumerate(stages)
+        ]
+        for depth, stages in enumerate(found)
+    ]
 
 
 def fingerprints_of(program: Program, jobs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
@@ -85,6 +108,29 @@ def _differences(program: Program, jobs: Sequence[tuple[list[str], str]]) -> lis
         told = f"was finished with another {role} (its settings, code or data have changed since)"
         answers.append(None if role is None else told)
     return answers
+
+
+def _shared(program: Program, jobs: Sequence[list[str]]) -> list[list[tuple[int, str, str]]]:
+    """For every place in the chain, (job number, role, fingerprint) of the unfinished stages that jobs share."""
+    from kdx.chain.index import StageIndex
+    from kdx.chain.plan import make_plan
+
+    users: dict[tuple[int, str, str], list[int]] = {}
+    for number, context in enumerate(_contexts(program, jobs)):
+        if isinstance(context, KdxError) or context.settings.reuse == "never":
+            continue
+        try:
+            plan = make_plan(context, StageIndex(Path(context.settings.output_dir)))
+        except KdxError:
+            continue
+        for depth, planned in enumerate(plan):
+            if planned.action == "train":
+                users.setdefault((depth, planned.role, planned.fingerprint), []).append(number)
+    shared = {stage: numbers[0] for stage, numbers in users.items() if len(numbers) > 1}
+    return [
+        [(number, role, own) for (at, role, own), number in shared.items() if at == depth]
+        for depth in sorted({at for at, _, _ in shared})
+    ]
 
 
 def _fingerprints(program: Program, jobs: Sequence[list[str]]) -> list[dict[str, str]]:

@@ -1,81 +1,75 @@
 """Hydra's hook for kdx's own launcher; Hydra accepts launchers from the package `hydra_plugins` only."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
+from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 
 from kdx.cli import compose_jobs
 from kdx.config.stage_overrides import from_hydra
 from kdx.errors import KdxError
 from kdx.report.sweep import write_report
-from kdx.sweeps import jobs as sweep
+from kdx.sweeps.board import Board
 from kdx.sweeps.costs import measure_costs
+from kdx.sweeps.jobs import Job, JobEnd, Program, config_arguments
 from kdx.sweeps.pages import live_pages, write_job_pages
 from kdx.sweeps.scout import refuse_other_plans
+from kdx.sweeps.sweep import Launch, run_sweep
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class LauncherConfig:
-    """`hydra/launcher=basic`, the default: one job after the other, each in a process of its own."""
+class ParallelConfig(JobLibLauncherConf):
+    """`hydra/launcher=joblib`: several jobs at a time, each in a process of its own, with the keys of joblib's."""
 
     _target_: str = "hydra_plugins.kdx_launcher.ProcessLauncher"
-    n_jobs: int = 1  # jobs at a time; -1 = one a processor, or one a GPU where gpu_ids are given
+    n_jobs: int = -1  # jobs at a time; -1 = one a processor, or one a GPU where gpu_ids are given
     gpu_ids: list[int] | None = None  # e.g. [0, 1]: the jobs are spread over these devices
 
 
 @dataclass
-class ParallelConfig(LauncherConfig):
-    """`hydra/launcher=joblib`: several at a time."""
+class LauncherConfig(ParallelConfig):
+    """`hydra/launcher=basic`, the default: one after the other."""
 
-    n_jobs: int = -1
+    n_jobs: int = 1
 
 
-# In the place of Hydra's launchers of these names, with which one bad job ends the sweep. Hydra imports plugins in
-# alphabetical order: this one comes after hydra_joblib_launcher, if that is installed.
+# In the place of Hydra's launcher and of joblib's, with which one bad job ends the sweep: what is stored last counts.
 for name, node in (("basic", LauncherConfig), ("joblib", ParallelConfig)):
     ConfigStore.instance().store(group="hydra/launcher", name=name, node=node, provider="kdx")
 
 
-class ProcessLauncher(Launcher):
-    """Runs each job as `kdx <overrides>` in a process of its own and writes the sweep's report."""
+class ProcessLauncher(JoblibLauncher):
+    """Runs each job as `kdx <overrides>` in a process of its own and writes the sweep's report.
 
-    def __init__(self, n_jobs: int = 1, gpu_ids: Sequence[int] | None = None) -> None:
-        self.n_jobs = n_jobs
-        self.gpu_ids = gpu_ids
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.config = config
+    Built with the fields of `ParallelConfig`, which its base class keeps as `joblib`.
+    """
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
+        assert self.config is not None
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         sweep_dir = Path(str(self.config.hydra.sweep.dir))
         jobs = [
-            sweep.Job(
-                initial_job_idx + index, tuple(map(from_hydra, overrides)), sweep_dir / str(initial_job_idx + index)
-            )
+            Job(initial_job_idx + index, tuple(map(from_hydra, overrides)), sweep_dir / str(initial_job_idx + index))
             for index, overrides in enumerate(job_overrides)
         ]
         from kdx.run import CONF, main
 
-        program = sweep.Program(
-            partial(main, check=False), CONF, tuple(sweep.config_arguments(self.config)), compose_jobs
-        )
+        program = Program(partial(main, check=False), CONF, tuple(config_arguments(self.config)), compose_jobs)
         refuse_other_plans(program, jobs)
-        board = sweep.Board(sweep_dir, jobs)
+        board = Board(sweep_dir, jobs)
         try:
             with live_pages(sweep_dir, self.config.report):
-                sweep.run_sweep(board, program, self.n_jobs, list(self.gpu_ids or []))
+                run_sweep(board, program, launch_of(self.joblib))
             if self.config.report:
                 measure_costs(sweep_dir, own=True)
                 write_job_pages(sweep_dir)
@@ -87,10 +81,20 @@ class ProcessLauncher(Launcher):
             raise KdxError(f"{failed} of {len(jobs)} jobs failed; see {sweep_dir / 'sweep.md'}")
         return [self._job_return(job, end) for job, end in zip(jobs, ends, strict=True)]
 
-    def _job_return(self, job: "sweep.Job", end: "sweep.JobEnd") -> JobReturn:
+    def _job_return(self, job: Job, end: JobEnd) -> JobReturn:
         result = JobReturn()
         result.overrides = list(job.overrides)
         result.working_dir = str(job.folder)
         result.status = JobStatus.COMPLETED if end.reason is None else JobStatus.FAILED
         result.return_value = end.value if end.reason is None else KdxError(end.reason)
         return result
+
+
+def launch_of(keys: Mapping[str, Any]) -> Launch:
+    """How jobs are to be run, from the launcher's keys; those that joblib takes as numbers or texts become numbers."""
+    options = dict(keys)
+    n_jobs, gpu_ids, timeout = options.pop("n_jobs"), options.pop("gpu_ids"), options.pop("timeout")
+    for name in ("pre_dispatch", "batch_size", "max_nbytes"):
+        if str(options[name]).isdigit():
+            options[name] = int(options[name])
+    return Launch(n_jobs, tuple(gpu_ids or ()), timeout, options)

@@ -1,0 +1,199 @@
+"""Each job as a process of its own: started, waited for, asked to save. Imports no torch itself."""
+
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.forkserver import ensure_running
+from pathlib import Path
+
+from kdx.files import write_json
+from kdx.signals import heard_signals, ignored, stop_ignoring
+from kdx.sweeps.jobs import Job, JobEnd, Program, end_of
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 10.0  # between asking a job to stop and killing it, or telling what is waited for
+POLL_SECONDS = 1.0  # how often it is asked whether a job is to go on
+
+GiveUp = Callable[[], str | None]  # why a job is to end now
+
+
+class JobProcesses:
+    """Runs jobs as forks of a server process that has imported torch once; `run` is called by several threads.
+
+    Of jobs that run at once each writes what it would show to console.log, computes with its share of the CPU's
+    threads, unless it sets `threads` itself, and sees one of the GPUs. `timeout` is the seconds that a job may take.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        at_once: int = 1,
+        gpu_ids: Sequence[int] = (),
+        timeout: float | None = None,
+    ) -> None:
+        self.program, self.at_once, self.gpu_ids, self.timeout = program, at_once, list(gpu_ids), timeout
+        self.threads = max(1, processors() // at_once) if at_once > 1 else None
+        self.context = forkserver()
+        self.heard = heard_signals()
+        self.slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(at_once):
+            self.slots.put(slot)
+        # held while the two below change, and where an exit code is read: starting a process reads those of all others
+        self.changing = threading.Condition()
+        self.running: dict[Job, ForkServerProcess] = {}
+        self.stopping = False
+
+    def run(self, job: Job, give_up: GiveUp | None = None) -> JobEnd | None:
+        """Start a job and wait for its end; None where all jobs are asked to stop. Blocks its thread.
+
+        `give_up` is asked every second: once it gives a reason, the job is ended, and failed for that reason.
+        """
+        slot = self.slots.get()
+        began = time.monotonic()
+        try:
+            process = self._start(job, slot)
+            if process is None:
+                return None
+            try:
+                reason = self._wait(process, began, give_up)
+            finally:
+                seconds = time.monotonic() - began
+                self._bury(job, process)
+            if self.stopping:
+                return None
+        finally:
+            self.slots.put(slot)
+        if reason is not None:
+            return JobEnd("failed", round(seconds, 1), reason=reason)
+        return end_of(job, process.exitcode or 0, seconds)
+
+    def stop(self) -> None:
+        """Ask all jobs once to save and stop, and wait until they have; a second signal ends this process and them.
+
+        No job is started any more.
+        """
+        with self.changing:
+            self.stopping = True
+            for process in self.running.values():
+                process.terminate()
+            while self.running:
+                if not self.changing.wait(STOP_SECONDS):
+                    names = ", ".join(process.name for process in self.running.values())
+                    log.info("waiting for %s to save; interrupt again to lose what is not saved", names)
+
+    def _start(self, job: Job, slot: int) -> ForkServerProcess | None:
+        write_json(job.folder / "job.json", {"overrides": list(job.overrides)})  # keeps a refused job's folder, too
+        environment = {}
+        if self.gpu_ids:
+            environment["CUDA_VISIBLE_DEVICES"] = str(self.gpu_ids[slot % len(self.gpu_ids)])
+        console = job.folder / "console.log" if self.at_once > 1 else None
+        work = (self.program.main, self._arguments(job), console, environment, self.heard)
+        process = self.context.Process(target=_work, args=work, name=f"job {job.number}")
+        with self.changing:
+            if self.stopping:
+                return None
+            process.start()
+            self.running[job] = process
+        return process
+
+    def _bury(self, job: Job, process: ForkServerProcess) -> None:
+        _end(process)  # only where waiting for it failed is it there still
+        with self.changing:
+            process.join()
+            del self.running[job]
+            self.changing.notify_all()
+
+    def _arguments(self, job: Job) -> list[str]:
+        arguments = [*self.program.base, *job.overrides, f"hydra.run.dir={_quoted(str(job.folder))}", "hydra.mode=RUN"]
+        defaults = {"resume": "true", "report": "false"}
+        if self.threads is not None:
+            defaults["threads"] = str(self.threads)
+        given = {override.partition("=")[0] for override in job.overrides}
+        return [*arguments, *(f"{key}={value}" for key, value in defaults.items() if key not in given)]
+
+    def _wait(self, process: ForkServerProcess, began: float, give_up: GiveUp | None) -> str | None:
+        """Wait for a process's end without taking its exit code; the reason where it had to be ended."""
+        while True:
+            left = None if self.timeout is None else max(0.0, began + self.timeout - time.monotonic())
+            if wait([process.sentinel], left if give_up is None else min(POLL_SECONDS, left or POLL_SECONDS)):
+                return None
+            if self.stopping:  # it takes what it needs to save
+                wait([process.sentinel])
+                return None
+            reason = None if give_up is None else give_up()
+            if left == 0:
+                reason = f"took longer than {self.timeout:g} s (hydra.launcher.timeout)"
+            if reason is not None:
+                return reason
+
+
+def _end(process: ForkServerProcess) -> None:
+    """Ask a process to save and end, unless it has; it is killed if it takes long."""
+    if wait([process.sentinel], 0):
+        return
+    process.terminate()
+    if not wait([process.sentinel], STOP_SECONDS):
+        process.kill()
+        wait([process.sentinel])
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def forkserver() -> ForkServerContext:
+    """Starts processes as forks of one that has imported torch once.
+
+    That one ends with this process, whatever signal the group is sent: else nobody would wait for the jobs.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kdx.chain.chain", "kdx.cli", "torchmetrics.functional.classification"])
+    with ignored(heard_signals()):
+        ensure_running()
+    return context
+
+
+def _work(
+    main: Callable[[], None],
+    arguments: list[str],
+    console: Path | None,
+    environment: dict[str, str],
+    heard: Sequence[signal.Signals],
+) -> None:
+    """The job's process: `kdx <arguments>`, ended when the sweep's process is gone."""
+    end_with_parent(heard)
+    os.environ.update(environment)
+    if console is not None:
+        descriptor = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+    sys.argv = ["kdx", *arguments]
+    main()
+
+
+def end_with_parent(heard: Sequence[signal.Signals]) -> None:
+    """Hear the signals that the sweep's process hears, and die with it: its pipe to us closes then."""
+    stop_ignoring(heard)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _quoted(text: str) -> str:
+    """A path as Hydra's grammar takes it whatever it contains."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
