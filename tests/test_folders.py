@@ -17,7 +17,7 @@ from kdx.chain.chain import run_chain
 from kdx.config.schema import Settings
 from kdx.config.settings import read_settings
 from kdx.data.dataset import Dataset, Split, from_arrays
-from kdx.data.description import describe, log_description, oddities
+from kdx.data.description import describe, log_description, notes_of, oddities
 from kdx.data.folders import find_classes, list_split, pictures_below
 from kdx.data.imagefolder import load_imagefolder
 from kdx.deploy.load import Card, load_model, picture_for
@@ -49,7 +49,7 @@ def load(root: Path, white: float | None = None, gb: float = 1.0) -> Dataset:
 
 
 def notes(root: Path) -> str:
-    return "\n".join(load(root).notes)
+    return "\n".join(notes_of(load(root)))
 
 
 def test_an_ordinary_folder_has_nothing_to_tell(root: Path) -> None:

@@ -1,6 +1,7 @@
 """dataset.unlabelled: pictures without labels, for the stages that somebody teaches."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from kdx.chain.context import load_dataset, make_run_context
 from kdx.chain.parts import build_parts
 from kdx.data.batches import Batches, Preprocessing
 from kdx.data.dataset import Split
+from kdx.data.description import notes_of
+from kdx.data.imagefolder import load_imagefolder
 from kdx.data.picture_cache import CachedPictures, Joined
+from kdx.data.unlabelled import add_unlabelled
 from kdx.errors import KdxError
 from kdx.training.keeper import Keeper
 from tests import tiny
@@ -164,6 +168,20 @@ def test_a_run_tells_of_them(folder: Path, tmp_path: Path, caplog: pytest.LogCap
     assert f"1 of the 13 pictures in {folder} are in test, too (the same pixels)" in summary["data_notes"]
     assert f"{folder}: not read: 1 .txt" in summary["data_notes"]
     assert "unlabelled" in [origin["what"] for origin in summary["lineage"]]
+
+
+@pytest.mark.parametrize(
+    ("named", "told"), [("more", "extra"), ("extra/un", "more"), (".", None), ("train/b", "extra, more")]
+)
+def test_a_folder_that_is_read_is_not_told_as_left_out(named: str, told: str | None, tmp_path: Path) -> None:
+    places = [f"{split}/{name}" for split in ("train", "val", "test") for name in ("a", "b")]
+    for number, place in enumerate([*places, "more", "extra/un"]):
+        write_picture(tmp_path / place / "1.png", number)
+    data = load_imagefolder(str(tmp_path), None, 1.0, 0)
+    assert list(notes_of(data)) == [f"{tmp_path}: not read: the folders extra, more"]
+    data = add_unlabelled(data, os.path.relpath(tmp_path / named), in_memory_gb=1.0, num_workers=0, cache_dir=None)
+    left_out = [note for note in notes_of(data) if "the folders" in note]
+    assert left_out == ([f"{tmp_path}: not read: the folders {told}"] if told else [])
 
 
 def test_what_cannot_be_used_is_one_line(folder: Path, tmp_path: Path) -> None:

@@ -105,12 +105,23 @@ def test_the_augment_command_takes_what_a_run_takes(tmp_path: Path, monkeypatch:
     assert told("dataset=digits", asked, "output=x") == "digits: mixup, rotate (degrees=30.0)\nwrote x.png"
     assert told("dataset=digits", "augment=crop,erase", "output=y.svg").startswith("digits: crop, erase\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["augment_digits.png", "x.png", "y.svg"]
+    for split in ("train", "val", "test"):
+        for name in ("a", "b"):
+            (tmp_path / "it's" / split / name).mkdir(parents=True)
+            Image.fromarray(np.full((6, 8), len(name + split), np.uint8)).save(
+                tmp_path / "it's" / split / name / "1.png"
+            )
+    own = ["dataset=imagefolder", "output=z.png"]
+    for spelling in (["dataset.path=it's", "dataset.size=4"], ["path=it's", "size=4"], ["--dataset.path", "it's"]):
+        assert told(*own, *spelling, "dataset.augment=[flip]") == "imagefolder: flip\nwrote z.png"
     for arguments, line in (
         (["dataset=digts"], "dataset=digts: no such option; did you mean 'digits'"),
         (["dataset=digits", "augment=corp"], "dataset.augment=.*did you mean 'crop'"),
         (["dataset=digits", "augment={mixup:{alpha:0}}"], r"dataset.augment.mixup.alpha=0: a finite number"),
         (["dataset=digits", "augment=flip"], "a flip changes the class of digits"),
         (["dataset=imagefolder", "path=it's not there"], "it's not there"),
+        (["dataset=imagefolder", "path=a", "dataset.path=b"], "dataset.path: given twice, also as path"),
+        (["dataset=digits", "dataset.path=b"], "dataset.path"),
         (["datset=digits"], "datset: no such key; did you mean 'dataset'"),
         (["dataset=digits", "augment={a:[}"], "no viable alternative"),
     ):

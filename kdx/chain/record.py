@@ -15,7 +15,7 @@ from kdx.chain.context import RunContext, as_recorded, network_spec, start_hash
 from kdx.chain.plan import PlannedStage
 from kdx.chain.stage import Outcome
 from kdx.checkpoint import versions
-from kdx.data.description import describe
+from kdx.data.description import describe, notes_of
 from kdx.deploy.efficiency import measure_network
 from kdx.errors import KdxError
 from kdx.files import hash_file, relative
@@ -43,7 +43,7 @@ class RunRecord:
             versions=versions(),
             git_commit=_git_commit(),
             class_names=list(context.dataset.class_names),
-            data_notes=list(context.dataset.notes),
+            data_notes=list(notes_of(context.dataset)),
             seed=context.settings.seed,
             lineage=[Origin("data", context.dataset.name, context.dataset.digest)],
         )

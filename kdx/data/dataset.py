@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -76,6 +77,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     white: float | None = None
     bytes_digest: str | None = None
+    beside: tuple[Path, ...] = ()  # folders next to those of the splits
     unlabelled: Unlabelled | None = None  # for distilled stages only; `digest` says nothing of it
 
     @property

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kdx.data.dataset import Dataset, Split
+from kdx.data.folders import beside_note
 from kdx.tasks import MULTI_LABEL
 from kdx.text import first_names, harmless
 
@@ -22,7 +23,7 @@ def log_description(data: Dataset) -> None:
     """Log what each split holds; what is odd about it, as warnings."""
     for line in describe(data):
         log.info("%s", harmless(line))
-    for line in (*data.notes, *oddities(data)):
+    for line in (*notes_of(data), *oddities(data)):
         log.warning("warning: %s", harmless(line))
 
 
@@ -38,6 +39,12 @@ def describe(data: Dataset) -> list[str]:
         whence = f"from {data.unlabelled.folder}, for distilled stages only"
         lines.append(f"unlabelled: {len(data.unlabelled)} images of {size} without labels {whence}")
     return lines
+
+
+def notes_of(data: Dataset) -> Iterator[str]:
+    """What a user should know of where the images come from."""
+    yield from data.notes
+    yield from beside_note(data.beside, None if data.unlabelled is None else data.unlabelled.folder)
 
 
 def oddities(data: Dataset) -> Iterator[str]:

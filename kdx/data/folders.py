@@ -10,7 +10,9 @@ import numpy as np
 
 from kdx.data.pictures import SUFFIXES
 from kdx.errors import KdxError
+from kdx.text import first_names
 
+NAMED = 5  # folders that a note names
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information"}
 
@@ -93,6 +95,24 @@ def pictures_below(folder: Path) -> tuple[list[Path], Counter[str]]:
     return paths, unread
 
 
+def folders_beside(path: str) -> tuple[Path, ...]:
+    """The folders next to a folder's splits."""
+    used = {name for names in SPLITS.values() for name in names}
+    return tuple(folder for folder in _folders(Path(path)) if folder.name.lower() not in used)
+
+
+def beside_note(folders: Iterable[Path], unlabelled: str | None = None) -> Iterator[str]:
+    """Which of the folders next to a folder's splits nothing reads; `unlabelled` is one whose pictures are read."""
+    real = None if unlabelled is None else Path(unlabelled).resolve()
+    unread = [one for one in folders if real is None or not _same_tree(one.resolve(), real)]
+    if unread:
+        yield f"{unread[0].parent}: not read: the folders {first_names([one.name for one in unread], NAMED)}"
+
+
+def _same_tree(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
 def listing_notes(listings: dict[str, Listing], root: Path) -> Iterator[str]:
     """What a user should know of the files that are not read, or read from where they are not expected."""
     unread = sum((listing.unread for listing in listings.values()), Counter[str]())
@@ -103,10 +123,6 @@ def listing_notes(listings: dict[str, Listing], root: Path) -> Iterator[str]:
             yield f"{split}: {listing.deeper} images lie deeper than in their class's folder and are read as its own"
         if listing.outside:
             yield f"{split}: {listing.outside} images lie in no class's folder and are not read"
-    used = {name for names in SPLITS.values() for name in names}
-    beside = [folder.name for folder in _folders(root) if folder.name.lower() not in used]
-    if beside:
-        yield f"{root}: not read: the folders {', '.join(beside[:5])}{', ...' if len(beside) > 5 else ''}"
 
 
 def _unread(counts: Counter[str], before: str = "") -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kdx.data.dataset import Dataset, FileImages, Split
-from kdx.data.folders import Listing, find_classes, find_splits, list_split, listing_notes
+from kdx.data.folders import Listing, find_classes, find_splits, folders_beside, list_split, listing_notes
 from kdx.data.picture_cache import bytes_of, cached
 from kdx.data.pictures import READER, check_regular, fitted, read_picture
 from kdx.data.sources import carve
@@ -91,6 +91,7 @@ def load_imagefolder(
         bytes_digest=bytes_digest,
         white=white,
         notes=(*listing_notes(listings, Path(path)), *repeated),
+        beside=folders_beside(path),
     )
 
 

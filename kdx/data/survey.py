@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from kdx.data.description import counts_text
-from kdx.data.folders import listing_notes
+from kdx.data.folders import beside_note, folders_beside, listing_notes
 from kdx.data.imagefolder import Files, hash_files, list_files
 from kdx.data.pictures import read_picture
 from kdx.errors import KdxError
@@ -42,7 +42,7 @@ def survey(path: str) -> Iterator[str | KdxError]:
         yield sizes_text(sizes)
     sound = {split: _only(looks, paths, labels) for split, (paths, labels) in files.items()}
     repeated = hash_files(sound, class_names, None)[1]
-    for note in (*listing_notes(listings, Path(path)), *repeated):
+    for note in (*listing_notes(listings, Path(path)), *beside_note(folders_beside(path)), *repeated):
         yield harmless(note)
     yield from broken[:TOLD]
     if broken:

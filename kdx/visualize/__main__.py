@@ -8,6 +8,7 @@ from typing import Any
 from kdx.cli import compose_one
 from kdx.command import Command, Count, Flag, Key, Text, run_command
 from kdx.config.schema import Settings
+from kdx.errors import KdxError
 from kdx.run import CONF
 from kdx.text import harmless
 
@@ -24,12 +25,13 @@ python -m kdx.visualize augment dataset=cifar10 [augment=[crop,flip]] draws what
 `python -m kdx.visualize augment --help` says more.
 """
 AUGMENT_USAGE = """
-python -m kdx.visualize augment [dataset=cifar10] [augment=LIST|MAPPING] [output=FILE] [seed=42] [data_dir=DIR]
-                                [path=DIR] [size=N] [resize=N] [config_dir=DIR]
+python -m kdx.visualize augment [dataset=cifar10] [dataset.augment=LIST|MAPPING] [output=FILE] [seed=42] [data_dir=DIR]
+                                [dataset.path=DIR] [dataset.size=N] [dataset.resize=N] [dataset.white=N]
+                                [config_dir=DIR]
 
-Draws a sheet of 16 training images, each as it is and as 8 epochs see it. `augment` is what dataset.augment takes, e.g.
-[crop,flip] or {resized_crop:{scale:[0.5,1]},mixup:{alpha:0.2}} (default: the data set's own); `path` and `size` are of
-dataset=imagefolder, `config_dir` holds data sets of your own.
+Draws a sheet of 16 training images, each as it is and as 8 epochs see it. The keys are a run's, e.g. dataset.augment=
+[crop,flip] or {resized_crop:{scale:[0.5,1]},mixup:{alpha:0.2}} (default: the data set's own); `dataset.` may be left
+out. `config_dir` holds data sets of your own.
 """
 IMAGES, VIEWS = 16, 8
 
@@ -44,16 +46,10 @@ KEYS: dict[str, Key] = {
     "data": Text(),
 }
 
-RUN_KEYS = {  # the keys of a run that the command knows under a shorter name
-    "dataset": "dataset",
-    "augment": "dataset.augment",
-    "data_dir": "data_dir",
-    "path": "dataset.path",
-    "size": "dataset.size",
-    "resize": "dataset.resize",
-}
+OF_DATASET = ("augment", "path", "size", "resize", "white")  # keys of a run, also under these shorter names
 AUGMENT_KEYS: dict[str, Key] = {
-    **{name: Text() for name in RUN_KEYS},
+    **{name: Text() for name in ("dataset", "data_dir", *OF_DATASET)},
+    **{f"dataset.{name}": Text() for name in OF_DATASET},
     "config_dir": Text(),
     "output": Text(),
     "seed": Count(42, most=2**32 - 1, least=0),
@@ -87,14 +83,18 @@ def draw_augment(words: list[str], output: str | None, seed: int, **keys: str | 
 def _settings(keys: Mapping[str, str | None], seed: int) -> Settings:
     """The settings of a run with these keys of its data set."""
     overrides = [f"seed={seed}", "device=cpu", "amp=off"]
+    for name in OF_DATASET:
+        if None not in (keys[name], keys[f"dataset.{name}"]):
+            raise KdxError(f"dataset.{name}: given twice, also as {name}")
     for name, value in keys.items():
         if value is None or name == "config_dir":
             continue
-        if name == "augment":
+        key = f"dataset.{name}" if name in OF_DATASET else name
+        if key == "dataset.augment":
             value = value if value[:1] in ("[", "{") else f"[{value}]"
-        elif name in ("data_dir", "path"):
+        elif key in ("data_dir", "dataset.path"):
             value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-        overrides.append(f"{RUN_KEYS[name]}={value}")
+        overrides.append(f"{key}={value}")
     base = [] if keys["config_dir"] is None else ["--config-dir", keys["config_dir"]]
     return compose_one(CONF, base, overrides)
 
