@@ -135,7 +135,7 @@ class Distillation(nn.Module):
         for name, copies in self._copies():
             if copies[0].layers and not student.features:  # on validation
                 continue
-            terms = _merged([_asked(m, student, t, lesson) for m, t in zip(copies, teachers, strict=True)])
+            terms = _merged([m(*_shown_to(m, student, t, lesson)) for m, t in zip(copies, teachers, strict=True)])
             weighted = self.terms[name].weight.at(lesson.progress) * terms["loss"]
             total = weighted if total is None else total + weighted
             parts |= self._named(name, copies[0], terms)
@@ -156,14 +156,14 @@ class Distillation(nn.Module):
         return [(name, list(copies)) for name, copies in self.methods.items()]  # type: ignore[call-overload]
 
 
-def _asked(method: Objective, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:
-    """A method's parts; one that relates images sees those of all ranks, where several train as one."""
+def _shown_to(method: Objective, student: Outputs, teacher: Outputs, lesson: Lesson) -> tuple[Outputs, Outputs, Lesson]:
+    """What a method sees: these images, or those of all ranks where several train as one and it relates images."""
     gather = method.gather
     if gather is None or not method.relates or not method.training:
-        return method(student, teacher, lesson)
+        return student, teacher, lesson
     known = None if lesson.known is None else gather(lesson.known)
     everyone = Lesson(gather(lesson.targets), gather(lesson.indices), lesson.progress, known)
-    return method(student.gathered(gather), teacher.gathered(gather), everyone)
+    return student.gathered(gather), teacher.gathered(gather), everyone
 
 
 def averaged(teachers: Sequence[Outputs], multi_label: bool) -> Outputs:
