@@ -1,6 +1,5 @@
 """Between Hydra and the chain: errors in one line, every job checked before the first starts. Imports no torch."""
 
-import argparse
 import gc
 import logging
 import os
@@ -11,30 +10,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
-from hydra import version
-from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path, get_args_parser
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kdx.compose import parse_line
 from kdx.config.paths import anchored
-from kdx.config.schema import DatasetSchema, Settings
-from kdx.config.settings import check_hydra_keys, flat_keys, read_settings
+from kdx.config.settings import check_hydra_keys, read_settings
 from kdx.config.stage_overrides import from_hydra, to_hydra
-from kdx.config.swap_points import SWAP_POINTS
-from kdx.errors import BusyError, KdxError, suggest
+from kdx.config_loader import composed, config_loader
+from kdx.errors import BusyError, KdxError
+from kdx.explain import explain
 from kdx.process import USER_ERROR, Running, command_process
 from kdx.run_folder import FolderBefore
 from kdx.text import harmless
@@ -43,7 +38,6 @@ from kdx.users_code import reason_of, text_of, users_errors
 
 log = logging.getLogger(__name__)
 
-HYDRA_VERSION = "1.3"
 GO_ON = "; to go on, start the same command again (a single run with resume=true)"
 BUSY = 75  # sysexits.h: try again later
 SPINS = 10_000  # tens of microseconds; libgomp's own choice is milliseconds
@@ -195,15 +189,15 @@ def hydra_errors(before: FolderBefore | None) -> Iterator[None]:
 
 def check_jobs(conf: Path, arguments: Sequence[str] | None = None) -> Checked:
     """Compose and check the config of every job of the command line, so that nothing starts if one is wrong."""
-    args = _parse(conf, sys.argv[1:] if arguments is None else arguments)
+    args = parse_line(conf, sys.argv[1:] if arguments is None else arguments)
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
         return Checked(answers=True)
     if "~hydra/job_logging" in args.overrides:
         raise KdxError("~hydra/job_logging: it is needed; write hydra/job_logging=none to do without")
-    with _loader(conf, args.config_dir) as loader:
+    with config_loader(conf, args.config_dir) as loader:
         name = args.config_name or "config"
         mode = RunMode.MULTIRUN if args.multirun else RunMode.RUN
-        config = _compose(loader, name, args.overrides, run_mode=mode)
+        config = composed(loader, name, args.overrides, run_mode=mode)
         if mode == RunMode.RUN and config.hydra.mode != RunMode.MULTIRUN:
             if config.hydra.sweeper.get("params"):
                 print("warning: hydra.sweeper.params is ignored without --multirun", file=sys.stderr)
@@ -211,7 +205,7 @@ def check_jobs(conf: Path, arguments: Sequence[str] | None = None) -> Checked:
             check_hydra_keys(config)
             return Checked(settings.plan, _folder_before(config))
         if mode == RunMode.RUN:  # an experiment file may say so
-            config = _compose(loader, name, args.overrides, run_mode=RunMode.MULTIRUN)
+            config = composed(loader, name, args.overrides, run_mode=RunMode.MULTIRUN)
         _check_sweep(loader, config)
     return Checked()
 
@@ -251,194 +245,6 @@ def _check_plugin(group: str, node: Any) -> None:
     target = node.get("_target_") if isinstance(node, DictConfig) else None
     if target not in known:
         raise KdxError(f"hydra.{group}._target_={target}: no such plugin of Hydra's; choose hydra/{group}=basic")
-
-
-def compose_jobs(conf: Path, base: Sequence[str], jobs: Sequence[Sequence[str]]) -> list[Settings]:
-    """The settings of a sweep's jobs; `base` is the part of the command line that all have in common."""
-    args = get_args_parser().parse_args(list(base))
-    if "~hydra/job_logging" in args.overrides:
-        raise KdxError("~hydra/job_logging: it is needed; write hydra/job_logging=none to do without")
-    with _loader(conf, args.config_dir) as loader:
-        name = args.config_name or "config"
-        lines = [[*args.overrides, *map(to_hydra, job)] for job in jobs]
-        configs = [_compose(loader, name, line, run_mode=RunMode.RUN) for line in lines]
-    return [read_settings(config) for config in configs]
-
-
-def compose_one(conf: Path, base: Sequence[str], overrides: Sequence[str]) -> Settings:
-    """The settings of one run, for a command that is not Hydra's: whatever is wrong with them is a `KdxError`."""
-    try:
-        (settings,) = compose_jobs(conf, base, [overrides])
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
-        raise KdxError(explain(error, conf, overrides)) from error
-    return settings
-
-
-def compose_line(conf: Path, arguments: Sequence[str]) -> tuple[DictConfig, list[str], list[str]]:
-    """A command line's config, the part of it with which a job finds the same files, and its overrides."""
-    args = _parse(conf, arguments)
-    kept = {"overrides", "config_name", "config_dir"}
-    for option, value in vars(args).items():
-        if value not in (None, False) and option not in kept:
-            raise KdxError(f"--{option.replace('_', '-')}: has no meaning here; choose --config-dir, --config-name")
-    base = ["--config-name", args.config_name or "config"]
-    if args.config_dir:
-        base += ["--config-dir", str(Path(args.config_dir).resolve())]
-    with _loader(conf, args.config_dir) as loader:
-        config = _compose(loader, args.config_name or "config", args.overrides, run_mode=RunMode.RUN)
-    return config, base, list(map(from_hydra, args.overrides))
-
-
-def compose_run(conf: Path, arguments: Sequence[str]) -> tuple[DictConfig, list[str]]:
-    """The config of one run and its overrides; whatever is wrong with them is a `KdxError`."""
-    try:
-        config, _, overrides = compose_line(conf, arguments)
-        check_hydra_keys(config)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
-        raise KdxError(explain(error, conf, arguments)) from error
-    return config, overrides
-
-
-def options_first(arguments: Sequence[str]) -> list[str]:
-    """A command line as Hydra reads it: overrides in a row, also where an option is between, `kd=none -m seed=1,2`.
-
-    Overrides of one stage are put in Hydra's words.
-    """
-    args, unknown = _known_args(arguments)
-    overrides = [*args.overrides, *(word for word in unknown if not word.startswith("-"))]
-    options = list(arguments)
-    for word in overrides:
-        options.remove(word)
-    return [*options, *map(to_hydra, overrides)]
-
-
-def _parse(conf: Path, arguments: Sequence[str]) -> argparse.Namespace:
-    """A command line's options and overrides; `KdxError` for an option that there is not or that cannot be used."""
-    args, unknown = _known_args(options_first(arguments))
-    if unknown:
-        raise KdxError(f"unknown option {unknown[0]}: {_as_override(unknown[0], conf)}")
-    if args.experimental_rerun is not None:
-        raise KdxError("--experimental-rerun: starts what a pickle holds; use the run's command, in summary.json")
-    if args.config_path is not None:
-        raise KdxError("--config-path: kdx needs its own configs; add yours with --config-dir")
-    chosen = [name for name in ("run", "cfg", "multirun", "shell_completion", "info") if getattr(args, name)]
-    if len(chosen) > 1:
-        raise KdxError(f"{' '.join('--' + name.replace('_', '-') for name in chosen)}: choose one")
-    if args.resolve and not (args.cfg or args.help):
-        raise KdxError("--resolve: only with --cfg or --help")
-    return args
-
-
-def _known_args(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """What Hydra's parser knows of a command line, and the words that it does not."""
-
-    def refuse(message: str) -> NoReturn:
-        raise KdxError(f"{message.removeprefix('argument ')}; see kdx --hydra-help")
-
-    parser = get_args_parser()
-    parser.error = refuse  # type: ignore[method-assign]  # instead of the usage of every option
-    return parser.parse_known_args(list(arguments))
-
-
-def explain(error: Exception, conf: Path, overrides: Sequence[str] = ()) -> str:
-    """An error of ours or Hydra's as one line with the choices or the near miss, among the keys of what is chosen."""
-    if isinstance(error, KdxError):
-        return str(error)
-    if isinstance(error, OSError) and not isinstance(error, HydraException):  # Hydra makes the run's folder itself
-        return f"{error.filename}: {error.strerror}; choose another output_dir"
-    cause = error.__cause__ if str(error).startswith("Error merging override") else None
-    lines = [line.strip() for line in f"{error}\n{cause or ''}".splitlines() if line.strip()]
-    if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        options = [o for o in error.options if not o.startswith("_")]
-        return f"{group}={option}: no such option{suggest(option, options)} choose {', '.join(options)}".replace(
-            "option choose", "option; choose"
-        )
-    if isinstance(error, OverrideParseException) and "missing EQUAL" in str(error):
-        return f"{error.override}: a value is missing, write {error.override}=VALUE"
-    if lines[0].startswith("Error merging override ") and "Cannot merge" in str(error.__cause__):
-        override = lines[0].removeprefix("Error merging override ").lstrip("+")
-        key = override.partition("=")[0]
-        return f"{override}: does not go into what is there already; write {shlex.join([f'~{key}', f'+{override}'])}"
-    if lines[0].startswith("Error merging override hydra.launcher.") and isinstance(cause, OmegaConfBaseException):
-        return f"{lines[0].removeprefix('Error merging override ')}: {str(cause).splitlines()[0]}"
-    if lines[0].startswith("Could not override '"):
-        key, known = lines[0].split("'")[1], all_keys(conf, overrides)
-        if key in known:
-            return f"{key}: the value holds keys that are not there yet; add each with +{key}.<key>=<value>"
-        group = key.rpartition(".")[0]
-        optional = [] if group == "kd" and "kd.terms" in known else _optional_keys(group)  # those are of each term
-        if key in optional:
-            return f"{key}: not among the keys of the chosen option; write +{key}=VALUE to add it"
-        return f"{key}: no such key{suggest(key, [*known, *optional])}"
-    return " ".join(lines)
-
-
-def _optional_keys(group: str) -> list[str]:
-    """The keys of a group that kdx knows and the files in conf may leave out."""
-    names = DatasetSchema.__dataclass_fields__ if group == "dataset" else SWAP_POINTS.get(group, {})
-    return [f"{group}.{name}" for name in names]
-
-
-def add_plugins() -> None:
-    """Let Hydra find kdx's launcher, whether kdx is installed or not; also in processes that other launchers start."""
-    folder = str(Path(__file__).resolve().parent / "plugins")
-    if folder not in sys.path:
-        sys.path.append(folder)
-    inherited = os.environ.get("PYTHONPATH", "")
-    if folder not in inherited.split(os.pathsep):
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (inherited, folder)))
-
-
-def all_keys(conf: Path, overrides: Sequence[str] = ()) -> list[str]:
-    """Every dotted key and every group of the default config, with kdx's own options that overrides choose."""
-    with _loader(conf, None) as loader:
-        pairs = [(override, *override.partition("=")[::2]) for override in overrides]
-        groups = loader.list_groups("")
-        chosen = [o for o, group, option in pairs if group in groups and option in loader.get_group_options(group)]
-        config = _compose(loader, "config", chosen, run_mode=RunMode.RUN)
-        keys = sorted(flat_keys(config), key=lambda key: key.startswith("hydra"))  # our own before Hydra's
-        return [*loader.list_groups(""), *keys]
-
-
-def _as_override(option: str, conf: Path) -> str:
-    word = option.lstrip("-").split("=")[0].replace("-", "_")
-    keys = all_keys(conf)
-    by_end = [key for key in keys if key.rsplit(".", 1)[-1] == word]
-    hint = suggest(word, keys) if not by_end else f"; did you mean {by_end[0]}=...?"
-    return f"keys are written key=value, without dashes{hint}"
-
-
-@contextmanager
-def _loader(conf: Path, extra: str | None) -> Iterator[Any]:
-    """Hydra's config loader as its own main would make it."""
-    version.setbase(HYDRA_VERSION)
-    add_plugins()
-    search_path = create_config_search_path(str(conf))
-    assert isinstance(search_path, ConfigSearchPathImpl)
-    if extra is not None:
-        folder = Path(extra).resolve()
-        if not folder.is_dir():
-            raise KdxError(f"--config-dir {extra}: no such folder")
-        search_path.prepend("command-line", f"file://{folder}")
-    GlobalHydra.instance().clear()
-    try:
-        yield Hydra.create_main_hydra2("run", search_path).config_loader
-    finally:
-        GlobalHydra.instance().clear()
-
-
-def _compose(loader: Any, name: str, overrides: list[str], run_mode: RunMode) -> DictConfig:
-    """A composed config; what Hydra does not foresee in an override is an error of ours, too."""
-    try:
-        return loader.load_configuration(name, overrides, run_mode=run_mode)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError):
-        raise
-    except Exception as error:  # a group that is a number, a key of a key that is a number
-        pairs = {override: override.lstrip("+~").partition("=")[::2] for override in overrides}
-        groups = [o for o, (group, option) in pairs.items() if option not in loader.get_group_options(group)]
-        where = " ".join([o for o in groups if pairs[o][0] in loader.list_groups("")] or overrides)
-        raise KdxError(f"{where}: cannot be composed: {str(error) or type(error).__name__}") from error
 
 
 def _wants_traceback() -> bool:

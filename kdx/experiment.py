@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdx import cli
+from kdx.compose import compose_run
 from kdx.config.settings import read_settings
 from kdx.errors import KdxError
 from kdx.results import Run, Stage, load, read_run
@@ -49,7 +50,7 @@ def run_experiment(overrides: str | Sequence[str] = (), config_dir: str | Path |
     """
     words = shlex.split(overrides) if isinstance(overrides, str) else [str(word) for word in overrides]
     option = [] if config_dir is None else ["--config-dir", str(config_dir)]
-    config, typed = cli.compose_run(CONF, [*option, *words])
+    config, typed = compose_run(CONF, [*option, *words])
     settings = read_settings(config)
     if threading.current_thread() is not threading.main_thread():
         raise KdxError("run_experiment: a run answers to signals, which only the main thread hears; call it there")

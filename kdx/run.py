@@ -8,6 +8,8 @@ import hydra
 from omegaconf import DictConfig
 
 from kdx import cli
+from kdx.compose import options_first
+from kdx.config_loader import HYDRA_VERSION, add_plugins
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())  # wheel, checkout
@@ -16,15 +18,15 @@ CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path
 def main(check: bool = True) -> None:
     """Run the command line; `check=False` for a job of a sweep, which was checked before the sweep began."""
     cli.share_processors()
-    cli.add_plugins()
+    add_plugins()
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m kdx.run` does: a user's own modules beside the call
     with cli.one_line_errors(CONF) as command:
-        sys.argv[1:] = cli.options_first(sys.argv[1:])
+        sys.argv[1:] = options_first(sys.argv[1:])
         checked = cli.check_jobs(CONF) if check else cli.Checked()
         command.answers = checked.answers
 
-        @hydra.main(version_base=cli.HYDRA_VERSION, config_path=str(CONF), config_name="config")
+        @hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF), config_name="config")
         def job(config: DictConfig) -> float | None:
             return cli.run_job(config, checked.before)
 

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kdx import cli, ranges
 from kdx.command import Flag, Key, Text, asks_for_help, split_key
+from kdx.compose import compose_jobs, compose_line
 from kdx.config.checks import Problems
 from kdx.config.schema import SearchSchema, Settings
 from kdx.config.settings import explain_key, flat_keys, read_settings
@@ -257,9 +258,9 @@ def main() -> None:
         logging.basicConfig(level=logging.INFO, handlers=[console])
         if importlib.util.find_spec("optuna") is None:
             raise KdxError('the search needs optuna: pip install -e ".[search]" in the checkout of kdx')
-        config, base, overrides = cli.compose_line(CONF, as_overrides(sys.argv[1:]))
+        config, base, overrides = compose_line(CONF, as_overrides(sys.argv[1:]))
         settings, requested = read_settings(config), read_search(config)
-        program = Program(run_main, CONF, tuple(base), cli.compose_jobs)
+        program = Program(run_main, CONF, tuple(base), compose_jobs)
         try:
             folder = search(requested, settings, program, overrides)
         except ValueError as error:  # optuna's word for a space that changed under an old search's name

@@ -17,14 +17,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from kdx import cli
 from kdx.chain.chain import run_chain
 from kdx.config.schema import Settings
 from kdx.config.settings import read_settings
 from kdx.config.stage_overrides import to_hydra
+from kdx.config_loader import add_plugins
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored, and so inherited, under nohup
-cli.add_plugins()  # before Hydra looks for plugins, once a process
+add_plugins()  # before Hydra looks for plugins, once a process
 atexit.register(gc.unfreeze)
 gc.freeze()  # what torch's import made: each of the chains' garbage collections would go through it, 0.2 s
 REPO = Path(__file__).resolve().parent.parent

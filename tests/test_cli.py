@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdx import cli
+from kdx.compose import options_first
 from tests.conftest import CONF, REPO, TINY
 from tests.forks import kdx
 
@@ -229,7 +230,7 @@ def test_command_lines_that_are_wrong_are_told_by_what_was_written(
 def test_overrides_may_stand_on_both_sides_of_an_option() -> None:
     line = ["experiment=quickstart", "-m", "seed=0,1", "--config-dir", "mine", "kd=none"]
     expected = ["-m", "--config-dir", "mine", "experiment=quickstart", "seed=0,1", "kd=none"]
-    assert cli.options_first(line) == expected == cli.options_first(expected)
+    assert options_first(line) == expected == options_first(expected)
 
 
 @pytest.mark.parametrize("logging", ["hydra/job_logging=disabled", "hydra/job_logging=none", "hydra.verbose=true"])

@@ -16,10 +16,12 @@ import kdx.report.__main__ as report
 import kdx.visualize.__main__ as visualize
 from kdx import cli, export, methods, predict, search
 from kdx.command import Choice, Command, Count, Flag, Names, Text, run_command
+from kdx.compose import compose_line
 from kdx.config.settings import read_settings
 from kdx.data import from_arrays
 from kdx.data.description import log_description
 from kdx.errors import KdxError
+from kdx.explain import explain
 from kdx.text import csv_text, harmless, markdown_text
 from tests import tiny
 from tests.conftest import CONF
@@ -245,7 +247,7 @@ def test_help_needs_nothing(module: str, tmp_path: Path) -> None:
     ],
 )
 def test_the_searchs_own_keys_have_the_same_grammar(line: str) -> None:
-    config, base, overrides = cli.compose_line(CONF, search.as_overrides(["experiment=search_kd", *line.split()]))
+    config, base, overrides = compose_line(CONF, search.as_overrides(["experiment=search_kd", *line.split()]))
     wish = search.read_search(config)
     assert (wish.trials, wish.n_jobs, wish.prune, wish.name) == (3, 2, False, "x")
     assert overrides[0] == "experiment=search_kd" and "search.trials=3" in overrides
@@ -265,10 +267,10 @@ def test_the_searchs_own_keys_have_the_same_grammar(line: str) -> None:
 )
 def test_what_a_search_does_not_know_is_one_line(line: str, message: str) -> None:
     with pytest.raises((KdxError, HydraException)) as error:
-        config, _, _ = cli.compose_line(CONF, search.as_overrides(["experiment=search_kd", *line.split()]))
+        config, _, _ = compose_line(CONF, search.as_overrides(["experiment=search_kd", *line.split()]))
         read_settings(config)
         search.read_search(config)
-    assert message in cli.explain(error.value, CONF)
+    assert message in explain(error.value, CONF)
 
 
 def test_logs_show_names_of_others_harmlessly(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

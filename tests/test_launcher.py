@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from kdx import cli
+from kdx.config_loader import add_plugins
+from kdx.explain import explain
 from kdx.sweeps.jobs import Job, JobEnd, Program
 from kdx.sweeps.parallel import THREADS, run_parallel
 from kdx.sweeps.processes import JobProcesses
@@ -132,7 +134,7 @@ def test_a_wrong_key_of_the_launcher_is_one_line_before_any_job(override: str, l
     ]
     with pytest.raises(Exception) as error:
         cli.check_jobs(CONF, line)
-    told = cli.explain(error.value, CONF)
+    told = explain(error.value, CONF)
     assert told.startswith(REFUSED[override]) and "\n" not in told
     assert not (tmp_path / "sweep").exists()
 
@@ -152,7 +154,7 @@ def test_every_key_of_joblibs_launcher_is_taken(tmp_path: Path) -> None:
 
 
 def test_the_launcher_is_joblibs() -> None:
-    cli.add_plugins()
+    add_plugins()
     from hydra.core.config_store import ConfigStore
     from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
     from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher

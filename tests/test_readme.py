@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kdx import cli
+from kdx.compose import compose_line
 from kdx.config.settings import build, read_settings
 from kdx.search import as_overrides
 from tests.conftest import CONF, REPO, compose_config
@@ -35,7 +36,7 @@ def test_command_is_valid(command: str, tmp_path: Path, monkeypatch: pytest.Monk
     elif program == "python" and arguments[0] == "-m":
         module = importlib.import_module(arguments[1])
         if arguments[1] == "kdx.search":
-            cli.compose_line(CONF, as_overrides(arguments[2:]))
+            compose_line(CONF, as_overrides(arguments[2:]))
         else:
             command = importlib.import_module(f"{module.__name__}.__main__") if hasattr(module, "__path__") else module
             command.COMMAND.read(arguments[2:])

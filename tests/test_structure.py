@@ -20,6 +20,9 @@ COMMANDS = {
     "export",
     "predict",
     "cli",
+    "compose",
+    "explain",
+    "config_loader",
     "command",
     "methods",
     "run_folder",
@@ -46,6 +49,9 @@ ROOMS["sweeps"] = {"config", "chain", "report", "results"}
 NO_TORCH_AT_IMPORT = (
     "run",
     "cli",
+    "compose",
+    "explain",
+    "config_loader",
     "command",
     "errors",
     "files",
@@ -96,7 +102,7 @@ def test_rooms_import_in_the_allowed_directions(path: Path) -> None:
 def test_only_the_border_knows_hydra() -> None:
     knowing = {place(path) for path in MODULES if any(name.split(".")[0] == "hydra" for name in imports_of(path))}
     plugins = {f"plugins.hydra_plugins.{name}" for name in ("kdx_launcher", "kdx_sweeper")}
-    assert knowing == {"run", "cli", "config.settings", *plugins}
+    assert knowing == {"run", "cli", "compose", "explain", "config_loader", "config.settings", *plugins}
     calling = [place(path) for path in MODULES if re.search(r"\binstantiate\(", path.read_text())]
     assert calling == ["config.settings"]
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdx.cli import compose_one
 from kdx.command import Command, Count, Flag, Key, Text, run_command
+from kdx.compose import compose_one
 from kdx.config.schema import Settings
 from kdx.errors import KdxError
 from kdx.run import CONF

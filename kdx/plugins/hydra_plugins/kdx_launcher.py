@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
 from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 
-from kdx.cli import compose_jobs
+from kdx.compose import compose_jobs
 from kdx.config.stage_overrides import from_hydra
 from kdx.errors import KdxError
 from kdx.report.sweep import write_report
