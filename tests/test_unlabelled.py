@@ -171,7 +171,7 @@ def test_a_run_tells_of_them(folder: Path, tmp_path: Path, caplog: pytest.LogCap
 
 
 @pytest.mark.parametrize(
-    ("named", "told"), [("more", "extra"), ("extra/un", "more"), (".", None), ("train/b", "extra, more")]
+    ("named", "told"), [("more", "extra"), ("extra/un", "more"), (".", None), ("train", "extra, more")]
 )
 def test_a_folder_that_is_read_is_not_told_as_left_out(named: str, told: str | None, tmp_path: Path) -> None:
     places = [f"{split}/{name}" for split in ("train", "val", "test") for name in ("a", "b")]
@@ -182,6 +182,18 @@ def test_a_folder_that_is_read_is_not_told_as_left_out(named: str, told: str | N
     data = add_unlabelled(data, os.path.relpath(tmp_path / named), in_memory_gb=1.0, num_workers=0, cache_dir=None)
     left_out = [note for note in notes_of(data) if "the folders" in note]
     assert left_out == ([f"{tmp_path}: not read: the folders {told}"] if told else [])
+
+
+@pytest.mark.parametrize("named, read_as", [("train/1", "1"), ("train/0/deep", "0"), ("val/1", "1"), ("link", "1")])
+def test_pictures_that_are_read_with_their_class_are_not_without(tmp_path: Path, named: str, read_as: str) -> None:
+    for number, place in enumerate(["train/0", "train/0/deep", "train/1", "train/1", "val/0", "val/1", "test/0"]):
+        write_picture(tmp_path / "set" / place / f"{number}.png", number)
+    (tmp_path / "set/link").symlink_to(tmp_path / "set/train/1")
+    data = load_imagefolder(str(tmp_path / "set"), None, 1.0, 0)
+    with pytest.raises(KdxError, match=rf"unlabelled=\S+{named}: its pictures are read as class {read_as}, because"):
+        add_unlabelled(data, str(tmp_path / "set" / named), in_memory_gb=1.0, num_workers=0, cache_dir=None)
+    twice = add_unlabelled(data, str(tmp_path / "set/train"), in_memory_gb=1.0, num_workers=0, cache_dir=None)
+    assert f"4 of the 4 pictures in {tmp_path}/set/train are in train, too (the same pixels)" in twice.notes
 
 
 def test_what_cannot_be_used_is_one_line(folder: Path, tmp_path: Path) -> None:

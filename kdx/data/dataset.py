@@ -77,6 +77,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     white: float | None = None
     bytes_digest: str | None = None
+    split_folders: tuple[Path, ...] = ()  # of picture files
     beside: tuple[Path, ...] = ()  # folders next to those of the splits
     unlabelled: Unlabelled | None = None  # for distilled stages only; `digest` says nothing of it
 

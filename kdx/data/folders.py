@@ -109,6 +109,13 @@ def beside_note(folders: Iterable[Path], unlabelled: str | None = None) -> Itera
         yield f"{unread[0].parent}: not read: the folders {first_names([one.name for one in unread], NAMED)}"
 
 
+def class_folder_of(folder: Path, splits: Iterable[Path]) -> Path | None:
+    """The class's folder of a split that is or holds a folder, also through links; None where none does."""
+    real = folder.resolve()
+    inner = (one for split in splits for one in _folders(split))
+    return next((one for one in inner if real.is_relative_to(one.resolve())), None)
+
+
 def _same_tree(one: Path, other: Path) -> bool:
     return one.is_relative_to(other) or other.is_relative_to(one)
 

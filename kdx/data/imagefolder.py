@@ -91,6 +91,7 @@ def load_imagefolder(
         bytes_digest=bytes_digest,
         white=white,
         notes=(*listing_notes(listings, Path(path)), *repeated),
+        split_folders=tuple(find_splits(path).values()),
         beside=folders_beside(path),
     )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdx.data.dataset import Dataset, Split, Unlabelled
-from kdx.data.folders import pictures_below
+from kdx.data.folders import class_folder_of, pictures_below
 from kdx.data.imagefolder import DecodedFiles, hash_files, kept
 from kdx.data.picture_cache import CachedPictures, Joined
 from kdx.data.pictures import READER
@@ -24,8 +24,12 @@ def add_unlabelled(
     """The data set with the pictures anywhere below a folder, read as `predict` would read them for it.
 
     They are resized and centre-cropped to the training images' shape, and kept as those of `load_imagefolder`.
-    Raises `KdxError` for a folder without pictures, or the first unreadable one.
+    Raises `KdxError` for a folder without pictures, one whose pictures are labelled, or the first unreadable one.
     """
+    labelled = class_folder_of(Path(folder), data.split_folders)
+    if labelled is not None:
+        where = f"its pictures are read as class {labelled.name}, because it lies in {labelled.parent}"
+        raise KdxError(f"{KEY}={folder}: {where}; move it out")
     channels, height, width = data.image_shape
     if channels not in (1, 3):
         raise KdxError(f"{KEY}={folder}: pictures have 1 or 3 channels, and the images of {data.name} {channels}")
@@ -39,7 +43,7 @@ def add_unlabelled(
     images = kept({"unlabelled": pictures}, digest, cache, in_memory_gb, cache_dir, num_workers)["unlabelled"]
     found = Unlabelled(folder, images, digest)
     notes = [f"{folder}: not read: {passed_over}"] if unread else []
-    for name, split in (("val", data.val), ("test", data.test)):
+    for name, split in (("train", data.train), ("val", data.val), ("test", data.test)):
         again = _repeated(found, split)
         if again:
             notes.append(f"{again} of the {len(paths)} pictures in {folder} are in {name}, too (the same pixels)")
