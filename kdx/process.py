@@ -2,11 +2,15 @@
 
 import errno
 import logging
+import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 
 from kdx.signals import interruptible
 from kdx.streams import forgiving_streams
@@ -51,3 +55,15 @@ def command_process(how_to_go_on: str = "") -> Iterator[Running]:
             raise SystemExit(USER_ERROR)
         if code is not None:
             raise SystemExit(code)
+
+
+def end_with_parent() -> None:
+    """Let a process that multiprocessing started die with the one that started it, at once: its pipe closes then."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

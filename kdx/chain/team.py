@@ -25,6 +25,7 @@ from kdx.chain.context import RunContext, load_dataset, make_run_context
 from kdx.chain.stage import FinishedTeacher, load_network, train_beside
 from kdx.config.schema import Settings, StageSettings
 from kdx.errors import KdxError
+from kdx.process import end_with_parent
 from kdx.signals import heard_signals, ignored
 from kdx.training.distributed import Ranks
 from kdx.training.stopping import Stopped
@@ -177,7 +178,7 @@ def connect(ranks: Ranks, store: dist.Store, device: torch.device) -> None:
 
 def _beside(pipe: Connection, settings: Settings, ranks: Ranks, port: int) -> None:
     """The process of a rank above 0: train what rank 0 orders, and say what goes wrong."""
-    _end_with_parent()
+    end_with_parent()
     logging.disable()  # rank 0 says the same
     quiet = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
@@ -195,18 +196,6 @@ def _beside(pipe: Connection, settings: Settings, ranks: Ranks, port: int) -> No
         pipe.send(str(error) if isinstance(error, KdxError) else reason_of(error))
         pipe.close()
         os._exit(1)  # whatever still computes on other threads
-
-
-def _end_with_parent() -> None:
-    """Die with the process that started this one, at once: its pipe to us closes then."""
-    known = multiprocessing.parent_process()
-    assert known is not None
-
-    def watch() -> None:
-        wait([known.sentinel])
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

@@ -9,10 +9,11 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from kdx.errors import KdxError
+from kdx.process import end_with_parent
 from kdx.report.run import REPORT, write_run_report
 from kdx.report.sweep import write_report
 from kdx.results import FINISHED, SUMMARY, load_sweep
-from kdx.sweeps.processes import end_with_parent, forkserver
+from kdx.sweeps.processes import forkserver
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def write_job_pages(sweep_dir: Path) -> None:
 
 
 def _keep_written(sweep_dir: Path, over: Event) -> None:
-    end_with_parent([])
+    end_with_parent()
     os.nice(10)
     pause = EVERY
     while not over.wait(pause):

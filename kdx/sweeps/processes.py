@@ -15,6 +15,7 @@ from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 from kdx.files import write_json
+from kdx.process import end_with_parent
 from kdx.signals import heard_signals, ignored, stop_ignoring
 from kdx.sweeps.jobs import Job, JobEnd, Program, end_of
 
@@ -171,7 +172,8 @@ def _work(
     heard: Sequence[signal.Signals],
 ) -> None:
     """The job's process: `kdx <arguments>`, ended when the sweep's process is gone."""
-    end_with_parent(heard)
+    stop_ignoring(heard)
+    end_with_parent()
     os.environ.update(environment)
     if console is not None:
         descriptor = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -179,19 +181,6 @@ def _work(
         os.dup2(descriptor, 2)
     sys.argv = ["kdx", *arguments]
     main()
-
-
-def end_with_parent(heard: Sequence[signal.Signals]) -> None:
-    """Hear the signals that the sweep's process hears, and die with it: its pipe to us closes then."""
-    stop_ignoring(heard)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _quoted(text: str) -> str:

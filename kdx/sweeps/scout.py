@@ -9,10 +9,11 @@ from signal import Signals
 from typing import TYPE_CHECKING, Any
 
 from kdx.errors import KdxError
+from kdx.process import end_with_parent
 from kdx.results import read_run
-from kdx.signals import heard_signals
+from kdx.signals import heard_signals, stop_ignoring
 from kdx.sweeps.jobs import Job, Program, finished_before
-from kdx.sweeps.processes import end_with_parent, forkserver
+from kdx.sweeps.processes import forkserver
 
 if TYPE_CHECKING:
     from kdx.chain.context import RunContext
@@ -85,7 +86,8 @@ def _ask(work: Callable[..., Any], program: Program, about: Any) -> Any:
 def _answer(
     work: Callable[..., Any], program: Program, about: Any, sender: Connection, heard: Sequence[Signals]
 ) -> None:
-    end_with_parent(heard)
+    stop_ignoring(heard)
+    end_with_parent()
     logging.disable()  # what is worth telling, the jobs tell
     answer, reason = None, None
     try:
