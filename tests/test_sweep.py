@@ -38,6 +38,8 @@ def test_parallel_sweep_trains_shared_stages_once_and_equals_a_sequential_one(tm
         assert "4 of 4 jobs finished" in output and "[4/4]" in output
         assert len(logs(tmp_path / name, "teacher")) == 1
         assert len(logs(tmp_path / name, "student")) == 4
+        told = "4 jobs, 2 at a time" in output and "1 stage(s) that several jobs share, 1 at a time" in output
+        assert told == bool(launcher)
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     for first, second in zip(one, two, strict=True):
         assert first["student_fingerprint"] == second["student_fingerprint"]

@@ -38,7 +38,7 @@ class RunRecord:
         self.context, self.run_dir = context, run_dir
         self.run = Run(
             overrides=list(overrides),
-            plan=[PlanEntry(s.role, s.action, s.fingerprint) for s in plan],
+            plan=[self._entry(planned) for planned in plan],
             surroundings=context.surroundings(),
             versions=versions(),
             git_commit=_git_commit(),
@@ -79,7 +79,7 @@ class RunRecord:
             stem=network_spec(self.context, planned.stage).stem,
             status=STATUS[planned.action],
             fingerprint=planned.fingerprint,
-            selected_by=Selection.resolve(planned.stage.recipe.select, self.context.dataset.task).name,
+            selected_by=self._selected_by(planned),
             guide=as_recorded(planned.stage.teachers),
             start=planned.stage.start_role or (planned.stage.start and Path(planned.stage.start).name),
             guide_fingerprint=outcome.guide_fingerprint,
@@ -93,6 +93,15 @@ class RunRecord:
             checkpoint_mb=outcome.checkpoint.stat().st_size / 1e6,
             efficiency=self._costs(planned, load) if self.context.settings.report else None,
         )
+
+    def _entry(self, planned: PlannedStage) -> PlanEntry:
+        """What the plan tells of a stage."""
+        epochs = planned.stage.recipe.epochs if planned.action == "train" else None
+        return PlanEntry(planned.role, planned.action, planned.fingerprint, epochs, self._selected_by(planned))
+
+    def _selected_by(self, planned: PlannedStage) -> str:
+        """What on validation chooses a stage's epoch."""
+        return Selection.resolve(planned.stage.recipe.select, self.context.dataset.task).name
 
     def _costs(self, planned: PlannedStage, load: Callable[[], nn.Module]) -> dict[str, Any] | None:
         """What the stage's network costs to use."""

@@ -11,8 +11,13 @@ from kdx.files import read_bytes
 
 def read_log(stage_folder: Path) -> list[dict[str, float]]:
     """The epochs of a stage so far, from its folder; none where it has no log."""
-    logs = sorted((stage_folder / "logs").glob("*_log.csv"))
-    return read_csv(logs[0]) if logs else []
+    path = log_of(stage_folder)
+    return [] if path is None else read_csv(path)
+
+
+def log_of(stage_folder: Path) -> Path | None:
+    """The CSV file of a stage's epochs; None before the first of them has ended."""
+    return min((stage_folder / "logs").glob("*_log.csv"), default=None)
 
 
 def read_csv(path: Path) -> list[dict[str, float]]:
@@ -20,9 +25,13 @@ def read_csv(path: Path) -> list[dict[str, float]]:
 
     `KdxError` names the line and the column of what is no epoch log.
     """
+    return rows_of(read_bytes(path), path)
+
+
+def rows_of(content: bytes, path: Path) -> list[dict[str, float]]:
+    """The rows of an epoch log, as `read_csv`, from what is read of a file so far."""
     try:
-        text = read_bytes(path).decode()
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        reader = csv.DictReader(io.StringIO(content.decode(), newline=""), strict=True)
         if "epoch" not in (reader.fieldnames or ()):
             raise KdxError(f"{path}: no epoch log: its first line names no column epoch")
         return [_numbers(row, f"{path}: line {reader.line_num}") for row in reader]

@@ -138,11 +138,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class PlanEntry:
-    """What was to be done about a stage: train, reuse or load it."""
+    """What was to be done about a stage: train, reuse or load it; `epochs` are those that it trains at most."""
 
     role: RoleName
     action: str = ""
     fingerprint: str = ""
+    epochs: Count | None = None
+    selected_by: Annotated[str, Meta(pattern=f"^({'|'.join(SCORES)})$")] = ACCURACY  # what chooses the epoch
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """What is known of a sweep's jobs, kept in sweep.json and told line by line."""
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from kdx.errors import KdxError
 from kdx.recipe import DECIMALS
 from kdx.results import SWEEP, SweepJob, read_sweep, write_sweep
 from kdx.sweeps.jobs import Job, JobEnd, finished_before
+from kdx.sweeps.words import about_left
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,6 @@ class Board:
         self.jobs = list(jobs)
         self.common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
         self.done: dict[int, JobEnd] = {}
-        self.started = time.monotonic()
         known = read_sweep(sweep_dir)
         for job in jobs:
             listed = known.get(str(job.number))
@@ -39,9 +38,8 @@ class Board:
             end = finished_before(job)
             if end is not None:
                 self.done[job.number] = end
-        self.before = len(self.done)
-        if self.before:
-            log.info("%d of %d jobs were finished before", self.before, len(jobs))
+        if self.done:
+            log.info("%d of %d jobs were finished before", len(self.done), len(jobs))
         self.write()
 
     def unfinished(self) -> list[Job]:
@@ -50,16 +48,18 @@ class Board:
     def ends(self) -> list[JobEnd]:
         return [self.done[job.number] for job in self.jobs]
 
-    def note(self, job: Job, end: JobEnd) -> None:
+    def name(self, job: Job) -> str:
+        """What tells a job from the others."""
+        return " ".join(override for override in job.overrides if override not in self.common)
+
+    def note(self, job: Job, end: JobEnd, left: float | None) -> None:
+        """Keep and tell how a job ended, and the seconds until the last one will have."""
         self.done[job.number] = end
         self.write()
         ended, total = len(self.done), len(self.jobs)
-        spent = time.monotonic() - self.started
-        left = spent / max(1, ended - self.before) * (total - ended)
         how = f"val {end.value:.{DECIMALS[end.selected_by]}f}" if end.value is not None else f"FAILED: {end.reason}"
-        rest = f", about {_duration(left)} left" if ended < total else ""
-        name = " ".join(override for override in job.overrides if override not in self.common)
-        log.info("[%d/%d] job %d %s: %s (%.0f s%s)", ended, total, job.number, name, how, end.seconds, rest)
+        rest = about_left(left) if ended < total else ""
+        log.info("[%d/%d] job %d %s: %s (%.0f s%s)", ended, total, job.number, self.name(job), how, end.seconds, rest)
 
     def write(self) -> None:
         listed = dict(self.earlier)
@@ -68,7 +68,3 @@ class Board:
             ended = {} if end is None else asdict(end)
             listed[str(job.number)] = SweepJob(list(job.overrides), job.folder.name, **ended)
         write_sweep(self.folder, listed)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

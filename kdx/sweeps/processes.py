@@ -50,7 +50,8 @@ class JobProcesses:
             self.slots.put(slot)
         # held while the two below change, and where an exit code is read: starting a process reads those of all others
         self.changing = threading.Condition()
-        self.running: dict[Job, ForkServerProcess] = {}
+        self.running: dict[Job, tuple[ForkServerProcess, float]] = {}  # and since when, as time.monotonic() counts
+        self.ended: list[JobEnd] = []
         self.stopping = False
 
     def run(self, job: Job, give_up: GiveUp | None = None) -> JobEnd | None:
@@ -73,9 +74,15 @@ class JobProcesses:
                 return None
         finally:
             self.slots.put(slot)
-        if reason is not None:
-            return JobEnd("failed", round(seconds, 1), reason=reason)
-        return end_of(job, process.exitcode or 0, seconds)
+        failed = None if reason is None else JobEnd("failed", round(seconds, 1), reason=reason)
+        end = failed or end_of(job, process.exitcode or 0, seconds)
+        self.ended.append(end)
+        return end
+
+    def at_work(self) -> dict[Job, float]:
+        """The jobs that run, each with the seconds since its start."""
+        with self.changing:
+            return {job: time.monotonic() - since for job, (_, since) in self.running.items()}
 
     def stop(self) -> None:
         """Ask all jobs once to save and stop, and wait until they have; a second signal ends this process and them.
@@ -84,11 +91,11 @@ class JobProcesses:
         """
         with self.changing:
             self.stopping = True
-            for process in self.running.values():
+            for process, _ in self.running.values():
                 process.terminate()
             while self.running:
                 if not self.changing.wait(STOP_SECONDS):
-                    names = ", ".join(process.name for process in self.running.values())
+                    names = ", ".join(process.name for process, _ in self.running.values())
                     log.info("waiting for %s to save; interrupt again to lose what is not saved", names)
 
     def _start(self, job: Job, slot: int) -> ForkServerProcess | None:
@@ -103,7 +110,7 @@ class JobProcesses:
             if self.stopping:
                 return None
             process.start()
-            self.running[job] = process
+            self.running[job] = process, time.monotonic()
         return process
 
     def _bury(self, job: Job, process: ForkServerProcess) -> None:
