@@ -26,9 +26,11 @@ from kdx.results import load_sweep, read_log
 from kdx.run import CONF
 from kdx.run import main as run_main
 from kdx.sweeps.jobs import Job, JobEnd, Program
+from kdx.sweeps.outlook import Outlook
 from kdx.sweeps.parallel import THREADS, run_parallel
 from kdx.sweeps.processes import JobProcesses
 from kdx.sweeps.scout import fingerprints_of
+from kdx.sweeps.watch import watched
 
 if TYPE_CHECKING:
     import optuna
@@ -66,7 +68,10 @@ def search(requested: SearchSchema, settings: Settings, program: Program, overri
     while left := _trials_left(study, requested):  # those that fail are made up for
         processes = JobProcesses(program, requested.n_jobs)
         at_once = min(left, requested.n_jobs)
-        run_parallel(partial(trials.run, processes), range(left), _tell, processes.stop, at_once, THREADS)
+        if at_once > 1:
+            log.info("%d trials, %d at a time; what each prints is in its console.log", left, at_once)
+        with watched(Outlook(processes, left), trials.values_of):
+            run_parallel(partial(trials.run, processes), range(left), _tell, processes.stop, at_once, THREADS)
     return folder
 
 
@@ -94,6 +99,10 @@ class _Trials:
         self.study, self.requested, self.folder = study, requested, folder
         self.overrides, self.role, self.select = tuple(overrides), role, select
         self.lock = threading.Lock()
+
+    def values_of(self, job: Job) -> str:
+        """What tells a trial's job from the others: the values that were proposed."""
+        return " ".join(job.overrides[len(self.overrides) :])
 
     def run(self, processes: JobProcesses, index: int) -> TrialEnd | None:
         """Propose values, run the job, tell the sampler; None where the search is stopping."""

@@ -207,6 +207,7 @@ def test_search_goes_on_where_it_stopped_and_reports(tmp_path: Path, kdx_environ
     assert "2 of 2 jobs finished" in first.stdout and "Best on validation: kd.temperature=" in first.stdout
     second = run("search.trials=4", "search.n_jobs=2")
     assert second.returncode == 0, second.stderr
+    assert "2 trials, 2 at a time" in second.stdout and "at a time" not in first.stdout
     assert "trial 2 " in second.stdout and "trial 1 " not in second.stdout and "4 of 4 jobs finished" in second.stdout
     assert len(logs(tmp_path, "teacher")) == 1
     assert (tmp_path / "outputs" / "search" / "search_kd" / "report.html").exists()
