@@ -13,6 +13,7 @@ from kdx.errors import KdxError
 from kdx.report.sweep import write_report
 from kdx.report.sweep_csv import CSV_COLUMNS
 from kdx.results import configurations, epochs, grid, load, read_run, roles_of, write_run
+from kdx.results.groups import first_teacher
 from kdx.results.overrides import as_text, typed_overrides
 from tests.conftest import REPO
 from tests.test_report import write_job
@@ -183,3 +184,20 @@ def test_a_training_imports_no_pandas() -> None:
     """kdx's own modules, that is: a second before the first step."""
     code = "import sys, kdx.chain.chain, kdx.results, kdx.report.run; sys.exit('pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("guides", "measured_against"),
+    [
+        ({"teacher": [], "assistant": ["teacher"], "student": ["assistant"]}, "teacher"),
+        ({"assistant": ["teacher"], "student": ["assistant"]}, "assistant"),  # the teacher was in another run
+        ({"teacher": [], "assistant": [], "student": ["assistant", "teacher"]}, "assistant"),
+        ({"teacher": [], "student": []}, "teacher"),  # without distillation
+        ({"teacher": [], "pupil": ["teacher"], "student": []}, "teacher"),  # which starts from the pupil
+        ({"pupil": ["headless"], "student": []}, None),  # as before, and its teacher has no accuracy
+        ({"student": ["headless"]}, None),
+        ({"student": []}, None),
+    ],
+)
+def test_who_a_stage_is_measured_against(guides: dict[str, list[str]], measured_against: str | None) -> None:
+    assert first_teacher(guides, "student") == measured_against

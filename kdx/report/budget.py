@@ -72,9 +72,9 @@ def budget_of(groups: Sequence[Configuration]) -> Budget | None:
     students = [candidate for candidate in found if candidate is not None]
     if len(students) < 2:
         return None
-    taught = [group for group in groups if len(group.roles) > 1]
+    taught = [group for group in groups if group.teacher is not None]
     best = best_of(taught) if taught else None
-    teacher = None if best is None else _candidate(best, score, column, best.roles[0])
+    teacher = None if best is None else _candidate(best, score, column, best.teacher)
     fronts = [tuple(cost.name for cost in COSTS if on_front(each, students, cost.column)) for each in students]
     students = [replace(each, of_front=front) for each, front in zip(students, fronts, strict=True)]
     close = CLOSE.get(digits_of(score), 1.0)

@@ -11,6 +11,7 @@ from kdx.report.plots import bars_and_line, curves, heat_map
 from kdx.report.statistics import wilson
 from kdx.report.tables import STAGE_HEADER, aligned, stage_cells
 from kdx.results import Run, ScoresOnTest, Stage, read_log, read_run, read_stages
+from kdx.results.groups import first_teacher
 from kdx.text import harmless
 
 MOST_CLASSES = 30  # a larger confusion matrix is not drawn
@@ -43,10 +44,12 @@ def write_run_report(run_dir: Path) -> str:
 
 
 def conclusions(stages: Stages) -> list[str]:
-    """What the last stage reaches, keeps of the first and saves, in sentences."""
-    (first_role, first), (role, last) = next(iter(stages.items())), next(reversed(stages.items()))
+    """What the last stage reaches, keeps of its first teacher and saves, in sentences."""
+    role, last = next(reversed(stages.items()))
     lines = [f"The {role} ({last.network}) reaches {last.test['accuracy']:.2f} % on the test split.{_interval(last)}"]
-    if role != first_role:
+    first_role = _first_teacher(stages, role)
+    if first_role is not None:
+        first = stages[first_role]
         share = 100 * last.test["accuracy"] / max(first.test["accuracy"], 1e-9)
         smaller = first.parameters / max(last.parameters, 1)
         lines.append(
@@ -54,6 +57,11 @@ def conclusions(stages: Stages) -> list[str]:
             f"with {smaller:.1f} times fewer weights."
         )
     return lines
+
+
+def _first_teacher(stages: Stages, role: str) -> str | None:
+    guides = {name: [one.guide] if isinstance(one.guide, str) else one.guide or [] for name, one in stages.items()}
+    return first_teacher(guides, role)
 
 
 def _interval(stage: Stage) -> str:
@@ -66,13 +74,13 @@ def _interval(stage: Stage) -> str:
 
 
 def efficiency_table(stages: Stages) -> tuple[list[str], list[list[str]]]:
-    """Costs by stage, and what each keeps of the first in accuracy and saves in time."""
+    """Costs by stage, what each keeps of its first teacher's accuracy, and what it saves against the first stage."""
     devices = [name for name in stages[next(iter(stages))].timings if all(name in s.timings for s in stages.values())]
     header = ["stage", "network", "weights", "file MB", "M multiply-adds"]
     for device in devices:
         header += [f"{device} ms, 1 image", f"{device} images/s, 64", f"{device} peak MB, 64"]
     header += ["test acc", "keeps %", "saves x weights", "saves x time"]
-    first = next(iter(stages.values()))
+    first_role, first = next(iter(stages.items()))
     rows = []
     for role, stage in stages.items():
         size = "-" if stage.checkpoint_mb is None else f"{stage.checkpoint_mb:.2f}"
@@ -81,8 +89,10 @@ def efficiency_table(stages: Stages) -> tuple[list[str], list[list[str]]]:
             timing = stage.timings[device]
             row += [f"{timing['latency_ms_batch_1']:.2f}", f"{timing['images_per_s_batch_64']:,.0f}"]
             row.append(f"{timing['peak_memory_mb']:.1f}")
-        accuracy, reference = stage.test["accuracy"], first.test["accuracy"]
-        row += [f"{accuracy:.2f}", f"{100 * accuracy / max(reference, 1e-9):.1f}"]
+        accuracy, teacher = stage.test["accuracy"], _first_teacher(stages, role)
+        compared = stage if role == first_role else None if teacher is None else stages.get(teacher)
+        keeps = "-" if compared is None else f"{100 * accuracy / max(compared.test['accuracy'], 1e-9):.1f}"
+        row += [f"{accuracy:.2f}", keeps]
         row.append(f"{first.parameters / max(stage.parameters, 1):.1f}")
         speeds = [s.timings[devices[0]]["latency_ms_batch_64"] if devices else 1.0 for s in (first, stage)]
         rows.append([*row, f"{speeds[0] / speeds[1]:.1f}" if devices else "-"])

@@ -134,12 +134,12 @@ def _over_baseline(
 
 
 def _over_teacher(best: Configuration, score: str) -> list[str]:
-    roles = best.roles
-    if len(roles) < 2 or not len(best.scores(score, roles[0])):
+    teacher = best.teacher
+    if teacher is None or not len(best.scores(score, teacher)):
         return []
-    found = difference_of(best, best, score, other_role=roles[0])
+    found = difference_of(best, best, score, other_role=teacher)
     digits = digits_of(score)
-    return [f"Over its teacher ({_spread(best, score, roles[0])}){_which(score)}: {in_words(found, digits)}."]
+    return [f"Over its teacher ({_spread(best, score, teacher)}){_which(score)}: {in_words(found, digits)}."]
 
 
 def _which(score: str) -> str:

@@ -82,6 +82,13 @@ class Configuration:
         return method != NONE if method else bool(as_text(run.get(f"{run['delivered']}_guide")))
 
     @property
+    def teacher(self) -> str | None:
+        """The role that its delivered stages are measured against, see `first_teacher`; None where there is none."""
+        run = self.runs.iloc[0].to_dict()
+        guides = {role: as_text(run.get(f"{role}_guide")).split("+") for role in self.roles}
+        return first_teacher(guides, str(run["delivered"]))
+
+    @property
     def selected_by(self) -> str:
         """What on validation chose the delivered stages; accuracy where it was not the same for all."""
         chosen = set(self.stages()["selected_by"].dropna())
@@ -90,6 +97,22 @@ class Configuration:
     def mean(self, name: str) -> float:
         """The mean of a score of the delivered stages; NaN where there is none."""
         return float(self.scores(name).mean())
+
+
+def first_teacher(guides: Mapping[str, Sequence[str]], role: str) -> str | None:
+    """The first of the recorded roles from which a role learnt, by the guides of each; None where there is none.
+
+    Who has no guide is measured against the chain's first role, unless that one was itself taught by something that is
+    not recorded, as by a teacher without a classifier. Of several guides the first recorded one leads on.
+    """
+    above = {name: [guide for guide in found if guide in guides] for name, found in guides.items()}
+    if not any(guides[role]):
+        first = next(iter(guides))
+        return None if first == role or any(guides[first]) else first
+    top = role
+    for _ in guides:
+        top = above[top][0] if above[top] else top
+    return None if top == role else top
 
 
 def selection_of(groups: "Sequence[Configuration]") -> tuple[str, str]:
