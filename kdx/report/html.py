@@ -20,7 +20,7 @@ main { display: grid; grid-template-columns: minmax(0, 1fr); gap: 2rem; align-it
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; }
 th, td { padding: .3rem .5rem; border-bottom: 1px solid #8884; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
-td.long { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; text-align: left; }
+th.words, td.words { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; text-align: left; }
 th { cursor: pointer; user-select: none; position: sticky; top: 0; background: Canvas; }
 th[aria-sort=ascending]::after { content: " \\25B2"; } th[aria-sort=descending]::after { content: " \\25BC"; }
 .filter { font: inherit; width: 100%; max-width: 30rem; margin: 0 0 .5rem; padding: .2rem .5rem; }
@@ -107,6 +107,7 @@ const sorted = (state.get('sort') ?? '').match(/^([\\w-]+),(\\d+),(up|down)$/);
 if (sorted) sortTable(document.getElementById(sorted[1]).tHead.rows[0].cells[+sorted[2]], sorted[3] === 'down');
 """
 MANY_ROWS = 10  # of a table that gets a field to filter it
+LONG = 30  # characters of a cell that is a sentence: its column wraps
 HALF = 70  # characters of a row that fit beside another table; wider ones take the whole width of a page
 MANY_PICTURES = 3  # that do so, too
 NARROW, WIDE = '<div class="scroll">', '<div class="scroll wide">'
@@ -167,8 +168,9 @@ def lead(text: str) -> str:
 
 def table(name: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose columns sort on a click; `name` is its id in the page."""
-    head = "".join(f"<th>{_shown(cell)}</th>" for cell in header)
-    body = "\n".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
+    wordy = [any(len(cell) > LONG for cell in column) for column in zip(header, *rows, strict=True)]
+    head = "".join(_cell(cell, words, "th") for cell, words in zip(header, wordy, strict=True))
+    body = "\n".join("<tr>" + "".join(map(_cell, row, wordy)) + "</tr>" for row in rows)
     words = f"filter: words, or {header[min(1, len(header) - 1)]}=value"
     field = f'<input class="filter" type="search" data-of="{name}" placeholder="{_shown(words)}" aria-label="filter">\n'
     longest = [max(map(len, column)) + 2 for column in zip(header, *rows, strict=True)]
@@ -187,7 +189,7 @@ def _shown(text: str) -> str:
     return escape(harmless(text))
 
 
-def _cell(text: str) -> str:
-    if isinstance(text, Linked):
-        return f'<td><a href="{_shown(text.href)}">{_shown(text)}</a></td>'
-    return f'<td class="long">{_shown(text)}</td>' if len(text) > 60 else f"<td>{_shown(text)}</td>"
+def _cell(text: str, wordy: bool, tag: str = "td") -> str:
+    """A cell; a `wordy` column has cells that are sentences: it wraps, so that it does not stand beyond the screen."""
+    inner = f'<a href="{_shown(text.href)}">{_shown(text)}</a>' if isinstance(text, Linked) else _shown(text)
+    return f'<{tag} class="words">{inner}</{tag}>' if wordy else f"<{tag}>{inner}</{tag}>"
