@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -471,3 +472,19 @@ def test_costs_that_cannot_be_measured_do_not_fail_a_run(tmp_path: Path, monkeyp
     assert told["status"] == "finished" and told["teacher"]["efficiency"] is None
     assert "the costs of the teacher cannot be measured" in caplog.text
     assert "What each costs" not in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_int8_says_nothing_of_weights_without_channels(run_dir: Path, tmp_path: Path, monkeypatch, caplog) -> None:
+    from onnxruntime import quantization
+
+    real = quantization.quantize_static
+
+    def as_for_a_layer_norm(*args: object, **options: object) -> None:
+        logging.warning("Axis 1 is out-of-range for weight 'norm.weight' with rank 1")
+        logging.warning("something else")
+        real(*args, **options)
+
+    monkeypatch.setattr(quantization, "quantize_static", as_for_a_layer_norm)
+    export.export([str(run_dir)], **EXPORT | {"quantize": "int8", "output": str(tmp_path / "n.onnx")})
+    assert [record.getMessage() for record in caplog.records if record.name == "root"] == ["something else"]
