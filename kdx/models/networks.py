@@ -87,12 +87,12 @@ def check_network(
     `KdxError`, which calls the network `called`, where it fails or does not return (N, num_classes). Training mode
     changes batch-norm statistics: for a network that is thrown away.
     """
-    called = called or f"network '{spec.name}'"
+    called, device = called or f"network '{spec.name}'", device_of(network)
     for training, count in ((False, 2), (True, min(2, batch_size)))[: 1 + trained]:
         network.train(training)
         try:
             with users_code(f"{called} fails on {size[0]}x{size[1]} images"), torch.no_grad():
-                logits = network(torch.zeros(count, spec.in_channels, *size))
+                logits = network(torch.zeros(count, spec.in_channels, *size, device=device))
         except KdxError as error:
             hint = "; raise batch_size" if training and count == 1 else _resize_hint(network, spec)
             raise KdxError(f"{error}{hint}") from error
@@ -106,9 +106,14 @@ def _resize_hint(network: nn.Module, spec: NetworkSpec) -> str:
     network.eval()
     for size in USUAL_SIZES:
         with suppress(KdxError), users_code(spec.name), torch.no_grad():
-            network(torch.zeros(1, spec.in_channels, size, size))
+            network(torch.zeros(1, spec.in_channels, size, size, device=device_of(network)))
             return f"; set dataset.resize={size}"
     return ""
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where the network's first weight lies; the CPU for one without weights."""
+    return next((weight.device for weight in network.parameters()), torch.device("cpu"))
 
 
 def count_parameters(network: nn.Module) -> int:
