@@ -35,6 +35,9 @@ def setup_reproducibility(seed: int, deterministic: bool = True, threads: int | 
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
+    # of CUDA's ways to compute attention, these two add up gradients in any order
+    torch.backends.cuda.enable_cudnn_sdp(not deterministic)
+    torch.backends.cuda.enable_mem_efficient_sdp(not deterministic)
     if threads is not None:
         torch.set_num_threads(threads)
 

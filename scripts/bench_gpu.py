@@ -1,7 +1,8 @@
 """Measure the student's step on a GPU: precision, memory format, compiling, memory, and the share of the card's peak.
 
     python scripts/bench_gpu.py                       # the step at 32 and 224 px, kdx against the bare loop
-    python scripts/bench_gpu.py --cifar data          # also the whole CIFAR-10 chain; started again, it goes on
+    python scripts/bench_gpu.py step --sizes 32       # some parts: step compiling loop ranks cifar
+    python scripts/bench_gpu.py cifar --set data_dir=data         # the whole CIFAR-10 chain; started again, it goes on
     python scripts/bench_gpu.py --device cpu --small  # only to see that the script works
 
 Times are medians of device events after a warm-up. Writes bench_gpu.md and bench_gpu.json.
@@ -14,17 +15,20 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from bench import table
-from measure import Case, Row, bare_loop, bare_step, interleave, kdx_epoch, rows_of
+from measure import Case, Row, bare_loop, bare_step, interleave, kdx_epoch, rows_of, sync
+from torch import distributed as dist
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdx.chain.team import connect
 from kdx.losses.hinton import KnowledgeDistillationLoss
+from kdx.training.distributed import Ranks
 
 WAYS: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -32,14 +36,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "bf16": {"half": torch.bfloat16},
     "bf16 channels_last": {"half": torch.bfloat16, "channels_last": True},
     "fp16 channels_last": {"half": torch.float16, "channels_last": True},
-    "bf16 channels_last, compiled": {"half": torch.bfloat16, "channels_last": True, "compile_mode": "default"},
-    "bf16 channels_last, reduce-overhead": {
-        "half": torch.bfloat16,
-        "channels_last": True,
-        "compile_mode": "reduce-overhead",
-    },
 }
+BF16: dict[str, Any] = WAYS["bf16 channels_last"]
+PARTS = ("step", "compiling", "loop", "ranks", "cifar")
 TARGET = 95.0
+RECIPE = ("experiment=cifar10_small_stem", "epochs=32", "batch_size=512", "optimizer.lr=0.4", "compile=off")
 
 
 def median_seconds(work: Callable[[], object], device: str, rounds: int) -> float:
@@ -103,66 +104,104 @@ def steps(case: Case, name: str, peak: float, rounds: int, ways: dict[str, dict[
             torch.cuda.empty_cache()
 
 
-def cifar(data_dir: Path, out: Path) -> Iterator[Row]:
-    """Minutes of training of the whole CIFAR-10 chain, and until the student's validation accuracy reaches 95 %.
+def compiling(case: Case, rounds: int) -> Iterator[Row]:
+    """What compiling teacher and student costs once and gains a step; ratio: times faster."""
+    plain = median_seconds(bare_step(replace(case, **BF16)), case.device, rounds)
+    for mode in ("default", "reduce-overhead"):
+        step, began = bare_step(replace(case, **BF16, compile_mode=mode)), time.perf_counter()
+        for _ in range(3):
+            step()
+        sync(case.device)
+        once = time.perf_counter() - began
+        seconds = median_seconds(step, case.device, rounds)
+        pays = f"pays after {once / (plain - seconds):,.0f} steps" if seconds < plain else "never pays"
+        note = f"{once:.0f} s once, {pays}"
+        yield Row(f"compiling, batch {case.batch_size}", mode, 1000 * seconds, "ms", plain / seconds, "", note)
+
+
+def one_rank(case: Case, rounds: int) -> Iterator[Row]:
+    """An epoch through torch's DistributedDataParallel on NCCL with this card alone, beside one without it."""
+    store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True, wait_for_workers=False)
+    connect(Ranks(0, 1), store, torch.device(case.device))
+    wrapped = kdx_epoch(case, wrap=Ranks(0, 2).wrap)  # as on two
+    seconds = interleave({"devices=1": kdx_epoch(case), "the same through DDP": wrapped}, rounds)
+    yield from rows_of(f"one rank, batch {case.batch_size}", seconds, "devices=1", case.images)
+    dist.destroy_process_group()
+
+
+def cifar(overrides: Sequence[str], out: Path) -> Iterator[Row]:
+    """Minutes of training of each stage of the CIFAR-10 chain, and until its validation accuracy reaches 95 %.
 
     Epochs' own times are summed: a chain that was cut off goes on when the script is started again.
     """
     folder = out / "cifar10"
     told = json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").exists() else {}
     if told.get("status") != "finished":
-        command = [sys.executable, "-m", "kdx.run", "epochs=60", "batch_size=256", "optimizer=sgd", "optimizer.lr=0.1"]
-        command += ["optimizer.weight_decay=5e-4", f"data_dir={data_dir}", f"hydra.run.dir={folder}", "report=false"]
-        subprocess.run([*command, f"output_dir={out}"], check=True)
+        command = [sys.executable, "-m", "kdx.run", *RECIPE, *overrides, f"hydra.run.dir={folder}", f"output_dir={out}"]
+        subprocess.run(command, check=True)
         told = json.loads((folder / "summary.json").read_text())
-    before = sum(told[role]["seconds"] for role in ("teacher", "assistant"))
-    yield Row("CIFAR-10 chain", "all three stages", (before + told["student"]["seconds"]) / 60, "minutes")
-    (log,) = (folder / "student" / "logs").glob("*_log.csv")
-    with open(log) as file:
-        rows = list(csv.DictReader(file))
-    passed = 0.0
-    for row in rows:
-        passed += float(row["epoch_time_sec"])
-        if float(row["val_accuracy"]) >= TARGET:
-            yield Row("CIFAR-10 chain", f"until {TARGET:g} % on validation", (before + passed) / 60, "minutes")
-            break
-    test = told["student"]["test"]["accuracy"]
-    yield Row("CIFAR-10 chain", "student, test accuracy", test, "%")
+    for role in ("teacher", "assistant", "student"):
+        (log,) = (folder / role / "logs").glob("*_log.csv")
+        with open(log) as file:
+            rows = list(csv.DictReader(file))
+        passed, when = 0.0, f"never {TARGET:g} % on validation"
+        for row in rows:
+            passed += float(row["epoch_time_sec"])
+            if float(row["val_accuracy"]) >= TARGET:
+                when = f"{TARGET:g} % on validation after {passed / 60:.2f} minutes, epoch {row['epoch']}"
+                break
+        scores = f"test {told[role]['test']['accuracy']:.2f} %"
+        yield Row("CIFAR-10 chain", role, told[role]["seconds"] / 60, "minutes", None, scores, when)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="default: all but cifar")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny batches and images")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--cifar", type=Path, metavar="DATA_DIR")
+    parser.add_argument("--sizes", type=int, nargs="+", choices=[32, 224], default=[32, 224])
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for cifar, such as data_dir=data")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_gpu"))
     arguments = parser.parse_args()
     if arguments.device != "cpu" and not torch.cuda.is_available():
         raise SystemExit("error: no CUDA device here")
-    ways = {name: options for name, options in WAYS.items() if not (arguments.small and "compile_mode" in options)}
     torch.backends.cudnn.benchmark = True
     arguments.out.mkdir(parents=True, exist_ok=True)
-    resnets = Case("resnet34", "resnet18", "small", batch_size=512, images=8192, device=arguments.device)
-    large = replace(resnets, stem="imagenet", size=224, batch_size=128)
-    if arguments.small:
-        resnets, large = replace(resnets, batch_size=4, images=16), replace(large, batch_size=2, images=4)
-    peak = peak_flops(arguments.device, 256 if arguments.small else 8192, arguments.rounds)
-    rows = [Row("card", "bf16 matrix product", peak / 1e12, "TFLOP/s")]
-    rows += steps(resnets, "ResNet-34 -> 18, 32 px, small stem", peak, arguments.rounds, ways)
-    rows += steps(large, "ResNet-34 -> 18, 224 px", peak, arguments.rounds, ways)
-    for way in ("fp32", "bf16 channels_last"):
-        case = replace(resnets, **WAYS[way])
-        seconds = interleave({"bare loop": bare_loop(case), "kdx": kdx_epoch(case)}, max(1, arguments.rounds // 4))
-        rows += rows_of(f"loop, {way}", seconds, "bare loop", case.images)
-    if arguments.cifar:
-        rows += cifar(arguments.cifar, arguments.out)
     name = torch.cuda.get_device_name() if arguments.device != "cpu" else "CPU"
+    rows = list(measured(arguments))
     text = f"{name}, torch {torch.__version__}; medians of {arguments.rounds}\n{table(rows)}"
     print(text)
     (arguments.out / "bench_gpu.md").write_text(text)
     told = {"device": name, "torch": str(torch.__version__), "rows": [asdict(row) for row in rows]}
     (arguments.out / "bench_gpu.json").write_text(json.dumps(told, indent=2) + "\n")
+
+
+def measured(arguments: argparse.Namespace) -> Iterator[Row]:
+    """The rows of all parts that are asked for."""
+    parts, rounds, device = arguments.parts or PARTS[:-1], arguments.rounds, arguments.device
+    small = Case("resnet34", "resnet18", "small", batch_size=512, images=8192, device=device)
+    large = replace(small, stem="imagenet", size=224, batch_size=128)
+    if arguments.small:
+        small, large = replace(small, batch_size=4, images=16), replace(large, batch_size=2, images=4)
+    if "step" in parts:
+        peak = peak_flops(device, 256 if arguments.small else 8192, rounds)
+        yield Row("card", "bf16 matrix product", peak / 1e12, "TFLOP/s")
+        for size, case in ((32, small), (224, large)):
+            if size in arguments.sizes:
+                yield from steps(case, f"ResNet-34 -> 18, {size} px", peak, rounds, WAYS)
+    if "loop" in parts:
+        for way in ("fp32", "bf16 channels_last"):
+            case = replace(small, **WAYS[way])
+            seconds = interleave({"bare loop": bare_loop(case), "kdx": kdx_epoch(case)}, max(1, rounds // 2))
+            yield from rows_of(f"loop, {way}", seconds, "bare loop", case.images)
+    if "ranks" in parts and device != "cpu":
+        yield from one_rank(replace(small, **BF16), max(1, rounds // 2))
+    if "compiling" in parts and not arguments.small:
+        yield from compiling(replace(small, batch_size=128), rounds)
+        yield from compiling(small, rounds)
+    if "cifar" in parts:
+        yield from cifar(arguments.set, arguments.out)
 
 
 if __name__ == "__main__":

@@ -184,10 +184,18 @@ def kdx_trainer(case: Case, folder: Path) -> tuple[Trainer, Keeper]:
     return trainer, Keeper(folder, {}, trainer.state, trainer.progress, logger)
 
 
-def kdx_epoch(case: Case, before_step: Callable[[], None] | None = None) -> Callable[[], None]:
-    """One training epoch of kdx with its data pipeline, augmentation, metrics, CSV and progress bar."""
+def kdx_epoch(
+    case: Case,
+    before_step: Callable[[], None] | None = None,
+    wrap: Callable[[nn.Module], nn.Module] = lambda learner: learner,
+) -> Callable[[], None]:
+    """One training epoch of kdx with its data pipeline, augmentation, metrics, CSV and progress bar.
+
+    `wrap` is what is put around the learner.
+    """
     folder = tempfile.TemporaryDirectory()
     trainer, keeper = kdx_trainer(case, Path(folder.name))
+    trainer.model = wrap(trainer.learner)
     if before_step is not None:
         trainer.train = _Interrupted(trainer.train, before_step)  # type: ignore[assignment]
     if case.compile_mode:
