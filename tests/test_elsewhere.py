@@ -11,7 +11,7 @@ from tests.forks import kdx
 
 TAUGHT = ["stage=student", "stage.student.guide=teacher"]
 RUNS = {
-    "chain": ["optimizer=sgd", "scheduler.warmup=1", "visualize.samples=2"],
+    "chain": ["optimizer=sgd", "scheduler.warmup=1", "visualize.samples=1"],
     "crd": [*TAUGHT, "kd=crd", "micro_batches=2", "ema=0.9", "clip_norm=1", "select=auc", "patience=1"],
     "reviewkd": [
         *TAUGHT,
