@@ -18,6 +18,7 @@ from kdx.visualize.feature_maps import (
     save_feature_maps,
     visualize_feature_maps,
 )
+from kdx.visualize.overlay import draw_overlay
 from tests import tiny
 
 
@@ -133,3 +134,16 @@ def test_the_first_word_chooses_the_command(capsys: pytest.CaptureFixture[str]) 
     for arguments, expected in ((["augment", "--help"], "16 training images"), (["--help"], "RUN_DIR [role=student]")):
         visualize_main(arguments)
         assert expected in capsys.readouterr().out
+
+
+def test_maps_lie_over_their_image_whatever_its_range(tmp_path: Path) -> None:
+    pixels = (torch.arange(12 * 16) * 255 // 191).to(torch.uint8).view(1, 12, 16)
+    normalised = (pixels.float() / 255 - 0.4) / 0.2
+    heat = torch.arange(6.0).view(2, 3)
+    for image, name in ((pixels, "a.png"), (normalised, "b.png")):
+        draw_overlay(image, {"$x": heat, "y": 5 * heat}, tmp_path / name)
+    whole, scaled = (np.asarray(Image.open(tmp_path / name).convert("RGB"), dtype=int) for name in ("a.png", "b.png"))
+    assert np.abs(whole - scaled).max() <= 1
+    draw_overlay(pixels, {}, tmp_path / "titled.png", "two\nlines of $title")
+    titled = np.asarray(Image.open(tmp_path / "titled.png"))
+    assert titled.shape[1] * 3 == whole.shape[1] and titled.shape[0] > whole.shape[0]

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from kdx.errors import KdxError
 from kdx.models.features import eval_mode
-from kdx.visualize.feature_maps import first_images, save_figure
+from kdx.visualize.feature_maps import first_images
+from kdx.visualize.overlay import draw_overlay
 
 MOST_HEADS = 8  # drawn
 HEADS = {"need_weights": True, "average_attn_weights": False}  # what torch's attention returns its weights for
@@ -81,27 +80,8 @@ def save_attention_maps(
         flow, heads = attention_maps(model, image[None])
         panels = {"rollout": flow[0]}
         panels |= {f"head {number}": head for number, head in enumerate(heads[0][:MOST_HEADS])}
-        _draw(image, panels, paths[-1])
+        draw_overlay(image, panels, paths[-1])
     return paths
-
-
-def _draw(image: Tensor, panels: dict[str, Tensor], path: Path) -> None:
-    """An image (C, H, W) of any range and maps laid over it, each scaled to its own range."""
-    figure = Figure(figsize=(1.9 * (1 + len(panels)), 2.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    pixels = image.detach().float().cpu()
-    low, high = pixels.amin(), pixels.amax()
-    shown = ((pixels - low) / (high - low).clamp(min=1e-9)).expand(3, -1, -1).permute(1, 2, 0).numpy()
-    height, width = shown.shape[:2]
-    for position, (name, heat) in enumerate([("image", None), *panels.items()]):
-        axes = figure.add_subplot(1, 1 + len(panels), position + 1)
-        axes.set_axis_off()
-        axes.set_title(name, fontsize=8)
-        axes.imshow(shown, extent=(0, width, height, 0), interpolation="nearest")
-        if heat is not None:
-            extent = (0, width, height, 0)
-            axes.imshow(heat.numpy(), extent=extent, cmap="viridis", alpha=0.7, interpolation="nearest")
-    save_figure(figure, path)
 
 
 def _layers(model: nn.Module) -> list[Any]:

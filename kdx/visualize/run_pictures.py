@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from kdx.data.dataset import Dataset
@@ -14,8 +12,9 @@ from kdx.errors import KdxError, suggest
 from kdx.text import harmless
 from kdx.visualize.attention import attends, attention_maps, save_attention_maps
 from kdx.visualize.contact_sheet import label_names
-from kdx.visualize.feature_maps import features_of, label_text, last_map_layer, save_feature_maps, save_figure
+from kdx.visualize.feature_maps import features_of, label_text, last_map_layer, save_feature_maps
 from kdx.visualize.grad_cam import grad_cam
+from kdx.visualize.overlay import draw_overlay
 
 TEACHER = "teacher"
 
@@ -56,7 +55,7 @@ def draw_run(
         for name, (shown, at) in stages.items():
             panels |= _panels(name, shown.network, at, image[None], label if cam else None)
         path = folder / f"side_by_side_{number}_label_{label_text(label)}.png"
-        _draw_side_by_side(dataset.test.images[number], panels, label_names(label, dataset), path)
+        draw_overlay(dataset.test.images[number], panels, path, label_names(label, dataset))
         drawn.append(path)
     said = [f"{f'layer {chosen}' if chosen else 'attention'} of {role}: {stage.meta['network']}"]
     if chosen is not None and max(features_of(stage.network, images[:1], chosen).shape[2:]) == 1:
@@ -79,20 +78,3 @@ def _prepared(stage: StoredStage, data: Dataset, samples: int) -> tuple[Tensor, 
     """The first test images as the network sees them, and their labels."""
     images, labels = data.test.first(samples)
     return Card.of(stage.meta, stage.checkpoint).prepared.on(torch.device("cpu"))(images), labels
-
-
-def _draw_side_by_side(image: Tensor, panels: dict[str, Tensor], title: str, path: Path) -> None:
-    """An image (C, H, W) of 0-255 and maps (H, W) laid over it, each scaled to its own range."""
-    figure = Figure(figsize=(2.6 * (1 + len(panels)), 3.1), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(harmless(title), parse_math=False)
-    shown = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
-    height, width = shown.shape[:2]
-    for position, (name, heat) in enumerate([("image", None), *panels.items()]):
-        axes = figure.add_subplot(1, 1 + len(panels), position + 1)
-        axes.set_axis_off()
-        axes.set_title(name, fontsize=8, parse_math=False)
-        axes.imshow(shown, extent=(0, width, height, 0), interpolation="nearest")
-        if heat is not None:
-            axes.imshow(heat.numpy(), extent=(0, width, height, 0), cmap="viridis", alpha=0.75, interpolation="nearest")
-    save_figure(figure, path)
