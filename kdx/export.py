@@ -13,8 +13,8 @@ python -m kdx.export RUN_DIR [role=student] [format=onnx|torch_export|safetensor
 
 Writes the network alone: no teacher, no optimizer. ONNX and torch.export files take pixels 0-255 and normalise them
 themselves, in batches of any size, or of N images only with batch=N; all formats carry class names, image size and
-preprocessing. `opset` is the version of ONNX's operators. The file is compared with PyTorch on the first `samples` test
-images before it is put in its place.
+preprocessing. `opset` is the version of ONNX's operators. The file is compared with PyTorch on `samples` test images,
+taken from all over the split, before it is put in its place.
 """
 KEYS: dict[str, Key] = {
     "role": Text("student"),

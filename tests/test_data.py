@@ -9,7 +9,7 @@ import torch
 from medmnist import INFO
 from PIL import Image
 
-from kdx.data.dataset import Dataset, from_arrays
+from kdx.data.dataset import Dataset, Split, from_arrays
 from kdx.data.imagefolder import decoded_batches, load_imagefolder
 from kdx.data.sources import carve, load_cifar, load_digits, load_medmnist
 from kdx.errors import KdxError
@@ -243,6 +243,18 @@ def test_bad_images_are_refused(images: np.ndarray, message: str) -> None:
     arrays["val"] = (images, arrays["val"][1])
     with pytest.raises(KdxError, match=message):
         from_arrays("tiny", arrays, task="multi-class", class_names="abc")
+
+
+def test_few_images_of_a_split_are_chosen_over_its_classes() -> None:
+    images = torch.arange(8, dtype=torch.uint8).view(8, 1, 1, 1)
+    split = Split(images, torch.tensor([2, 2, 2, 0, 0, 5, 2, 0]))
+    for count, chosen in ((0, []), (2, [3, 0]), (5, [3, 0, 5, 4, 1]), (99, [3, 0, 5, 4, 1, 7, 2, 6])):
+        few, labels = split.of_each_class(count)
+        assert few.flatten().tolist() == chosen and torch.equal(labels, split.labels[chosen])
+    assert split.first(3)[0].flatten().tolist() == [0, 1, 2] and len(split.first(99)[0]) == 8
+    assert split.spread(3)[0].flatten().tolist() == [0, 2, 5] and len(split.spread(99)[0]) == 8
+    several = Split(images, torch.tensor([[0, 0], [0, 1], [1, 1], [1, 0], [0, 0], [0, 1], [1, 0], [0, 1]]))
+    assert several.of_each_class(5)[0].flatten().tolist() == [2, 1, 0, 3, 5]
 
 
 def test_columns_of_labels_are_flattened() -> None:

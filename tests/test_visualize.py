@@ -7,11 +7,12 @@ from PIL import Image
 
 from kdx.augmentations import Cutmix, Flip
 from kdx.data.batches import Preprocessing
+from kdx.data.dataset import Split
 from kdx.errors import KdxError
 from kdx.models.networks import get_resnet_model
 from kdx.visualize.__main__ import AUGMENT_COMMAND
 from kdx.visualize.__main__ import main as visualize_main
-from kdx.visualize.contact_sheet import draw_sheet, spread, views_of
+from kdx.visualize.contact_sheet import draw_sheet, views_of
 from kdx.visualize.feature_maps import (
     extract_and_visualize_features,
     last_map_layer,
@@ -79,7 +80,7 @@ def test_figures_are_whole_or_absent_and_errors_one_line(tmp_path: Path) -> None
 
 def test_a_contact_sheet_shows_images_as_they_are_and_as_epochs_see_them(tmp_path: Path) -> None:
     data = tiny.dataset(channels=1, count=30)
-    few = spread(data.train, 16)
+    few = Split(*data.train.spread(16))
     assert few.labels.tolist() == [(number * 30 // 16) % 3 for number in range(16)]
     for mean, resize in (((0.3,), None), ((0.485, 0.456, 0.406), 12)):
         preprocessing = Preprocessing(mean, (0.25,) * len(mean), resize)

@@ -254,14 +254,15 @@ def _resume(trainer: Trainer, keeper: Keeper, earlier: Path | None) -> None:
 def draw_feature_maps(
     context: RunContext, stage: StageSettings, network: nn.Module, folder: Path, split: str = "test"
 ) -> None:
-    """`feature_maps_*.png` in `folder` of the first images of a split, or `attention_*.png` of a transformer."""
+    """`feature_maps_*.png` in `folder` of images of each class of a split, or `attention_*.png` of a transformer."""
     requested = context.settings.visualize
     if not requested.samples:
         return
     from kdx.visualize.attention import attends, save_attention_maps  # imports matplotlib
     from kdx.visualize.feature_maps import last_map_layer, save_feature_maps
 
-    batches = stage_batches(context, stage, split).unshuffled()
+    few = Split(*getattr(context.dataset, split).of_each_class(requested.samples))
+    batches = stage_batches(context, stage, split, replace(context.dataset, val=few, test=few))
     layer = requested.layer or last_map_layer(network, next(batches.epoch(0)).images)
     pairs = ((batch.images, batch.labels) for batch in batches.epoch(0))
     if layer is not None:

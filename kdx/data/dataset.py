@@ -35,11 +35,32 @@ class Split:
         return len(self.labels)
 
     def first(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first images (count, C, H, W), decoded where they lie in files, and their labels."""
+        """Up to `count` images from its beginning, where a split that is sorted has one class only."""
+        return self._of(range(min(count, len(self))))
+
+    def spread(self, count: int) -> tuple[Tensor, Tensor]:
+        """Up to `count` images from all over the split, classes as often as they are in it."""
         count = min(count, len(self))
-        images = self.images
-        chosen = images[:count] if isinstance(images, Tensor) else torch.stack([images[i] for i in range(count)])
-        return chosen, self.labels[:count]
+        return self._of([number * len(self) // count for number in range(count)])
+
+    def of_each_class(self, count: int) -> tuple[Tensor, Tensor]:
+        """Up to `count` images: the first of each class in turn, then the second of each, and so on.
+
+        A multi-label image counts as of its first label; one without labels comes after those.
+        """
+        classes = self.labels
+        if classes.ndim > 1:
+            classes = torch.where(classes.any(dim=1), classes.long().argmax(dim=1), classes.shape[1])
+        by_class = classes.argsort(stable=True)
+        sizes = classes.unique(return_counts=True)[1]
+        turn = torch.cat([torch.arange(int(size)) for size in sizes])  # which one of its class an image is
+        return self._of(by_class[turn.argsort(stable=True)][:count].tolist())
+
+    def _of(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The images of these numbers (N, C, H, W), decoded where they lie in files, and their labels."""
+        images, chosen = self.images, list(numbers)
+        few = images[chosen] if isinstance(images, Tensor) else torch.stack([images[number] for number in chosen])
+        return few, self.labels[chosen]
 
 
 @dataclass(frozen=True)

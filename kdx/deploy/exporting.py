@@ -50,13 +50,13 @@ def export_stage(
     card = Card.of(stage.meta, stage.checkpoint)
     dataset = load_data(stage, data_dir, data)
     plain = Deployed(stage.network, card).eval()
-    images, labels = dataset.test.first(samples)
+    images, labels = dataset.test.spread(samples)  # a test split that is sorted begins with one class
     expected = answers(plain, card, images)
     require_numbers(expected, f"the {card.role}")  # before its file is made
     if format == "onnx":
         content = _onnx(plain, card, opset or OPSET, batch)
         if quantize:
-            content = _int8(content, card, dataset.val.first(CALIBRATION)[0], batch)
+            content = _int8(content, card, dataset.val.spread(CALIBRATION)[0], batch)
     else:
         content = _torch_export(plain, card, batch) if format == "torch_export" else _safetensors(plain, card)
     with TemporaryDirectory() as folder:

@@ -16,10 +16,10 @@ USAGE = """
 python -m kdx.visualize RUN_DIR [role=student] [layer=layer4] [samples=4] [compare=teacher] [--cam]
                         [data_dir=DIR] [network=package.module:callable] [data=package.module:callable]
 
-Draws the feature maps of `layer` (a dotted name; default: the last with maps of more than one pixel) for the first
-test images of a finished run; of a vision transformer its attention, through all blocks (rollout) and head by head. And
-next to each other what the stage and the one it is compared with look at (compare=null leaves that out): the mean of
-the layer's maps or the rollout, with --cam (cam=true) also Grad-CAM for the true class.
+Draws the feature maps of `layer` (a dotted name; default: the last with maps of more than one pixel) for test
+images of a finished run, the first of each class in turn; of a vision transformer its attention, through all blocks
+(rollout) and head by head. And next to each other what the stage and the one it is compared with look at (compare=null
+leaves that out): the mean of the layer's maps or the rollout, with --cam (cam=true) also Grad-CAM for the true class.
 
 python -m kdx.visualize augment dataset=cifar10 [augment=[crop,flip]] draws what augmentation makes of training images;
 `python -m kdx.visualize augment --help` says more.
@@ -66,13 +66,14 @@ def draw_augment(words: list[str], output: str | None, seed: int, **keys: str | 
     """A contact sheet of training images under a run's augmentation; where it was written, in words."""
     from kdx.augmentations import told_augment
     from kdx.chain.context import load_dataset, make_run_context
-    from kdx.visualize.contact_sheet import draw_sheet, spread, views_of
+    from kdx.data.dataset import Split
+    from kdx.visualize.contact_sheet import draw_sheet, views_of
     from kdx.visualize.feature_maps import with_suffix
 
     settings = _settings(keys, seed)
     dataset = load_dataset(settings)
     context = make_run_context(settings, dataset)
-    few = spread(dataset.train, IMAGES)
+    few = Split(*dataset.train.spread(IMAGES))
     views = views_of(few, context.preprocessing, settings.augment, dataset.num_classes, VIEWS, seed)
     title = f"{settings.dataset_name}: {told_augment(settings.augment)}"
     path = with_suffix(Path(output or f"augment_{settings.dataset_name}.png"))

@@ -18,15 +18,6 @@ from kdx.visualize.feature_maps import save_figure
 GAP = 2  # pixels between two images
 
 
-def spread(split: Split, count: int) -> Split:
-    """Up to `count` images from all over a split, which may be sorted by class."""
-    count = min(count, len(split))
-    chosen = [number * len(split) // count for number in range(count)]
-    images = split.images
-    few = images[chosen] if isinstance(images, Tensor) else torch.stack([images[number] for number in chosen])
-    return Split(few, split.labels[chosen])
-
-
 def views_of(
     split: Split, preprocessing: Preprocessing, augment: Sequence[Augmentation], classes: int, views: int, seed: int
 ) -> Tensor:

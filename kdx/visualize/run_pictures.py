@@ -5,9 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdx.data.dataset import Dataset
 from kdx.deploy.load import Card
-from kdx.deploy.run_loader import StoredStage, load_data, load_stage, roles_of
+from kdx.deploy.run_loader import load_data, load_stage, roles_of
 from kdx.errors import KdxError, suggest
 from kdx.text import harmless
 from kdx.visualize.attention import attends, attention_maps, save_attention_maps
@@ -36,7 +35,8 @@ def draw_run(
     if compare is not None and compare not in (TEACHER, *roles):  # a run without a teacher is drawn by itself
         raise KdxError(f"compare={compare}: choose {', '.join(roles)}{suggest(compare, roles)}")
     dataset = load_data(stage, data_dir, data)
-    images, labels = _prepared(stage, dataset, samples)
+    pixels, labels = dataset.test.of_each_class(samples)
+    images = Card.of(stage.meta, stage.checkpoint).prepared.on(torch.device("cpu"))(pixels)
     chosen = layer or last_map_layer(stage.network, images)
     if chosen is None and not attends(stage.network):
         raise KdxError(f"role={role}: {stage.meta['network']} has no layer that gives maps")
@@ -55,7 +55,7 @@ def draw_run(
         for name, (shown, at) in stages.items():
             panels |= _panels(name, shown.network, at, image[None], label if cam else None)
         path = folder / f"side_by_side_{number}_label_{label_text(label)}.png"
-        draw_overlay(dataset.test.images[number], panels, path, label_names(label, dataset))
+        draw_overlay(pixels[number], panels, path, label_names(label, dataset))
         drawn.append(path)
     said = [f"{f'layer {chosen}' if chosen else 'attention'} of {role}: {stage.meta['network']}"]
     if chosen is not None and max(features_of(stage.network, images[:1], chosen).shape[2:]) == 1:
@@ -72,9 +72,3 @@ def _panels(name: str, network: nn.Module, layer: str | None, image: Tensor, lab
     if label is not None:
         panels[f"{name}: Grad-CAM"] = grad_cam(network, image, layer, label)
     return panels
-
-
-def _prepared(stage: StoredStage, data: Dataset, samples: int) -> tuple[Tensor, Tensor]:
-    """The first test images as the network sees them, and their labels."""
-    images, labels = data.test.first(samples)
-    return Card.of(stage.meta, stage.checkpoint).prepared.on(torch.device("cpu"))(images), labels
