@@ -411,3 +411,24 @@ def test_only_a_folder_of_its_own_takes_results(
     with pytest.raises(KdxError, match=key):
         cli.check_jobs(CONF, [f"{key}={tmp_path}", "experiment=quickstart"])
     assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ("", "from_scratch"),
+        ("model.pretrained=true", "imagenet_pretrained"),
+        ("stage.teacher.pretrained=true", "teacher_pretrained"),
+        ("stage.teacher.start=weights.pth stage.assistant.pretrained=true", "teacher_assistant_pretrained"),
+        ("model.pretrained=true stage.student.pretrained=false", "teacher_assistant_pretrained"),
+        ("stage.teacher.checkpoint=weights.pth", "teacher_pretrained"),
+        ("stage.teacher.head=false stage.teacher.pretrained=true", "teacher_pretrained"),
+        ("stage.student.start=assistant", "from_scratch"),
+        ("model.pretrained=perhaps", "from_scratch"),  # refused later, in one line
+    ],
+)
+def test_a_run_is_filed_under_how_its_networks_start(overrides: str, name: str) -> None:
+    """pitfall(12): what holds for one stage is not said of all."""
+    config = compose_config(*overrides.split())
+    OmegaConf.update(config, "folder", "${kdx.start:${model.pretrained}}", force_add=True)
+    assert config.folder == name

@@ -28,6 +28,7 @@ from kdx.config.checks import (
     roles_of,
     teachers_of,
 )
+from kdx.config.folder_name import start_name
 from kdx.config.schema import RoleSchema, Schema, Settings, StageSettings
 from kdx.config.swap_points import GROUPS, KEYS_OF_KDX, rules_of
 from kdx.config.unlabelled import check_unlabelled, read_unlabelled
@@ -37,11 +38,7 @@ from kdx.recipe import Recipe
 from kdx.users_code import reason_of, users_code
 
 # ${kdx.start:...} names the output folder's first level: how the networks start.
-OmegaConf.register_new_resolver(
-    "kdx.start",
-    lambda pretrained: "imagenet_pretrained" if pretrained is True else "from_scratch",
-    replace=True,
-)
+OmegaConf.register_new_resolver("kdx.start", start_name, replace=True)
 
 
 def read_settings(config: DictConfig) -> Settings:
