@@ -195,7 +195,9 @@ def measured(arguments: argparse.Namespace) -> Iterator[Row]:
                 yield from steps(case, f"ResNet-34 -> 18, {size} px", peak, rounds, WAYS)
     if "loop" in parts:
         for way in ("fp32", "bf16 channels_last"):
-            case = replace(small, **WAYS[way])
+            case = replace(
+                small, **WAYS[way], images=(4 if arguments.small else 88) * small.batch_size
+            )  # 88 steps: CIFAR-10
             seconds = interleave({"bare loop": bare_loop(case), "kdx": kdx_epoch(case)}, max(1, rounds // 2))
             yield from rows_of(f"loop, {way}", seconds, "bare loop", case.images)
     if "ranks" in parts and device != "cpu":
