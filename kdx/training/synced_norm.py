@@ -1,4 +1,4 @@
-"""Batch-norm over the images of all ranks, on any device: torch's own refuses the CPU."""
+"""Batch-norm over the images of all ranks, on any device: torch's own has kernels for CUDA alone."""
 
 import copy
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm as CudaKernels
 from torch.nn.modules.batchnorm import _BatchNorm
 
 KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -44,10 +45,17 @@ class SyncedBatchNorm(_BatchNorm):
 
     @torch.compiler.disable
     def forward(self, input: Tensor) -> Tensor:
-        normed = self._over_all_ranks(input) if self.training and self.divided() else super().forward(input)
+        over_all = self._by_kernels if input.is_cuda else self._over_all_ranks
+        normed = over_all(input) if self.training and self.divided() else super().forward(input)
         for child in self.children():
             normed = child(normed)
         return normed
+
+    def _by_kernels(self, input: Tensor) -> Tensor:
+        """What `_over_all_ranks` computes, by torch's kernels: a fraction of the passes over the images."""
+        running, momentum, group = (self.running_mean, self.running_var), self._count_batch(), dist.group.WORLD
+        world = dist.get_world_size()
+        return CudaKernels.apply(input, self.weight, self.bias, *running, self.eps, momentum, group, world)
 
     def _over_all_ranks(self, input: Tensor) -> Tensor:
         images = input.float()
@@ -58,7 +66,7 @@ class SyncedBatchNorm(_BatchNorm):
         total: Tensor = _SumOverRanks.apply(moments)
         first, second, count = total.split([len(mean), len(mean), 1])
         mean, variance = first / count, second / count - (first / count).square()
-        self._move(mean.detach(), variance.detach(), count.detach())
+        self._move(mean.detach(), variance.detach(), count.detach(), self._count_batch())
         scale = torch.rsqrt(variance + self.eps).float()
         offset = -mean.float() * scale
         if self.affine:
@@ -66,13 +74,18 @@ class SyncedBatchNorm(_BatchNorm):
         shape = [1, -1, *[1] * (images.ndim - 2)]
         return (images * scale.view(shape) + offset.view(shape)).to(input.dtype)
 
-    @torch.no_grad()
-    def _move(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Move the running statistics as torch does."""
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
+    def _count_batch(self) -> float:
+        """Count one more batch; its share of the running statistics."""
+        if self.num_batches_tracked is None:
+            return 0.0
         self.num_batches_tracked.add_(1)
-        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        return 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+
+    @torch.no_grad()
+    def _move(self, mean: Tensor, variance: Tensor, count: Tensor, momentum: float) -> None:
+        """Move the running statistics as torch does."""
+        if self.running_mean is None or self.running_var is None:
+            return
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), momentum)
 
