@@ -1,6 +1,7 @@
 """What makes training cheaper must not make it another: same bits, or the same up to rounding."""
 
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -192,6 +193,29 @@ def test_sweep_asks_a_guide_once(tiny_run, tmp_path: Path) -> None:
     assert len(list((tmp_path / "outputs/index/logits").iterdir())) == 1
     assert cached.summary["student"]["test"] == plain.summary["student"]["test"]
     assert cached.summary["student"]["fingerprint"] == plain.summary["student"]["fingerprint"]
+
+
+@pytest.mark.parametrize("when", ["always", "asked", "trained", "rest"])
+def test_what_cannot_be_compiled_is_found_before_training(
+    when: str, tiny_run: Callable[..., object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whether that is of training, of validation, or of a last batch that is smaller."""
+    from torch._inductor import compile_fx
+
+    def broken(graph: torch.fx.GraphModule, example_inputs: list[object], **options: object) -> object:
+        sizes = [len(one) for one in example_inputs if isinstance(one, torch.Tensor) and one.ndim == 4]
+        rest = not sizes or any(not isinstance(size, int) for size in sizes) or 6 in sizes
+        training = torch.is_grad_enabled()
+        if when == "always" or (when == "rest" and rest) or {"asked": not training, "trained": training}.get(when):
+            raise RuntimeError("the compiler\ncrashed")
+        return graph.forward
+
+    monkeypatch.setattr(compile_fx, "compile_fx", broken)
+    with pytest.raises(
+        KdxError, match=r"^compile=default: the teacher, tests.tiny:wide, .*compiler crashed.*; choose off$"
+    ):
+        tiny_run("compile=default", "stage=teacher")
+    assert not list(tmp_path.rglob("*.pth")) and not list(tmp_path.rglob("teacher"))
 
 
 def test_compile_pays_in_long_trainings_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:

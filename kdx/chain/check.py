@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,11 +11,13 @@ from typing import TypeVar
 from torch import nn
 
 from kdx.chain.context import RunContext, network_spec
+from kdx.chain.logits import compile_mode
 from kdx.chain.optimizer import span_of
 from kdx.chain.parts import Parts, build_parts
 from kdx.chain.stage import make_trainer, raise_if_out_of_memory
 from kdx.chain.start import Start
 from kdx.config.schema import StageSettings
+from kdx.data.batches import Batches
 from kdx.data.dataset import Split
 from kdx.errors import KdxError
 from kdx.losses.objective import Objective
@@ -23,6 +26,7 @@ from kdx.models.batch_norm import slow_momentum
 from kdx.models.networks import capture_features, check_network
 from kdx.models.timm_networks import PREFIX, tell_licence
 from kdx.trackers.trackers import check_tracker
+from kdx.training.runtime import Precision, compiled
 from kdx.training.synced_norm import unknown_norms
 from kdx.training.teachers import Teacher
 from kdx.users_code import reason_of
@@ -52,6 +56,8 @@ def check_stage(
     _check_network(context, stage, network)
     untouched = copy.deepcopy(network.state_dict())
     _try_step(context, stage, parts, teachers)
+    if compile_mode(context, stage) is not None:
+        _try_compiled(context, stage, build_parts(context, stage, teachers, start), teachers)
     network.load_state_dict(untouched)  # what a wild step made of it must not teach in the next stage's trial
     _check_ranks(context, stage, parts)
     _check_drawn_layer(context, stage, network)
@@ -73,6 +79,45 @@ def _try_step(context: RunContext, stage: StageSettings, parts: Parts, teachers:
     finally:
         for teacher in asked.values():
             teacher.watched.close()
+
+
+def _try_compiled(context: RunContext, stage: StageSettings, parts: Parts, teachers: Mapping[str, nn.Module]) -> None:
+    """The first and the last batch of training and of validation, compiled, in the sizes that are to come.
+
+    What a compiler cannot do depends on sizes and on the mode. The training then finds most of it in torch's cache on
+    the disk, so that this costs a few seconds of the minute that compiling takes.
+    """
+    mode, settings = compile_mode(context, stage), context.settings
+    assert mode is not None
+    part = max(1, math.ceil(stage.recipe.batch_size / settings.world))  # that a rank sees
+    alone = replace(stage, cache_logits=False, recipe=replace(stage.recipe, batch_size=part))
+    asked = {role: Teacher(net, context.precision, parts.teacher_layers[role]) for role, net in teachers.items()}
+    trainer = make_trainer(context, alone, parts, asked)
+    try:
+        with compiled([trainer.learner.network, *teachers.values()], mode):
+            for network in teachers.values():
+                _answer(network, trainer.val, context.precision)
+            trainer.learner.train()
+            for step in dict.fromkeys((1, len(trainer.train))):
+                trainer.train_step(next(trainer.train.epoch(1, start=step - 1)), 1, step)
+            _answer(trainer.learner.network, trainer.val, context.precision)
+    except (KdxError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise_if_out_of_memory(error, stage)
+        what = f"the {stage.role}, {stage.network}, cannot be compiled here ({reason_of(error)})"
+        raise KdxError(f"compile={settings.compile}: {what}; choose off") from error
+    finally:
+        for teacher in asked.values():
+            teacher.watched.close()
+
+
+def _answer(network: nn.Module, batches: Batches, precision: Precision) -> None:
+    """Let a network answer for the first and the last batch of a split."""
+    network.eval()
+    with precision.no_gradient(), precision.autocast():
+        for start in dict.fromkeys((0, len(batches) - 1)):
+            network(next(batches.epoch(0, start=start)).images)
 
 
 def _attempt(work: Callable[[], T], stage: StageSettings, parts: Parts | None = None) -> T:

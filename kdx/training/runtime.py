@@ -3,7 +3,8 @@
 import importlib.util
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -123,6 +124,18 @@ def compile_networks(networks: Sequence[nn.Module], mode: str) -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(networks))
     for network in networks:
         network.compile(mode=mode)
+
+
+@contextmanager
+def compiled(networks: Sequence[nn.Module], mode: str) -> Iterator[None]:
+    """Networks that are compiled within; afterwards they compute as written, and nothing of it stays in memory."""
+    try:
+        compile_networks(networks, mode)
+        yield
+    finally:
+        for network in networks:
+            network._compiled_call_impl = None  # as torch's own copies of a module leave it out
+        torch._dynamo.reset()
 
 
 def match_layout(optimizer: torch.optim.Optimizer) -> None:
