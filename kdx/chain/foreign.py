@@ -14,7 +14,7 @@ from kdx.chain.stage import LoadedStage, Outcome, blank_network, draw_feature_ma
 from kdx.checkpoint import save_checkpoint, versions
 from kdx.config.schema import StageSettings
 from kdx.data.batches import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, mean_and_std
-from kdx.data.dataset import Dataset, FileImages, Split
+from kdx.data.dataset import Dataset, Split
 from kdx.errors import KdxError
 from kdx.files import from_here, hash_file, write_json
 from kdx.losses.hard import HardLoss
@@ -141,7 +141,7 @@ def _doubts(context: RunContext, stage: StageSettings, network: nn.Module, logit
 
 def _other_preprocessing(context: RunContext, stage: StageSettings, network: nn.Module) -> str | None:
     """Under which `dataset.normalize` the answers would be clearly better, on a part of the validation split."""
-    few = _spread(context.dataset.val)
+    few = Split(*context.dataset.val.spread(TRIED))
     reached: dict[str, float] = {}
     for words, preprocessing in {"as it is": context.preprocessing, **_others(context)}.items():
         other = replace(context, preprocessing=preprocessing)
@@ -168,14 +168,6 @@ def _others(context: RunContext) -> dict[str, Preprocessing]:
     if channels == 3:
         made["dataset.normalize=imagenet"] = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, now.resize)
     return {words: other for words, other in made.items() if other != now and other.channels == channels}
-
-
-def _spread(split: Split) -> Split:
-    """Up to `TRIED` images of a split, evenly spaced: files are often sorted by class."""
-    chosen = torch.linspace(0, len(split) - 1, min(TRIED, len(split))).long()
-    images: Tensor | FileImages = split.images
-    some = images[chosen] if isinstance(images, Tensor) else torch.stack([images[int(i)] for i in chosen])
-    return Split(some, split.labels[chosen])
 
 
 def _weights(stage: StageSettings, path: Path) -> dict[str, Tensor]:
