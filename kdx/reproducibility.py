@@ -60,13 +60,14 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Undo whatever was drawn since `random_state()`."""
+    """Undo whatever was drawn since `random_state()`; of the cards that it knew, on those that are here."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for number, kept in enumerate(state["cuda"][:cards]):
+        torch.cuda.set_rng_state(kept, number)
 
 
 class RandomState:

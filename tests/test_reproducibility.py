@@ -24,6 +24,19 @@ def test_state_goes_back_for_every_generator_and_is_plain_data() -> None:
     assert draws() == first
 
 
+@pytest.mark.parametrize("cards", [0, 1, 2, 4])
+def test_a_state_of_two_cards_goes_back_where_there_are_fewer_or_more(
+    cards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restored: dict[int, str] = {}
+    kept = random_state() | {"cuda": ["of the first", "of the second"]}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cards > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: cards)
+    monkeypatch.setattr("torch.cuda.set_rng_state", lambda state, number: restored.update({number: state}))
+    restore_random_state(kept)
+    assert restored == dict(list(enumerate(kept["cuda"]))[:cards])
+
+
 def test_seeds_of_purposes_differ_and_never_change() -> None:
     purposes = [("student", "order", 1), ("student", "order", 2), ("student", "augment", 1), ("teacher", "order", 1)]
     seeds = {derive_seed(42, *purpose) for purpose in purposes} | {derive_seed(43, *purposes[0])}
