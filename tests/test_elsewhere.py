@@ -9,6 +9,7 @@ import torch
 from tests.conftest import TINY, weights_of
 from tests.forks import kdx
 
+BOTH = ["stage.student.guide=[teacher,assistant]"]
 TAUGHT = ["stage=student", "stage.student.guide=teacher"]
 RUNS = {
     "chain": ["optimizer=sgd", "scheduler.warmup=1", "visualize.samples=1"],
@@ -21,10 +22,9 @@ RUNS = {
         "label_smoothing=0.1",
         "dataset.augment=trivial",
     ],
-    "ctkd": [*TAUGHT, "kd=ctkd", "dataset.augment=[jitter,rotate,resized_crop,erase]", "dataset.balance=true"],
-    "rkd": [*TAUGHT, "kd=rkd", "dataset.augment=[crop,flip,mixup]"],
+    "ctkd": [*TAUGHT, "kd=ctkd", "dataset.augment=[jitter,rotate,resized_crop,erase,cutmix]", "dataset.balance=true"],
     "cached": [*TAUGHT, "kd=dist", "kd.cache_logits=true", "labelled=0.5", "dataset.augment=none"],
-    "two teachers": ["stage.student.guide=[teacher,assistant]", "kd.teachers=each", "dataset.augment=cutmix"],
+    "two teachers": [*BOTH, "kd=rkd", "kd.teachers=each", "dataset.augment=[crop,flip,mixup]"],
 }
 
 
