@@ -89,10 +89,13 @@ class EpochLogger:
 
     def announce(self, row: dict[str, Any], is_best: bool) -> None:
         """One line for the epoch that has just ended."""
+        trained, validated = f"train loss {row['train_loss']:.4f}", f"val loss {row['val_loss']:.4f}"
+        if "val_accuracy" in row:  # else no classifier learns
+            trained += f" acc {row['train_accuracy']:.2f}"
+            validated += f" acc {row['val_accuracy']:.2f} f1 {row['val_f1_score']:.2f}"
         log.info(
-            "%s epoch %d/%d  train loss %.4f acc %.2f  val loss %.4f acc %.2f f1 %.2f  lr %.2e  %.1f s%s",
-            *(self.name, row["epoch"], self.epochs, row["train_loss"], row["train_accuracy"]),
-            *(row["val_loss"], row["val_accuracy"], row["val_f1_score"], row["learning_rate"]),
+            "%s epoch %d/%d  %s  %s  lr %.2e  %.1f s%s",
+            *(self.name, row["epoch"], self.epochs, trained, validated, row["learning_rate"]),
             row["epoch_time_sec"],
             "  *best" if is_best else "",
         )

@@ -1,5 +1,7 @@
 """Teachers without a classifier: they teach features, without labels, and whoever learns so is fine-tuned with few."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,10 @@ from torch import nn
 from kdx.errors import KdxError
 from kdx.models.features import Watched, resolve_layers
 from kdx.models.networks import NetworkSpec, build_network
-from kdx.report.run import write_run_report
-from kdx.results import grouped, load
+from kdx.report.run import efficiency_table, write_run_report
+from kdx.report.sweep import write_report as write_sweep_report
+from kdx.report.tables import stage_cells
+from kdx.results import grouped, load, read_log, read_run
 from tests import tiny
 from tests.conftest import weights_of
 
@@ -48,18 +52,53 @@ def test_distilled_without_labels_then_fine_tuned_with_few(tiny_run, caplog) -> 
     assert "foundation as it is built: " in caplog.text and "8 features; it has no accuracy" in caplog.text
     assert "teacher" not in run.summary and run.summary["student"]["selected_by"] == "loss"
     assert [origin["what"] for origin in run.summary["lineage"]] == ["data", "teacher", "student", "tuned"]
-    assert "guide_agreement" not in run.summary["student"]["test"]
+    assert run.summary["student"]["test"] == {"epoch": run.summary["student"]["epoch"]}
+    assert set(run.summary["student"]["validation"]) == {"loss", "feature_loss"}
+    assert "student: no label enters its loss: it learns no classifier and has no accuracy" in caplog.text
+    (line_of_student,) = [line for line in caplog.text.splitlines() if "student epoch 1/2" in line]
+    assert " acc " not in line_of_student and " f1 " not in line_of_student
     assert run.summary["student"]["validation"]["loss"] > 0  # of features: no label enters it
     kept = weights_of(run.folder / "teacher/checkpoints/imported.pth")
     torch.manual_seed(5)
     assert all(torch.equal(kept[key], value) for key, value in Foundation(1).state_dict().items())
     assert "That is " not in write_run_report(run.folder)  # of what: the student's classifier has learnt nothing
-    (tuned,) = grouped(load(run.folder))
+    frame = load(run.folder)
+    (tuned,) = grouped(frame)
     assert tuned.teacher is None
+    assert frame["student_test_accuracy"].isna().all() and frame["tuned_test_accuracy"].notna().all()
     again = tiny_run(*line, "stage.tuned.lr=0.5")
     assert (again.summary["student"]["status"], again.summary["tuned"]["status"]) == ("reused", "trained")
     other = tiny_run(*ALONE, *OWN, "epochs=1")
     assert other.summary["student"]["status"] == "trained"
+
+
+def test_who_learnt_no_classifier_has_no_accuracy_anywhere(tiny_run, tmp_path: Path, caplog) -> None:
+    """Whether its teacher has one or not; pages, frames and the run's result tell the loss that chose instead."""
+    for other in (OWN, ["stage.teacher.head=true"]):
+        run = tiny_run(*ALONE, *other, "report=true", "stage.reuse=never")
+        page = (run.folder / "report.html").read_text()
+        assert "The student (tests.tiny:network) has learnt no classifier" in page and "Confusion matrix" not in page
+        stages = read_run(run.folder).stages
+        assert stage_cells("student", stages["student"])[5:9] == 4 * ["-"]
+        assert efficiency_table(stages)[1][-1][-4:-2] == 2 * ["-"]
+        assert run.checkpoint("student").name.startswith("best_loss_")
+        assert "accuracy" not in json.loads((run.folder / "student/test_metrics.json").read_text())
+        assert all(
+            not row.keys() & {"val_accuracy", "train_f1_score", "val_hard_loss"}
+            for row in read_log(run.folder / "student")
+        )
+    loaded = tiny_run(*ALONE, *OWN, f"stage.student.checkpoint='{run.checkpoint('student')}'")
+    assert loaded.statuses()["student"] == "loaded" and loaded.summary["student"]["test"] == {}
+    sweep = tmp_path / "sweep"
+    for number, one in enumerate((run, tiny_run("stage=student", "kd=none"))):
+        shutil.copytree(one.folder, sweep / str(number))
+    text = write_sweep_report(sweep)
+    assert "nan" not in (sweep / "sweep.md").read_text() + text and "with no accuracy" not in text
+    pupil = ["+stage.pupil={guide: student}", "+model.pupil=tests.tiny:network", "stage.deliver=pupil"]
+    with pytest.raises(
+        KdxError, match="kd: kdx.losses.Hinton compares logits, and the student has learnt no classifier"
+    ):
+        tiny_run(*ALONE, *OWN, *pupil, "stage.pupil.kd=hinton")
 
 
 def test_labels_do_not_reach_who_learns_from_features_alone(tiny_run) -> None:

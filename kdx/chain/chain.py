@@ -168,7 +168,7 @@ class _Run:
                 self.file(planned, outcome)
             return outcome
         assert planned.checkpoint is not None
-        test = scores_on_test(self.context, planned.stage, loaded.network)
+        test = scores_on_test(self.context, planned.stage, loaded.network) if loaded.classifies else {}
         return Outcome(planned.checkpoint, loaded.sha256, loaded.epoch, loaded.validation, test, parameters, 0.0, guide)
 
     def load(self, planned: PlannedStage, checkpoint: Path) -> LoadedStage:

@@ -50,6 +50,8 @@ def check_stage(
     parts = _attempt(lambda: build_parts(context, stage, teachers, start), stage)
     if parts.started is not None:
         log.info("%s: %s", stage.role, parts.started)
+    if not parts.learner.objective.teaches_classes:
+        log.info("%s: no label enters its loss: it learns no classifier and has no accuracy", stage.role)
     if stage.pretrained and stage.network.startswith(PREFIX):
         tell_licence(stage.network)
     network = parts.learner.network

@@ -1,6 +1,6 @@
 """What a stage minimises, built from its `kd`: one method, or several, the terms of `kdx.losses.Combined`."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -10,7 +10,7 @@ from kdx.config.settings import arguments_of, build
 from kdx.config.swap_points import COMBINED, HINTON, OF_STAGE, TERMS
 from kdx.data.dataset import Dataset
 from kdx.errors import KdxError
-from kdx.losses.distillation import EACH, MEAN, Distillation, Term, Weight, as_objective
+from kdx.losses.distillation import EACH, MEAN, Distillation, Term, Weight, as_objective, teaches_classes
 from kdx.losses.hard import HardLoss
 from kdx.recipe import LOSS
 
@@ -43,10 +43,24 @@ def build_objective(stage: StageSettings, hard_loss: HardLoss, dataset: Dataset)
     if stage.headless and len(stage.teachers) > 1:
         raise KdxError(f"stage.{stage.role}.guide: the {stage.headless[0]} has no classifier and teaches alone")
     distillation = Distillation(hard_loss, hard, terms, stage.several)
-    if stage.headless and distillation.by_features_alone and stage.recipe.select != LOSS:
-        why = f"no label enters the loss, so that accuracy says nothing; set stage.{stage.role}.select={LOSS}"
+    if not distillation.teaches_classes and stage.recipe.select != LOSS:
+        why = f"no label enters the loss, so that no classifier learns; set stage.{stage.role}.select={LOSS}"
         raise KdxError(f"select={stage.recipe.select}: {why}")
     return distillation
+
+
+def learns_classes(stage: StageSettings) -> bool:
+    """Whether a stage's classifier learns anything; where it does not, the stage has no accuracy."""
+    return not stage.distilled or teaches_classes(*build_terms(stage.kd))
+
+
+def check_teachers(stage: StageSettings, unlearnt: Collection[str]) -> None:
+    """`KdxError` where a method compares the student's logits with those of a role that has learnt no classifier."""
+    found = [role for role in stage.teachers if role in unlearnt]
+    for term in build_terms(stage.kd)[1].values() if found else ():
+        if not term.method.words_of_teacher:
+            told = "has learnt no classifier: no label entered its loss; choose a method of features, e.g. pkt, crd"
+            raise KdxError(f"{term.key}: {term.target} compares logits, and the {found[0]} {told}")
 
 
 def build_terms(kd: Mapping[str, Any]) -> tuple[Weight, dict[str, Term]]:

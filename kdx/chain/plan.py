@@ -13,6 +13,7 @@ from kdx.chain.foreign import as_imported, import_fingerprint, import_network
 from kdx.chain.headless import headless_source, import_features
 from kdx.chain.index import FinishedStage, StageIndex, fingerprint
 from kdx.chain.logits import logits_to_come
+from kdx.chain.objective import check_teachers, learns_classes
 from kdx.chain.stage import LoadedStage, check_answers, load_network
 from kdx.chain.start import Start, start_of_file
 from kdx.checkpoint import check_metadata, load_hashed
@@ -96,7 +97,7 @@ def check_plan(context: RunContext, plan: Sequence[PlannedStage], run_dir: Path)
     parameters = []
     loaded: dict[str, LoadedStage] = {}
     networks: dict[str, nn.Module] = {}
-    logits = 0
+    logits, unlearnt = 0, set[str]()
     for planned in plan:
         if planned.checkpoint is None and planned.action == "train":
             teachers = planned.stage.teachers
@@ -104,8 +105,10 @@ def check_plan(context: RunContext, plan: Sequence[PlannedStage], run_dir: Path)
             if planned.stage.start_role is not None:
                 untrained = networks[planned.stage.start_role].state_dict()
                 start = Start(untrained, f"the {planned.stage.start_role}")
+            check_teachers(planned.stage, unlearnt)
             taught_by = {role: networks[role] for role in teachers}
             networks[planned.role] = check_stage(context, planned.stage, taught_by, start)
+            unlearnt |= set() if learns_classes(planned.stage) else {planned.role}
             parameters.append(count_parameters(networks[planned.role]))
             logits += logits_to_come(
                 context, planned.stage, {role: loaded[role].sha256 for role in teachers if role in loaded}
@@ -113,6 +116,7 @@ def check_plan(context: RunContext, plan: Sequence[PlannedStage], run_dir: Path)
         else:
             loaded[planned.role] = _load(context, planned)
             networks[planned.role] = loaded[planned.role].network
+            unlearnt |= {planned.role} if planned.stage.head and not loaded[planned.role].classifies else set()
         if planned.finished is not None:
             here, there = context.surroundings(), planned.finished.surroundings
             differ = [

@@ -75,6 +75,11 @@ class LoadedStage:
     guide_fingerprint: str | list[str] | None
     sound: bool = True  # False: weights from elsewhere that answer at chance
 
+    @property
+    def classifies(self) -> bool:
+        """Whether its answers mean classes: it has a classifier, which has learnt."""
+        return "accuracy" in self.validation
+
 
 def load_network(context: RunContext, stage: StageSettings, checkpoint: Path) -> LoadedStage:
     """The stage's network with a checkpoint's weights; `KdxError` says what does not fit."""
@@ -136,7 +141,8 @@ def train_stage(
     chosen = load_network(context, stage, checkpoint)
     images = stage_batches(context, stage, "test")
     said = {role: teacher.of_split("test", images) for role, teacher in asked.items() if role not in stage.headless}
-    test = scores_on_test(context, stage, chosen.network, said) | {"epoch": best.epoch}
+    scores = scores_on_test(context, stage, chosen.network, said) if chosen.classifies else {}
+    test = scores | {"epoch": best.epoch}
     write_json(folder / "test_metrics.json", test)
     draw_feature_maps(context, stage, chosen.network, folder / "visualizations")
     seconds = sum(row["epoch_time_sec"] for row in trainer.progress.history)

@@ -118,6 +118,11 @@ class Distillation(nn.Module):
         """Whether neither labels nor a teacher's logits enter the loss."""
         return bool(self.terms) and self.hard == Weight(0, 0) and all(t.method.layers for t in self.terms.values())
 
+    @property
+    def teaches_classes(self) -> bool:
+        """Whether the classifier learns, from labels or from what a method compares; else its answers mean nothing."""
+        return teaches_classes(self.hard, self.terms)
+
     def term_of(self, method: nn.Module) -> Term | None:
         """The term whose method, or whose copy of it for one of the teachers, this is."""
         found = [self.terms[name] for name, copies in self._copies() if any(method is copied for copied in copies)]
@@ -130,7 +135,7 @@ class Distillation(nn.Module):
             return {"loss": self.hard.at(lesson.progress) * hard if self.hard != Weight(1, 1) else hard}
         if len(teachers) > 1 and self.teachers == MEAN:
             teachers = [averaged(teachers, self.hard_loss.multi_label)]
-        parts: dict[str, Tensor] = {"hard_loss": hard}
+        parts: dict[str, Tensor] = {"hard_loss": hard} if self.teaches_classes else {}
         total: Tensor | None = None
         for name, copies in self._copies():
             if copies[0].layers and not student.features:  # on validation
@@ -154,6 +159,13 @@ class Distillation(nn.Module):
     def _copies(self) -> list[tuple[str, list[Objective]]]:
         """Each term's name and its method, a copy for every teacher."""
         return [(name, list(copies)) for name, copies in self.methods.items()]  # type: ignore[call-overload]
+
+
+def teaches_classes(hard: Weight, terms: Mapping[str, Term]) -> bool:
+    """Whether a loss of these parts trains a classifier, at any time."""
+    if hard.start or hard.end:
+        return True
+    return any(term.method.teaches_classes and (term.weight.start or term.weight.end) for term in terms.values())
 
 
 def _shown_to(method: Objective, student: Outputs, teacher: Outputs, lesson: Lesson) -> tuple[Outputs, Outputs, Lesson]:

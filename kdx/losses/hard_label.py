@@ -32,6 +32,10 @@ class HardLabel(Objective):
         super().__init__()
         self.layers, self.teacher_layers = (() if layers is None else words(layers)), ()
 
+    @property
+    def teaches_classes(self) -> bool:
+        return True  # its layer gives logits
+
     def prepare(self, facts: Facts) -> None:
         super().prepare(facts)
         for name, (logits, *_) in facts.student.features.items():

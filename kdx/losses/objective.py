@@ -68,6 +68,11 @@ class Objective(nn.Module):
     task: str = ""
     gather: Callable[[Tensor], Tensor] | None = None  # the rows (N, ...) of all ranks, where several train as one
 
+    @property
+    def teaches_classes(self) -> bool:
+        """Whether the student's classifier learns from it; from what layers before it give, it does not."""
+        return not self.layers
+
     def prepare(self, facts: Facts) -> None:
         """Build what depends on the networks and the data; called once, before the optimizer is built.
 

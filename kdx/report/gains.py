@@ -1,5 +1,6 @@
 """Which configurations of a sweep are compared with which, and what the seeds show: `kdx.report.gains.gains(frame)`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -142,7 +143,8 @@ def gain_cells(comparison: Comparison) -> list[str]:
     """Seeds, both scores, difference, interval, corrected p and verdict, for a row of a table."""
     found, digits = comparison.difference, comparison.digits
     if found is None:
-        return ["0", f"{comparison.one.mean(comparison.score):.{digits}f}", "-", "-", "-", "-", verdict(found)]
+        own = comparison.one.mean(comparison.score)
+        return ["0", "-" if math.isnan(own) else f"{own:.{digits}f}", "-", "-", "-", "-", verdict(found)]
     scores = [f"{score:.{digits}f}" for score in (found.one, found.other)]
     return [str(found.n), *scores, f"{found.mean:+.{digits}f}", interval(found, digits), _p(found), verdict(found)]
 

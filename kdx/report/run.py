@@ -46,9 +46,11 @@ def write_run_report(run_dir: Path) -> str:
 def conclusions(stages: Stages) -> list[str]:
     """What the last stage reaches, keeps of its first teacher and saves, in sentences."""
     role, last = next(reversed(stages.items()))
+    if not last.classifies:
+        return [f"The {role} ({last.network}) has learnt no classifier: no label entered its loss. It has no accuracy."]
     lines = [f"The {role} ({last.network}) reaches {last.test['accuracy']:.2f} % on the test split.{_interval(last)}"]
     first_role = _first_teacher(stages, role)
-    if first_role is not None:
+    if first_role is not None and stages[first_role].classifies:
         first = stages[first_role]
         share = 100 * last.test["accuracy"] / max(first.test["accuracy"], 1e-9)
         smaller = first.parameters / max(last.parameters, 1)
@@ -89,14 +91,20 @@ def efficiency_table(stages: Stages) -> tuple[list[str], list[list[str]]]:
             timing = stage.timings[device]
             row += [f"{timing['latency_ms_batch_1']:.2f}", f"{timing['images_per_s_batch_64']:,.0f}"]
             row.append(f"{timing['peak_memory_mb']:.1f}")
-        accuracy, teacher = stage.test["accuracy"], _first_teacher(stages, role)
+        teacher = _first_teacher(stages, role)
         compared = stage if role == first_role else None if teacher is None else stages.get(teacher)
-        keeps = "-" if compared is None else f"{100 * accuracy / max(compared.test['accuracy'], 1e-9):.1f}"
-        row += [f"{accuracy:.2f}", keeps]
+        row += [f"{stage.test['accuracy']:.2f}" if stage.classifies else "-", _kept(stage, compared)]
         row.append(f"{first.parameters / max(stage.parameters, 1):.1f}")
         speeds = [s.timings[devices[0]]["latency_ms_batch_64"] if devices else 1.0 for s in (first, stage)]
         rows.append([*row, f"{speeds[0] / speeds[1]:.1f}" if devices else "-"])
     return header, rows
+
+
+def _kept(stage: Stage, compared: Stage | None) -> str:
+    """The share of another stage's accuracy that a stage has, in percent."""
+    if compared is None or not (stage.classifies and compared.classifies):
+        return "-"
+    return f"{100 * stage.test['accuracy'] / max(compared.test['accuracy'], 1e-9):.1f}"
 
 
 def _curves(run_dir: Path, stages: Stages) -> list[str]:
@@ -107,7 +115,7 @@ def _curves(run_dir: Path, stages: Stages) -> list[str]:
         rows = read_log(place.parent) if place.name == "checkpoints" else []  # a named file has no log
         # a distilled stage's val_loss has the teacher in it: the part by the labels is what compares
         by_labels = "val_hard_loss" if any("val_hard_loss" in row for row in rows) else "val_loss"
-        wanted = [("accuracy", role, "val_accuracy"), ("loss", role, by_labels)]
+        wanted = [("accuracy", role, "val_accuracy"), ("loss", role, by_labels)] if stage.classifies else []
         if stage.selected_by in (AUC, F1):
             wanted.append(("selected", f"{role}, {stage.selected_by}", f"val_{SCORES[stage.selected_by]}"))
         wanted += [("gap", f"{role}, {split}", f"{split}_loss") for split in ("train", "val")]

@@ -104,12 +104,13 @@ def _conclusions(groups: Sequence[Configuration], comparisons: Sequence[Comparis
         return []
     select, column = selection_of(groups)
     score = score_of(groups)
-    on_test = [f"accuracy is {_spread(best, 'test_accuracy')}"]
-    on_test += [] if score == "test_accuracy" else [f"{NAMES[score]} {_spread(best, score)}"]
+    on_test = [f"its test accuracy is {_spread(best, 'test_accuracy')}"]
+    on_test += [] if score == "test_accuracy" else [f"its test {NAMES[score]} {_spread(best, score)}"]
+    if not len(best.scores("test_accuracy")):
+        on_test = ["it has learnt no classifier and has no accuracy"]
     lines = [
         f"Best on validation: {best.name} with {_spread(best, column, digits=DECIMALS[select])} "
-        f"validation {WORDS[select]}; "
-        f"its test {', its test '.join(on_test)}."
+        f"validation {WORDS[select]}; {', '.join(on_test)}."
     ]
     budget = budget_of(groups)
     lines += _over_baseline(groups, comparisons, best) + _over_teacher(best, score)
@@ -181,9 +182,10 @@ def _job_table(frame: "pd.DataFrame") -> Table:
     shown |= {"val acc": ("val_accuracy", 2), "test acc": ("test_accuracy", 2)}
     for job, run in jobs_of(frame):
         delivered = run["delivered"]
-        done = [
-            "" if delivered is None else f"{run[f'{delivered}_{name}']:.{digits}f}" for name, digits in shown.values()
-        ]
+        done = []
+        for name, digits in shown.values():
+            known = delivered is not None and as_text(run[f"{delivered}_{name}"])  # else no classifier has learnt
+            done.append(f"{run[f'{delivered}_{name}']:.{digits}f}" if known else "" if delivered is None else "-")
         done.append(" to ".join(f"{bound:.2f}" for bound in wilson_of(run, delivered)))
         statuses = {role: run[f"{role}_status"] for role in roles if run[f"{role}_status"] is not None}
         trained = " ".join(role for role, status in statuses.items() if status == "trained")

@@ -43,16 +43,15 @@ def stage_table(stages: dict[str, Stage]) -> str:
 
 def stage_cells(role: str, stage: Stage) -> list[str]:
     """A stage of a summary as the cells of STAGE_HEADER."""
-    test, auc = stage.test, stage.test["auc"]
+    test, auc = stage.test, stage.test.get("auc")
+    scores = [stage.validation.get("accuracy"), test.get("accuracy"), test.get("f1_score")]
     return [
         role,
         stage.network,
         f"{stage.parameters / 1e6:.2f} M",
         stage.status,
         str(stage.epoch),
-        f"{stage.validation['accuracy']:.2f}",
-        f"{test['accuracy']:.2f}",
-        f"{test['f1_score']:.2f}",
+        *("-" if score is None else f"{score:.2f}" for score in scores),
         "-" if auc is None else f"{auc:.4f}",
         f"{stage.seconds:.1f} s",
     ]

@@ -209,8 +209,8 @@ def _stage_values(folder: Path, stage: Stage) -> dict[str, Any]:
     values = (
         *(stage.network, stage.stem, stage.status, stage.fingerprint, "+".join(guides) if guides else None),
         *(stage.epoch, stage.seconds, stage.selected_by, stage.selected),
-        *(validation["accuracy"], validation.get("f1_score"), validation.get("auc"), validation.get("loss")),
-        *(test["accuracy"], test["f1_score"], test["auc"]),
+        *(validation.get("accuracy"), validation.get("f1_score"), validation.get("auc"), validation.get("loss")),
+        *(test.get("accuracy"), test.get("f1_score"), test.get("auc")),
         *(calibration and calibration["ece"], test.get("guide_agreement")),
         *(stage.parameters, stage.multiply_adds or None, stage.checkpoint_mb),
         *(_latency(stage.efficiency), test.get("num_samples"), stage.several_labels),

@@ -122,9 +122,14 @@ def selection_of(groups: "Sequence[Configuration]") -> tuple[str, str]:
 
 
 def rank_of(groups: Sequence[Configuration]) -> Callable[[Configuration], float]:
-    """A number for each configuration, the higher the better on validation."""
+    """A number for each configuration, the higher the better on validation; the lowest where it has no such score."""
     select, column = selection_of(groups)
-    return lambda group: -group.mean(column) if select == LOSS else group.mean(column)
+
+    def rank(group: Configuration) -> float:
+        mean = group.mean(column)
+        return -math.inf if math.isnan(mean) else -mean if select == LOSS else mean
+
+    return rank
 
 
 def best_of(groups: Sequence[Configuration]) -> Configuration:

@@ -28,9 +28,9 @@ JobNumber = Annotated[str, Meta(pattern=r"^[0-9]{1,9}$")]
 
 
 class ScoresOnValidation(TypedDict):
-    """What the chosen epoch reached on the validation split."""
+    """What the chosen epoch reached on the validation split; only the loss where no classifier has learnt."""
 
-    accuracy: Percent
+    accuracy: NotRequired[Percent]
     loss: NotRequired[float]
     precision: NotRequired[Percent]
     recall: NotRequired[Percent]
@@ -57,14 +57,14 @@ class Calibration(TypedDict):
 
 
 class ScoresOnTest(TypedDict):
-    """All scores on the test split.
+    """All scores on the test split; none where no classifier has learnt.
 
     The confusion matrix is (C, C), or (L, 2, 2) of a multi-label set; of many classes its cells above 0 are kept.
     """
 
-    accuracy: Percent
-    f1_score: Percent
-    auc: Share | None
+    accuracy: NotRequired[Percent]
+    f1_score: NotRequired[Percent]
+    auc: NotRequired[Share | None]
     loss: NotRequired[float]
     precision: NotRequired[Percent]
     recall: NotRequired[Percent]
@@ -117,6 +117,11 @@ class Stage:
     def selected(self) -> float | None:
         """The value on validation of what chose the epoch; None in a record that does not hold it."""
         return cast(Mapping[str, float], self.validation).get(SCORES[self.selected_by])
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it has scores; a student of features alone, under no label, learns no classifier."""
+        return "accuracy" in self.test
 
     @property
     def several_labels(self) -> bool:
@@ -276,6 +281,9 @@ def _check_costs(costs: Mapping[str, int | Timing], where: str) -> None:
 
 def _check_sizes(stage: Stage, names: int, where: str) -> None:
     """`KdxError` unless what is listed by class, by bin and by device has one length, and costs are complete."""
+    there = {key in stage.test for key in ("accuracy", "f1_score", "auc")} | {"accuracy" in stage.validation}
+    if len(there) > 1:
+        raise KdxError(f"{where}: accuracy on validation, and accuracy, f1_score and auc on test: all are needed")
     scores, bins = stage.test.get("per_class"), stage.test.get("calibration")
     if scores is not None:
         classes, matrix = len(scores["support"]), stage.test.get("confusion_matrix") or []

@@ -120,7 +120,7 @@ class Trainer:
         self._require_sound_weights(epoch, done.step)  # of taps that see padding only, no loss tells
         for teacher in self.teachers.values():
             teacher.end_epoch(epoch)
-        return means | epoch_scores(torch.cat(done.predictions), torch.cat(done.labels), self.task, self.num_classes)
+        return means | self._scores(torch.cat(done.predictions), torch.cat(done.labels))
 
     def train_step(self, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Losses]:
         """Forward, loss, backward for each part of the batch, then one update; the logits and the mean losses."""
@@ -180,10 +180,16 @@ class Trainer:
             terms = self.learner.objective(Outputs(logits), self.val_outputs, lesson)
             means = {name: float(term) for name, term in terms.items()}
         self._require_finite(means["loss"], epoch, len(self.train), "validation loss")
-        means |= epoch_scores(predict(logits, self.task), labels, self.task, self.num_classes)
+        means |= self._scores(predict(logits, self.task), labels)
         if self.selection.name == AUC:
             means["auc"] = math.nan if (auc := auc_of_logits(logits.cpu(), labels.cpu(), self.task)) is None else auc
         return means
+
+    def _scores(self, predictions: Tensor, labels: Tensor) -> dict[str, float]:
+        """Scores of an epoch's predictions; none where no classifier learns."""
+        if not self.learner.objective.teaches_classes:
+            return {}
+        return epoch_scores(predictions, labels, self.task, self.num_classes)
 
     def _compare_features(self, epoch: int) -> dict[str, float]:
         """The losses by layers on the validation split, where nothing else is minimised; of the weights as they are."""
