@@ -78,25 +78,26 @@ def _interval(stage: Stage) -> str:
 def efficiency_table(stages: Stages) -> tuple[list[str], list[list[str]]]:
     """Costs by stage, what each keeps of its first teacher's accuracy, and what it saves against the first stage."""
     devices = [name for name in stages[next(iter(stages))].timings if all(name in s.timings for s in stages.values())]
-    header = ["stage", "network", "weights", "file MB", "M multiply-adds"]
-    for device in devices:
+    header = ["stage", "network", "test acc", "keeps %", "weights", "saves x weights", "file MB", "M multiply-adds"]
+    header.append("saves x time")
+    for device in devices:  # last: with a GPU's they are wider than many a screen
         header += [f"{device} ms, 1 image", f"{device} images/s, 64", f"{device} peak MB, 64"]
-    header += ["test acc", "keeps %", "saves x weights", "saves x time"]
     first_role, first = next(iter(stages.items()))
     rows = []
     for role, stage in stages.items():
         size = "-" if stage.checkpoint_mb is None else f"{stage.checkpoint_mb:.2f}"
-        row = [role, stage.network, f"{stage.parameters:,}", size, f"{stage.multiply_adds / 1e6:,.1f}"]
+        teacher = _first_teacher(stages, role)
+        compared = stage if role == first_role else None if teacher is None else stages.get(teacher)
+        row = [role, stage.network, f"{stage.test['accuracy']:.2f}" if stage.classifies else "-"]
+        row += [_kept(stage, compared), f"{stage.parameters:,}", f"{first.parameters / max(stage.parameters, 1):.1f}"]
+        row += [size, f"{stage.multiply_adds / 1e6:,.1f}"]
+        speeds = [s.timings[devices[0]]["latency_ms_batch_64"] if devices else 1.0 for s in (first, stage)]
+        row.append(f"{speeds[0] / speeds[1]:.1f}" if devices else "-")
         for device in devices:
             timing = stage.timings[device]
             row += [f"{timing['latency_ms_batch_1']:.2f}", f"{timing['images_per_s_batch_64']:,.0f}"]
             row.append(f"{timing['peak_memory_mb']:.1f}")
-        teacher = _first_teacher(stages, role)
-        compared = stage if role == first_role else None if teacher is None else stages.get(teacher)
-        row += [f"{stage.test['accuracy']:.2f}" if stage.classifies else "-", _kept(stage, compared)]
-        row.append(f"{first.parameters / max(stage.parameters, 1):.1f}")
-        speeds = [s.timings[devices[0]]["latency_ms_batch_64"] if devices else 1.0 for s in (first, stage)]
-        rows.append([*row, f"{speeds[0] / speeds[1]:.1f}" if devices else "-"])
+        rows.append(row)
     return header, rows
 
 
