@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kdx.chain.chain import run_chain
 from kdx.errors import KdxError
 from kdx.losses.hinton import KnowledgeDistillationLoss
 from kdx.models.activation_checkpointing import recompute_blocks
@@ -216,6 +217,20 @@ def test_what_cannot_be_compiled_is_found_before_training(
     ):
         tiny_run("compile=default", "stage=teacher")
     assert not list(tmp_path.rglob("*.pth")) and not list(tmp_path.rglob("teacher"))
+
+
+def test_a_plan_compiles_nothing_and_code_left_half_written_is_told(
+    tiny_run: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import compile_fx
+
+    def broken(graph: torch.fx.GraphModule, example_inputs: list[object], **options: object) -> object:
+        raise ImportError("main.so: file too short")
+
+    monkeypatch.setattr(compile_fx, "compile_fx", broken)
+    with pytest.raises(KdxError, match=r"file too short.*; choose off, or delete \S+, what torch has compiled before$"):
+        tiny_run("compile=default", "stage=teacher")
+    run_chain(settings_of("compile=default", "stage=teacher", "plan=true"), Path("nowhere"))
 
 
 def test_compile_pays_in_long_trainings_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def check_stage(
     _check_network(context, stage, network)
     untouched = copy.deepcopy(network.state_dict())
     _try_step(context, stage, parts, teachers)
-    if compile_mode(context, stage) is not None:
+    if compile_mode(context, stage) is not None and not context.settings.plan:  # it takes up to a minute
         _try_compiled(context, stage, build_parts(context, stage, teachers, start), teachers)
     network.load_state_dict(untouched)  # what a wild step made of it must not teach in the next stage's trial
     _check_ranks(context, stage, parts)
@@ -106,9 +106,13 @@ def _try_compiled(context: RunContext, stage: StageSettings, parts: Parts, teach
     except (KdxError, KeyboardInterrupt):
         raise
     except BaseException as error:
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
         raise_if_out_of_memory(error, stage)
         what = f"the {stage.role}, {stage.network}, cannot be compiled here ({reason_of(error)})"
-        raise KdxError(f"compile={settings.compile}: {what}; choose off") from error
+        damaged = "ImportError" in what  # code that a killed compiler left half written
+        choice = f"choose off, or delete {cache_dir()}, what torch has compiled before" if damaged else "choose off"
+        raise KdxError(f"compile={settings.compile}: {what}; {choice}") from error
     finally:
         for teacher in asked.values():
             teacher.watched.close()
