@@ -16,8 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from kdx import cli, ranges
 from kdx.command import Flag, Key, Text, asks_for_help, split_key
 from kdx.compose import compose_jobs, compose_line
-from kdx.config.checks import Problems
-from kdx.config.schema import SearchSchema, Settings
+from kdx.config.checks import Problems, check_backend
+from kdx.config.schema import DASK, SearchSchema, Settings
 from kdx.config.settings import explain_key, flat_keys, read_settings
 from kdx.errors import KdxError, suggest
 from kdx.recipe import ACCURACY, AUC, AUTO, DECIMALS, LOSS, SCORES
@@ -26,9 +26,9 @@ from kdx.results import load_sweep, read_log
 from kdx.run import CONF
 from kdx.run import main as run_main
 from kdx.sweeps.jobs import Job, JobEnd, Program
+from kdx.sweeps.launch import Executor, Launch, executors
 from kdx.sweeps.outlook import Outlook
 from kdx.sweeps.parallel import THREADS, run_parallel
-from kdx.sweeps.processes import JobProcesses
 from kdx.sweeps.scout import fingerprints_of
 from kdx.sweeps.watch import watched
 
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 USAGE = """
-python -m kdx.search experiment=search_kd [key=value...] [trials=N] [n_jobs=N] [prune=true|false] [name=NAME]
-                     [--config-dir DIR] [--config-name NAME]
+python -m kdx.search experiment=search_kd [key=value...] [trials=N] [n_jobs=N] [backend=dask] [prune=true|false]
+                     [name=NAME] [--config-dir DIR] [--config-name NAME]
 
-Searches for values of the keys that search.space lists, with kdx's keys as for a run. trials, n_jobs, prune and name
-stand for search.trials and so on, also as --trials N. What is told on validation decides; started again, a search of
-the same name goes on.
+Searches for values of the keys that search.space lists, with kdx's keys as for a run. trials, n_jobs, backend, prune
+and name stand for search.trials and so on, also as --trials N. What is told on validation decides; started again, a
+search of the same name goes on. backend=dask: n_jobs trials at a time on the workers of a cluster.
 """
-OWN: dict[str, Key] = {"name": Text(), "trials": Text(), "n_jobs": Text(), "prune": Flag()}  # read_search checks them
+OWN: dict[str, Key] = {"name": Text(), "trials": Text(), "n_jobs": Text(), "prune": Flag(), "backend": Text()}
 PRUNED = "pruned"
 STAGES = "stages"  # attribute of a study: what its trials train, at some places in the space
 INSTEAD_OF = "instead_of"  # marks a trial that repeats one which died with an earlier search
@@ -65,13 +65,16 @@ def search(requested: SearchSchema, settings: Settings, program: Program, overri
     stages = fingerprints_of(program, [[*overrides, *place] for place in _places_in(requested.space)])
     _refuse_other_search(study, stages, folder)
     trials = _Trials(study, requested, folder, overrides, last, select)
-    while left := _trials_left(study, requested):  # those that fail are made up for
-        processes = JobProcesses(program, requested.n_jobs)
-        at_once = min(left, requested.n_jobs)
-        if at_once > 1:
-            log.info("%d trials, %d at a time; what each prints is in its console.log", left, at_once)
-        with watched(Outlook(processes, left), trials.values_of):
-            run_parallel(partial(trials.run, processes), range(left), _tell, processes.stop, at_once, THREADS)
+    if not _trials_left(study, requested):
+        return folder
+    launch = Launch(requested.n_jobs, cluster=requested.backend == DASK)
+    with executors(program, launch, requested.n_jobs, folder) as executor_of:
+        while left := _trials_left(study, requested):  # those that fail are made up for
+            executor, at_once = executor_of(requested.n_jobs), min(left, requested.n_jobs)
+            if at_once > 1:
+                log.info("%d trials, %d at a time; what each prints is in its console.log", left, at_once)
+            with watched(Outlook(executor, left), trials.values_of):
+                run_parallel(partial(trials.run, executor), range(left), _tell, executor.stop, at_once, THREADS)
     return folder
 
 
@@ -104,15 +107,15 @@ class _Trials:
         """What tells a trial's job from the others: the values that were proposed."""
         return " ".join(job.overrides[len(self.overrides) :])
 
-    def run(self, processes: JobProcesses, index: int) -> TrialEnd | None:
+    def run(self, executor: Executor, index: int) -> TrialEnd | None:
         """Propose values, run the job, tell the sampler; None where the search is stopping."""
-        if processes.stopping:
+        if executor.stopping:
             return None
         with self.lock:
             trial = self.study.ask()
             values = tuple(f"{key}={_propose(trial, key, space)}" for key, space in self.requested.space.items())
         job = Job(trial.number, (*self.overrides, *values), self.folder / str(trial.number))
-        end = processes.run(job, partial(self._reason_to_prune, trial, job) if self.requested.prune else None)
+        end = executor.run(job, partial(self._reason_to_prune, trial, job) if self.requested.prune else None)
         if end is None:
             return None
         with self.lock:
@@ -133,7 +136,8 @@ class _Trials:
             how = f"FAILED: {end.reason}"
         else:
             self.study.tell(trial, end.value)
-            how = f"val {end.value:.{DECIMALS[end.selected_by]}f} ({end.seconds:.0f} s)"
+            where = "" if end.worker is None else f" on {end.worker}"
+            how = f"val {end.value:.{DECIMALS[end.selected_by]}f} ({end.seconds:.0f} s{where})"
         return TrialEnd(trial.number, " ".join(f"{key}={value}" for key, value in trial.params.items()), how)
 
 
@@ -165,6 +169,7 @@ def read_search(config: DictConfig) -> SearchSchema:
         raise KdxError("search." + explain_key(error)) from error
     assert isinstance(requested, SearchSchema)
     problems = Problems()
+    check_backend("search.backend", requested.backend, problems)
     for key, space in requested.space.items():
         if OmegaConf.select(config, key, default=problems) is problems:
             problems.add("search.space", key, f"no such key{suggest(key, flat_keys(config))}")

@@ -1,15 +1,20 @@
 """Whole programs of jobs for tests of what runs them; imports nothing that takes time."""
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
 
 def act() -> None:
-    """`act.exit=CODE` ends the process, `act.sleep=FILE` leaves the file and sleeps."""
+    """`act.exit=CODE` and `act.kill=NUMBER` end the process, `act.sleep=FILE` leaves its number there and sleeps."""
     how, _, value = next(argument for argument in sys.argv if argument.startswith("act.")).partition("=")
     if how == "act.exit":
         os._exit(int(value))
-    Path(value).touch()
+    if how == "act.kill":
+        os.kill(os.getpid(), signal.Signals(int(value)))
+    written = Path(value + ".part")
+    written.write_text(str(os.getpid()))
+    written.rename(value)
     time.sleep(60)

@@ -7,11 +7,12 @@ import pytest
 
 from kdx import cli
 from kdx.config_loader import add_plugins
+from kdx.errors import KdxError
 from kdx.explain import explain
 from kdx.sweeps.jobs import Job, JobEnd, Program
+from kdx.sweeps.launch import Launch
 from kdx.sweeps.parallel import THREADS, run_parallel
 from kdx.sweeps.processes import JobProcesses
-from kdx.sweeps.sweep import Launch
 from tests.acts import act
 from tests.conftest import CONF, TINY, until
 
@@ -93,7 +94,7 @@ def test_an_error_while_a_job_is_waited_for_ends_that_job(begin, tmp_path: Path)
 
 
 def test_jobs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdx.sweeps.sweep.processors", lambda: 4)
+    monkeypatch.setattr("kdx.sweeps.launch.processors", lambda: 4)
     assert [Launch(n).at_once(10) for n in (1, 3, 16, -1, -2, -9)] == [1, 3, 10, 4, 3, 1]
     assert [Launch(n, (0, 1)).at_once(10) for n in (1, 3, -1, -2)] == [1, 3, 2, 1]
 
@@ -105,7 +106,7 @@ REFUSED = {
     "hydra.launcher.gpu_ids=a": "hydra.launcher.gpu_ids=a: Invalid value assigned",
     "hydra.launcher.timeout=0": "hydra.launcher.timeout=0.0: a finite number above 0 is needed, or null",
     "hydra.launcher.timeout=nan": "hydra.launcher.timeout=nan: a finite number above 0",
-    "hydra.launcher.backend=loky": "hydra.launcher.backend=loky: choose threading",
+    "hydra.launcher.backend=loky": "hydra.launcher.backend=loky: choose threading, dask",
     "hydra.launcher.prefer=process": "hydra.launcher.prefer=process: choose processes, threads; did you mean 'processes'?",
     "hydra.launcher.require=x": "hydra.launcher.require=x: choose sharedmem, or null",
     "hydra.launcher.verbose=-1": "hydra.launcher.verbose=-1: a whole number of at least 0 is needed",
@@ -136,6 +137,17 @@ def test_a_wrong_key_of_the_launcher_is_one_line_before_any_job(override: str, l
         cli.check_jobs(CONF, line)
     told = explain(error.value, CONF)
     assert told.startswith(REFUSED[override]) and "\n" not in told
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_what_a_cluster_needs_is_told_before_any_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    line = ["--multirun", *TINY, "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.backend=dask"]
+    line += ["hydra.launcher.gpu_ids=[0]", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    with pytest.raises(KdxError) as error:
+        cli.check_jobs(CONF, line)
+    assert "hydra.launcher.backend=dask: needs distributed: pip install" in str(error.value)
+    assert "hydra.launcher.gpu_ids=[0]: a worker of backend=dask has its own GPUs" in str(error.value)
     assert not (tmp_path / "sweep").exists()
 
 

@@ -1,6 +1,7 @@
 """What the values of a configuration must be; each problem names the key, the value and the choices."""
 
 import dataclasses
+import importlib.util
 import types
 import typing
 from collections.abc import Collection, Iterable, Mapping
@@ -8,7 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from kdx.config.schema import NETWORK, ModelSchema, RoleSchema, Schema, StageSchema, StageSettings, world_of
+from kdx.config.schema import DASK, NETWORK, ModelSchema, RoleSchema, Schema, StageSchema, StageSettings, world_of
 from kdx.config.swap_points import COMBINED, GROUPS, OF_COMBINED, SWAP_POINTS, TERM_NAME, is_shipped, rules_of
 from kdx.errors import KdxError, suggest
 from kdx.ranges import (
@@ -47,7 +48,7 @@ HYDRA_KEYS: dict[str, Rule] = {
     "launcher.n_jobs": Either((Whole(1, 1024), Whole(-1024, -1))),
     "launcher.gpu_ids": Nullable(ListOf(Whole(0, 1023))),
     "launcher.timeout": Nullable(Real(above=0, most=1e9)),
-    "launcher.backend": Nullable(Choice(("threading",))),
+    "launcher.backend": Nullable(Choice(("threading", DASK))),
     "launcher.prefer": Choice(("processes", "threads")),
     "launcher.require": Nullable(Choice(("sharedmem",))),
     "launcher.verbose": Whole(0, 1000),
@@ -347,6 +348,16 @@ def check_hydra(values: Mapping[str, Any], problems: Problems) -> None:
         for name in launcher:
             if name not in known:
                 problems.unknown(f"hydra.launcher.{name}", known)
+        check_backend("hydra.launcher.backend", launcher.get("backend"), problems)
+        if launcher.get("backend") == DASK and launcher.get("gpu_ids"):
+            needed = "a worker of backend=dask has its own GPUs, those of its CUDA_VISIBLE_DEVICES; leave it out"
+            problems.add("hydra.launcher.gpu_ids", launcher["gpu_ids"], needed)
+
+
+def check_backend(key: str, backend: str | None, problems: Problems) -> None:
+    """That what a backend needs is installed."""
+    if backend == DASK and importlib.util.find_spec("distributed") is None:
+        problems.add(key, backend, 'needs distributed: pip install -e ".[dask]" in the checkout of kdx')
 
 
 def unquoted(value: Any, rule: Rule) -> Any:

@@ -24,6 +24,7 @@ AUGMENT = Either((Words((*BY_NAME, "none")), Group(words="a mapping {name: {opti
 DEVICES = Either((Whole(1, 1024), ListOf(Whole(0, 1023), fewest=1, most=1024)))
 CACHE = ("auto", "memory", "disk", "none")
 NORMALIZE = ("auto", "imagenet", "dataset")
+DASK = "dask"  # jobs on the workers of a cluster
 
 
 RULES = {field.name: field.metadata["rule"] for field in fields(Recipe)}
@@ -104,6 +105,7 @@ class SearchSchema:
     trials: int = key(Whole(1, 100_000), 20)
     n_jobs: int = key(Whole(1, 1024), 1)
     prune: bool = key(Flag(), True)
+    backend: str | None = key(Choice((DASK,)), None)  # trials on the workers of a cluster
     space: dict[str, dict[str, Any]] = key(Group())  # key: {low, high, log} or {choices: [...]}
 
 

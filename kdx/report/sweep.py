@@ -180,6 +180,7 @@ def _job_table(frame: "pd.DataFrame") -> Table:
     select, column = selection_of(grouped(frame))
     shown = {f"val {WORDS[select]}": (column, DECIMALS[select])} if select != ACCURACY else {}
     shown |= {"val acc": ("val_accuracy", 2), "test acc": ("test_accuracy", 2)}
+    on_cluster = bool(frame["worker"].notna().any())
     for job, run in jobs_of(frame):
         delivered = run["delivered"]
         done = []
@@ -191,8 +192,9 @@ def _job_table(frame: "pd.DataFrame") -> Table:
         trained = " ".join(role for role, status in statuses.items() if status == "trained")
         reused = " ".join(role for role, status in statuses.items() if status != "trained")
         values = [as_text(run[key]) for key in keys]
-        rows.append([_page_of(job, run), *values, run["status"], *done, trained, reused, f"{run['seconds']:.0f}"])
-    return ["job", *keys, "state", *shown, "95 % interval", "trained", "reused", "s"], rows
+        cells = [_page_of(job, run), *values, run["status"], *done, trained, reused, f"{run['seconds']:.0f}"]
+        rows.append(cells + ([as_text(run["worker"])] if on_cluster else []))
+    return ["job", *keys, "state", *shown, "95 % interval", "trained", "reused", "s", *(["ran on"] * on_cluster)], rows
 
 
 def _page_of(job: str, run: dict[str, Any]) -> str:

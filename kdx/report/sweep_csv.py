@@ -29,13 +29,13 @@ def sweep_csv(frame: "pd.DataFrame", comparisons: Sequence[Comparison]) -> str:
     keys, roles = override_keys(frame), roles_of(frame)
     names = [f"{role}_{column}" for role in roles for column in (*CSV_COLUMNS, *INTERVAL)]
     gained = _gains_by_folder(comparisons)
-    rows: list[list[Any]] = [["job", *keys, "state", "seconds", *names, "gain", "reason"]]
+    rows: list[list[Any]] = [["job", *keys, "state", "seconds", *names, "gain", "reason", "worker"]]
     for job, run in jobs_of(frame):
         row = [job, *(as_text(run[key]) for key in (*keys, "status")), run["seconds"]]
         for role in roles:
             row += [as_text(run[f"{role}_{column}"]) for column in CSV_COLUMNS]
             row += wilson_of(run, role) or ["", ""]
-        rows.append([*row, as_text(gained.get(run["folder"])), run["reason"]])
+        rows.append([*row, as_text(gained.get(run["folder"])), run["reason"], run["worker"]])
     return csv_text(rows)
 
 

@@ -38,6 +38,7 @@ COLUMNS = (
     "delivered",
     "seconds",
     "reason",
+    "worker",
 )  # the others are overrides or a role's
 SCORE_COLUMNS = (
     "val_selected",
@@ -66,8 +67,8 @@ def load(*folders: str | Path) -> "pd.DataFrame":
 
     Columns: folder, status, dataset, data_hash, every override (typed; `seed` also where it was not overridden),
     `delivered` (the role of the last stage), STAGE_COLUMNS of every role as `<role>_<name>`, seconds,
-    reason. A job of a sweep that has not begun has a row, too; a run whose summary.json cannot be read has the status
-    `unreadable` and says why. Raises `KdxError` where there is no run.
+    reason, `worker` (of a cluster, that ran the job). A job of a sweep that has not begun has a row, too; a run whose
+    summary.json cannot be read has the status `unreadable` and says why. Raises `KdxError` where there is no run.
     """
     rows: list[dict[str, Any]] = []
     for folder in map(Path, folders):
@@ -190,7 +191,7 @@ def _row(folder: Path, listed: SweepJob | None) -> dict[str, Any]:
     row: dict[str, Any] = {"dataset": None, SEED: run.seed}
     row |= {key: value for key, value in overrides.items() if key not in COLUMNS or key in row}
     row |= {"dataset": data[0].name, "data_hash": data[0].hash} if data else {}
-    row |= {"folder": str(folder), "reason": job.reason or run.error}
+    row |= {"folder": str(folder), "reason": job.reason or run.error, "worker": job.worker}
     row["status"] = run.status if job.state == "open" or run.status == UNREADABLE else job.state
     if run.status == UNREADABLE:
         row["reason"] = run.error
@@ -244,7 +245,13 @@ def _as_frame(rows: Sequence[dict[str, Any]]) -> "pd.DataFrame":
         *(key for key in overrides if key not in COLUMNS or key == SEED),
     ]
     names += [SEED] if SEED not in names else []
-    names += ["delivered", "seconds", *(f"{role}_{name}" for role in roles for name in STAGE_COLUMNS), "reason"]
+    names += [
+        "delivered",
+        "seconds",
+        *(f"{role}_{name}" for role in roles for name in STAGE_COLUMNS),
+        "reason",
+        "worker",
+    ]
     frame = pd.DataFrame({name: _column(name, [row.get(name) for row in rows]) for name in names})
     frame.attrs["overrides"] = [key for key in overrides if key in frame]
     return frame

@@ -186,7 +186,10 @@ class Run:
 
 @dataclass(frozen=True)
 class SweepJob:
-    """A job of a sweep: its state, and once it has ended, its seconds and the score that chose, or why it failed."""
+    """A job of a sweep: its state, and once it has ended, its seconds and the score that chose, or why it failed.
+
+    `worker` is the machine and the process of a cluster's worker that ran it.
+    """
 
     overrides: list[str]
     folder: str = ""
@@ -195,6 +198,7 @@ class SweepJob:
     value: float | None = None
     reason: str | None = None
     selected_by: str = ACCURACY  # which score the value is
+    worker: str | None = None
 
 
 @dataclass(frozen=True)

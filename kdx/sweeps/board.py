@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from kdx.errors import KdxError
@@ -37,7 +37,8 @@ class Board:
         for job in jobs:
             end = finished_before(job)
             if end is not None:
-                self.done[job.number] = end
+                listed = known.get(str(job.number), SweepJob([]))
+                self.done[job.number] = replace(end, worker=listed.worker)
         if self.done:
             log.info("%d of %d jobs were finished before", len(self.done), len(jobs))
         self.write()
@@ -59,7 +60,8 @@ class Board:
         ended, total = len(self.done), len(self.jobs)
         how = f"val {end.value:.{DECIMALS[end.selected_by]}f}" if end.value is not None else f"FAILED: {end.reason}"
         rest = about_left(left) if ended < total else ""
-        log.info("[%d/%d] job %d %s: %s (%.0f s%s)", ended, total, job.number, self.name(job), how, end.seconds, rest)
+        where = f"{end.seconds:.0f} s{'' if end.worker is None else f' on {end.worker}'}{rest}"
+        log.info("[%d/%d] job %d %s: %s (%s)", ended, total, job.number, self.name(job), how, where)
 
     def write(self) -> None:
         listed = dict(self.earlier)

@@ -17,6 +17,8 @@ from kdx.signals import SIGNALS
 
 ERROR_MARK = "[ERROR] error: "
 
+GiveUp = Callable[[], str | None]  # why a job is to end now
+
 
 @dataclass(frozen=True)
 class Job:
@@ -42,13 +44,17 @@ class Program:
 
 @dataclass(frozen=True)
 class JobEnd:
-    """How a job ended: the value on validation of what it delivered, and of which score, or why it failed."""
+    """How a job ended: the value on validation of what it delivered, and of which score, or why it failed.
+
+    `worker` is the machine and the process of a cluster's worker that ran it; None where the sweep itself did.
+    """
 
     state: str
     seconds: float
     value: float | None = None
     reason: str | None = None
     selected_by: str = ACCURACY
+    worker: str | None = None
 
 
 def config_arguments(config: DictConfig) -> list[str]:
@@ -67,15 +73,16 @@ def finished_before(job: Job) -> JobEnd | None:
     run, _ = _run_of(job)
     if run.status != "finished" or not set(job.overrides) <= set(run.overrides):
         return None
-    return end_of(job, 0, 0.0)
+    return end_of(job, 0, 0.0, Path.cwd())
 
 
-def end_of(job: Job, exit_code: int, seconds: float) -> JobEnd:
+def end_of(job: Job, exit_code: int, seconds: float, start: Path) -> JobEnd:
+    """How a job ended, in words for somebody in the folder `start`."""
     run, unreadable = _run_of(job)
     if exit_code == 0 and run.status == "finished" and run.delivered is not None:
         stage = run.stages[run.delivered]
         return JobEnd("finished", round(seconds, 1), value=stage.selected, selected_by=stage.selected_by)
-    return JobEnd("failed", round(seconds, 1), reason=unreadable or _reason(job, exit_code))
+    return JobEnd("failed", round(seconds, 1), reason=unreadable or _reason(job, exit_code, start))
 
 
 def _run_of(job: Job) -> tuple[Run, str | None]:
@@ -86,7 +93,7 @@ def _run_of(job: Job) -> tuple[Run, str | None]:
         return Run(), str(error)
 
 
-def _reason(job: Job, exit_code: int) -> str:
+def _reason(job: Job, exit_code: int, start: Path) -> str:
     """Why a job failed, in one line: the signal that killed it, what its log says, or its exit code."""
     if exit_code < 0:
         name = signal.Signals(-exit_code).name
@@ -98,4 +105,4 @@ def _reason(job: Job, exit_code: int) -> str:
     errors = [line.split(ERROR_MARK, 1)[1] for line in lines if ERROR_MARK in line]
     if errors:
         return errors[-1]
-    return f"ended with exit code {exit_code} and without a result; see {relative(job.folder, Path.cwd())}"
+    return f"ended with exit code {exit_code} and without a result; see {relative(job.folder, start)}"

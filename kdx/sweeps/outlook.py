@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kdx.errors import KdxError
 from kdx.results import UnderWay, read_under_way
 from kdx.sweeps.jobs import Job
-from kdx.sweeps.processes import JobProcesses
+from kdx.sweeps.launch import Executor
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,19 @@ class Doing:
 
 
 class Outlook:
-    """How far `total` jobs are that `processes` runs; it learns from each how long an epoch of a role takes."""
+    """How far `total` jobs are that `executor` runs; it learns from each how long an epoch of a role takes."""
 
-    def __init__(self, processes: JobProcesses, total: int) -> None:
-        self.processes, self.total = processes, total
+    def __init__(self, executor: Executor, total: int) -> None:
+        self.executor, self.total = executor, total
         self.pace: dict[str, float] = {}
 
     @property
     def ended(self) -> int:
-        return len(self.processes.ended)
+        return len(self.executor.ended)
 
     def look(self) -> list[Doing]:
         """What each job that runs is doing; reads its files."""
-        spent = self.processes.at_work()
+        spent = self.executor.at_work()
         stages = {job: _stage_of(job) for job in spent}
         for stage in stages.values():
             if stage is not None and stage.an_epoch is not None:
@@ -45,9 +45,9 @@ class Outlook:
 
     def left(self, running: Sequence[Doing]) -> float | None:
         """The seconds until the last job ends, `running` and those that wait; None where nothing tells it yet."""
-        well = [end.seconds for end in self.processes.ended if end.reason is None]
+        well = [end.seconds for end in self.executor.ended if end.reason is None]
         waiting = self.total - self.ended - len(running)
-        return seconds_left([(doing.spent, doing.left) for doing in running], waiting, self.processes.at_once, well)
+        return seconds_left([(doing.spent, doing.left) for doing in running], waiting, self.executor.at_once, well)
 
 
 def seconds_left(

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.forkserver import ensure_running
@@ -17,21 +17,20 @@ from pathlib import Path
 from kdx.files import write_json
 from kdx.process import end_with_parent
 from kdx.signals import heard_signals, ignored, stop_ignoring
-from kdx.sweeps.jobs import Job, JobEnd, Program, end_of
+from kdx.sweeps.jobs import GiveUp, Job, JobEnd, Program, end_of
 
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 10.0  # between asking a job to stop and killing it, or telling what is waited for
 POLL_SECONDS = 1.0  # how often it is asked whether a job is to go on
 
-GiveUp = Callable[[], str | None]  # why a job is to end now
-
 
 class JobProcesses:
-    """Runs jobs as forks of a server process that has imported torch once; `run` is called by several threads.
+    """Runs jobs as forks of a server process that has imported torch once; an `Executor`.
 
     Of jobs that run at once each writes what it would show to console.log, computes with its share of the CPU's
     threads, unless it sets `threads` itself, and sees one of the GPUs. `timeout` is the seconds that a job may take.
+    Jobs that belong to another process's sweep are given its `environment` and its `folder` to work in, and `threads`.
     """
 
     def __init__(
@@ -40,9 +39,14 @@ class JobProcesses:
         at_once: int = 1,
         gpu_ids: Sequence[int] = (),
         timeout: float | None = None,
+        threads: int | None = None,
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.program, self.at_once, self.gpu_ids, self.timeout = program, at_once, list(gpu_ids), timeout
-        self.threads = max(1, processors() // at_once) if at_once > 1 else None
+        self.environment, self.folder = dict(environment or {}), folder
+        self.threads = threads or (max(1, processors() // at_once) if at_once > 1 else None)
+        self.quiet = self.threads is not None
         self.context = forkserver()
         self.heard = heard_signals()
         self.slots: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -60,11 +64,11 @@ class JobProcesses:
         `give_up` is asked every second: once it gives a reason, the job is ended, and failed for that reason.
         """
         slot = self.slots.get()
-        began = time.monotonic()
         try:
             process = self._start(job, slot)
             if process is None:
                 return None
+            began = time.monotonic()  # the first job waits for the server, which is no part of its time
             try:
                 reason = self._wait(process, began, give_up)
             finally:
@@ -75,7 +79,7 @@ class JobProcesses:
         finally:
             self.slots.put(slot)
         failed = None if reason is None else JobEnd("failed", round(seconds, 1), reason=reason)
-        end = failed or end_of(job, process.exitcode or 0, seconds)
+        end = failed or end_of(job, process.exitcode or 0, seconds, self.folder or Path.cwd())
         self.ended.append(end)
         return end
 
@@ -100,11 +104,11 @@ class JobProcesses:
 
     def _start(self, job: Job, slot: int) -> ForkServerProcess | None:
         write_json(job.folder / "job.json", {"overrides": list(job.overrides)})  # keeps a refused job's folder, too
-        environment = {}
+        environment = dict(self.environment)
         if self.gpu_ids:
             environment["CUDA_VISIBLE_DEVICES"] = str(self.gpu_ids[slot % len(self.gpu_ids)])
-        console = job.folder / "console.log" if self.at_once > 1 else None
-        work = (self.program.main, self._arguments(job), console, environment, self.heard)
+        console = job.folder / "console.log" if self.quiet else None
+        work = (self.program.main, self._arguments(job), console, environment, self.heard, self.folder)
         process = self.context.Process(target=_work, args=work, name=f"job {job.number}")
         with self.changing:
             if self.stopping:
@@ -159,13 +163,13 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def forkserver() -> ForkServerContext:
-    """Starts processes as forks of one that has imported torch once.
+def forkserver(*also: str) -> ForkServerContext:
+    """Starts processes as forks of one that has imported torch once, and the modules `also` if it is started here.
 
     That one ends with this process, whatever signal the group is sent: else nobody would wait for the jobs.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kdx.chain.chain", "kdx.cli", "torchmetrics.functional.classification"])
+    context.set_forkserver_preload(["kdx.chain.chain", "kdx.cli", "torchmetrics.functional.classification", *also])
     with ignored(heard_signals()):
         ensure_running()
     return context
@@ -177,11 +181,14 @@ def _work(
     console: Path | None,
     environment: dict[str, str],
     heard: Sequence[signal.Signals],
+    folder: Path | None,
 ) -> None:
-    """The job's process: `kdx <arguments>`, ended when the sweep's process is gone."""
+    """The job's process: `kdx <arguments>`, ended when the process that started it is gone."""
     stop_ignoring(heard)
     end_with_parent()
     os.environ.update(environment)
+    if folder is not None:
+        os.chdir(folder)
     if console is not None:
         descriptor = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(descriptor, 1)

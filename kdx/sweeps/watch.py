@@ -25,7 +25,7 @@ A_MINUTE = 60.0
 @contextmanager
 def watched(outlook: Outlook, name: Callable[[Job], str]) -> Iterator[None]:
     """Show what jobs are doing as long as the block lasts, where several run at a time; `name` tells them apart."""
-    if outlook.processes.at_once == 1:  # it shows by itself what it does
+    if not outlook.executor.quiet:  # a job that shows by itself what it does
         yield
         return
     over = threading.Event()
@@ -56,7 +56,7 @@ def tell(outlook: Outlook, name: Callable[[Job], str], over: threading.Event) ->
 def draw(outlook: Outlook, name: Callable[[Job], str], over: threading.Event) -> None:
     """Draw the table below what is printed, anew every second, until `over`; then it is gone."""
     with ExitStack() as stack:
-        bars = [_Line(position) for position in range(1 + outlook.processes.at_once)]
+        bars = [_Line(position) for position in range(1 + outlook.executor.at_once)]
         for bar in bars:
             stack.callback(bar.close)  # the first one last: there the cursor is
         stack.enter_context(_log_above_bars())

@@ -13,15 +13,17 @@ from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
 from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 
 from kdx.compose import compose_jobs
+from kdx.config.schema import DASK
 from kdx.config.stage_overrides import from_hydra
 from kdx.errors import KdxError
 from kdx.report.sweep import write_report
 from kdx.sweeps.board import Board
 from kdx.sweeps.costs import measure_costs
 from kdx.sweeps.jobs import Job, JobEnd, Program, config_arguments
+from kdx.sweeps.launch import Launch, executors
 from kdx.sweeps.pages import live_pages, write_job_pages
 from kdx.sweeps.scout import refuse_other_plans
-from kdx.sweeps.sweep import Launch, run_sweep
+from kdx.sweeps.sweep import run_sweep
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +69,16 @@ class ProcessLauncher(JoblibLauncher):
         program = Program(partial(main, check=False), CONF, tuple(config_arguments(self.config)), compose_jobs)
         refuse_other_plans(program, jobs)
         board = Board(sweep_dir, jobs)
-        try:
-            with live_pages(sweep_dir, self.config.report):
-                run_sweep(board, program, launch_of(self.joblib))
-            if self.config.report:
-                measure_costs(sweep_dir, own=True)
-                write_job_pages(sweep_dir)
-        finally:
-            log.info("%s", write_report(sweep_dir))  # also after an interrupt: what is done is told
+        launch = launch_of(self.joblib)
+        with executors(program, launch, len(board.unfinished()), sweep_dir) as executor:
+            try:
+                with live_pages(sweep_dir, self.config.report):
+                    run_sweep(board, program, launch, executor)
+                if self.config.report:
+                    measure_costs(sweep_dir, own=True)
+                    write_job_pages(sweep_dir)
+            finally:
+                log.info("%s", write_report(sweep_dir))  # also after an interrupt: what is done is told
         ends = board.ends()
         failed = sum(end.reason is not None for end in ends)
         if failed and "BasicSweeper" in self.config.hydra.sweeper._target_:  # others learn from each job's return
@@ -97,4 +101,4 @@ def launch_of(keys: Mapping[str, Any]) -> Launch:
     for name in ("pre_dispatch", "batch_size", "max_nbytes"):
         if str(options[name]).isdigit():
             options[name] = int(options[name])
-    return Launch(n_jobs, tuple(gpu_ids or ()), timeout, options)
+    return Launch(n_jobs, tuple(gpu_ids or ()), timeout, options, cluster=options["backend"] == DASK)
