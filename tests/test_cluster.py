@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from kdx.compose import compose_line
 from kdx.errors import KdxError
+from kdx.search import OWN, as_overrides, read_search
 from kdx.sweeps.build import build
 from kdx.sweeps.jobs import Job, JobEnd, Program
 from kdx.sweeps.launch import Executors, Launch, executors
@@ -199,3 +201,11 @@ def test_without_an_address_the_workers_are_this_machines(tmp_path: Path, monkey
 
 def test_how_many_jobs_are_handed_out() -> None:
     assert [Launch(n, cluster=True).handed_out(10) for n in (-1, 1, 3, 16)] == [10, 1, 3, 10]
+
+
+def test_a_search_takes_every_key_of_its_own() -> None:
+    own = {"name": "x", "trials": "3", "n_jobs": "2", "prune": "false", "backend": "dask"}
+    assert own.keys() == OWN.keys()
+    line = as_overrides(["experiment=search_kd", *(f"{key}={value}" for key, value in own.items())])
+    requested = read_search(compose_line(CONF, line)[0])
+    assert (requested.n_jobs, requested.prune, requested.backend) == (2, False, "dask")
