@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from kdx import export
+from kdx.deploy.load import load_model
 from kdx.errors import KdxError
 from kdx.models.features import Watched, resolve_layers
 from kdx.models.networks import NetworkSpec, build_network
@@ -87,6 +89,13 @@ def test_who_learnt_no_classifier_has_no_accuracy_anywhere(tiny_run, tmp_path: P
             not row.keys() & {"val_accuracy", "train_f1_score", "val_hard_loss"}
             for row in read_log(run.folder / "student")
         )
+    own = {"role": "student", "network": "tests.tiny:network"}
+    keys = export.COMMAND.defaults() | own | {"format": "safetensors", "data": "tests.tiny:dataset"}
+    told = export.export([str(run.folder)], **keys)
+    assert "learnt no classifier" in told and "accuracy 3" not in told
+    for what in (run.folder, run.checkpoint("student")):
+        with pytest.raises(KdxError, match="has learnt no classifier, since no label entered its loss"):
+            load_model(what, "student", "tests.tiny:network", False)
     loaded = tiny_run(*ALONE, *OWN, f"stage.student.checkpoint='{run.checkpoint('student')}'")
     assert loaded.statuses()["student"] == "loaded" and loaded.summary["student"]["test"] == {}
     sweep = tmp_path / "sweep"

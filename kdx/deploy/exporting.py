@@ -63,7 +63,7 @@ def export_stage(
         tried = Path(folder) / path.name
         tried.write_bytes(content)
         model, _ = load_model(tried, network=network, trust=True)
-        compared = _compare(expected, answers(model, card, images), labels, card)
+        compared = _compare(expected, answers(model, card, images), labels if stage.classifies else None, card)
     write_atomic(path, content)
     what = [format, f"opset {opset or OPSET}"] if format == "onnx" else [format]
     what += [quantize or "float32", f"batches of {batch}" if batch else "batches of any size"]
@@ -71,18 +71,17 @@ def export_stage(
     return f"wrote {path} ({', '.join(what)}; {sizes})\n{compared}"
 
 
-def _compare(expected: Tensor, given: Tensor, labels: Tensor, card: Card) -> str:
-    """Largest difference of PyTorch's and the file's logits (N, C), and both accuracies."""
+def _compare(expected: Tensor, given: Tensor, labels: Tensor | None, card: Card) -> str:
+    """Largest difference of PyTorch's and the file's logits (N, C), and both accuracies where there are labels."""
     require_numbers(given, "the exported network")
-    difference = float((expected - given).abs().max())
+    difference, scale = float((expected - given).abs().max()), float(expected.abs().max())
+    told = f"on {len(given)} test images: largest difference {difference:.2e} (logits up to {scale:.1f})"
+    if labels is None:
+        return f"{told}; it has learnt no classifier and has no accuracy"
     before, after = (
         100 * float((predict(logits, card.task) == labels).double().mean()) for logits in (expected, given)
     )
-    scale = float(expected.abs().max())
-    return (
-        f"on {len(labels)} test images: largest difference {difference:.2e} (logits up to {scale:.1f}); "
-        f"accuracy {after:.2f} %, in PyTorch {before:.2f} % ({after - before:+.2f})"
-    )
+    return f"{told}; accuracy {after:.2f} %, in PyTorch {before:.2f} % ({after - before:+.2f})"
 
 
 def _onnx(plain: Deployed, card: Card, opset: int, batch: int | None) -> bytes:

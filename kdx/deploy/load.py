@@ -26,6 +26,8 @@ MOST_CHARACTERS = 16 * 2**20  # of a card
 MOST_VALUES = 2**26  # of an image: as float32, 268 MB
 SUFFIXES = (".onnx", ".pt2", ".safetensors", ".pth")
 
+NO_CLASSES = "has learnt no classifier, since no label entered its loss: it says nothing of a picture"
+
 Model = Callable[[Tensor], Tensor]
 
 
@@ -147,6 +149,8 @@ def load_model(
     """
     if path.is_dir():
         stage = load_stage(path, role, network)
+        if not stage.classifies:
+            raise KdxError(f"role={stage.role}: {NO_CLASSES}")
         return _in_torch(stage.network, Card.of(stage.meta, stage.checkpoint), stage.checkpoint)
     if not path.is_file() or path.suffix not in SUFFIXES:
         raise KdxError(f"{path}: no run's folder, nor a file that ends in {', '.join(SUFFIXES)}")
@@ -154,6 +158,9 @@ def load_model(
         raise KdxError(f"{path}: torch runs code that such a file holds: say trust=true if you know where it is from")
     if path.suffix == ".pth":
         content = load_checkpoint(path)
+        scores = content.get("validation")
+        if scores and "accuracy" not in scores:
+            raise KdxError(f"{path}: {NO_CLASSES}")
         built = network_of(content.get("meta", {}), path, network)
         load_weights(built, content, path)
         return _in_torch(built, Card.of(content["meta"], path), path)

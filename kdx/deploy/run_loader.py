@@ -66,6 +66,7 @@ class StoredStage:
     network: nn.Module
     meta: dict[str, Any]
     checkpoint: Path
+    classifies: bool = True  # False: no label entered its loss, and its classifier learnt nothing
 
 
 def roles_of(run_dir: Path) -> list[str]:
@@ -82,7 +83,7 @@ def load_stage(run_dir: Path, role: str, network: str | None = None) -> StoredSt
     content = load_checkpoint(checkpoint)
     built = network_of(content.get("meta", {}), checkpoint, network)
     load_weights(built, content, checkpoint)
-    return StoredStage(role, built, content["meta"], checkpoint)
+    return StoredStage(role, built, content["meta"], checkpoint, stages[role].classifies)
 
 
 def network_of(meta: dict[str, Any], path: Path, network: str | None = None) -> nn.Module:
