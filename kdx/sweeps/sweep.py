@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 def run_sweep(board: Board, program: Program, launch: Launch, executor: Executors) -> None:
     """Run a board's jobs; stages that several jobs share are trained first, each once."""
     jobs = board.unfinished()
+    if not jobs:
+        return
     handed_out = launch.handed_out(len(jobs))
     if handed_out > 1:
         at_once = executor(handed_out).at_once
