@@ -122,7 +122,7 @@ def compiling(case: Case, modes: Sequence[str], rounds: int) -> Iterator[Row]:
 def one_rank(case: Case, rounds: int) -> Iterator[Row]:
     """An epoch through torch's DistributedDataParallel on NCCL with this card alone, beside one without it."""
     store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True, wait_for_workers=False)
-    connect(Ranks(0, 1), store, torch.device(case.device))
+    connect(Ranks(0, 1), store, torch.device("cuda", torch.cuda.current_device()))
     wrapped = kdx_epoch(case, wrap=Ranks(0, 2).wrap)  # as on two
     seconds = interleave({"devices=1": kdx_epoch(case), "the same through DDP": wrapped}, rounds)
     yield from rows_of(f"one rank, batch {case.batch_size}", seconds, "devices=1", case.images)
@@ -194,10 +194,9 @@ def measured(arguments: argparse.Namespace) -> Iterator[Row]:
             if size in arguments.sizes:
                 yield from steps(case, f"ResNet-34 -> 18, {size} px", peak, rounds, WAYS)
     if "loop" in parts:
+        steps_an_epoch = 4 if arguments.small else 88  # of CIFAR-10
         for way in ("fp32", "bf16 channels_last"):
-            case = replace(
-                small, **WAYS[way], images=(4 if arguments.small else 88) * small.batch_size
-            )  # 88 steps: CIFAR-10
+            case = replace(small, **WAYS[way], images=steps_an_epoch * small.batch_size)
             seconds = interleave({"bare loop": bare_loop(case), "kdx": kdx_epoch(case)}, max(1, rounds // 2))
             yield from rows_of(f"loop, {way}", seconds, "bare loop", case.images)
     if "ranks" in parts and device != "cpu":
