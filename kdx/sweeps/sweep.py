@@ -50,7 +50,7 @@ def _run(
             jobs,
             note_end,
             executor.stop,
-            min(launch.handed_out(len(jobs)), len(jobs)),
+            launch.handed_out(len(jobs)),
             {**launch.options, **THREADS},
         )
 
