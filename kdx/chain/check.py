@@ -4,7 +4,8 @@ import copy
 import logging
 import math
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from kdx.chain.stage import make_trainer, raise_if_out_of_memory
 from kdx.chain.start import Start
 from kdx.config.schema import StageSettings
 from kdx.data.batches import Batches
-from kdx.data.dataset import Split
+from kdx.data.dataset import Dataset, Split
 from kdx.errors import KdxError
 from kdx.losses.objective import Objective
 from kdx.metrics.selection import Selection
@@ -29,6 +30,7 @@ from kdx.trackers.trackers import check_tracker
 from kdx.training.runtime import Precision, compiled
 from kdx.training.synced_norm import unknown_norms
 from kdx.training.teachers import Teacher
+from kdx.training.trainer import Trainer
 from kdx.users_code import reason_of
 
 log = logging.getLogger(__name__)
@@ -58,8 +60,9 @@ def check_stage(
     _check_network(context, stage, network)
     untouched = copy.deepcopy(network.state_dict())
     _try_step(context, stage, parts, teachers)
-    if compile_mode(context, stage) is not None and not context.settings.plan:  # it takes up to a minute
-        _try_compiled(context, stage, build_parts(context, stage, teachers, start), teachers)
+    mode = compile_mode(context, stage)
+    if mode is not None and not context.settings.plan:  # it takes up to a minute
+        _try_compiled(context, stage, build_parts(context, stage, teachers, start), teachers, mode)
     network.load_state_dict(untouched)  # what a wild step made of it must not teach in the next stage's trial
     _check_ranks(context, stage, parts)
     _check_drawn_layer(context, stage, network)
@@ -71,51 +74,59 @@ def _try_step(context: RunContext, stage: StageSettings, parts: Parts, teachers:
     """One step of loss, backward, optimizer and scaler on real images, then the schedule to its end."""
     few = min(IMAGES, stage.recipe.batch_size, len(context.dataset.train))
     split = Split(*context.dataset.train.first(max(few, min(2, len(context.dataset.train)))))
-    asked = {role: Teacher(net, context.precision, parts.teacher_layers[role]) for role, net in teachers.items()}
-    plain = replace(stage, cache_logits=False)
-    trainer = make_trainer(context, plain, parts, asked, replace(context.dataset, train=split, val=split))
-    try:
+    with _on_trial(context, stage, parts, teachers, replace(context.dataset, train=split, val=split)) as trainer:
         trainer.learner.train()
         _attempt(lambda: trainer.train_step(next(trainer.train.epoch(1)), 1, 1), stage, parts)
         _attempt(lambda: parts.schedule.rehearse(span_of(context, stage)), stage, parts)
+
+
+@contextmanager
+def _on_trial(
+    context: RunContext,
+    stage: StageSettings,
+    parts: Parts,
+    teachers: Mapping[str, nn.Module],
+    dataset: Dataset | None = None,
+) -> Iterator[Trainer]:
+    """The stage's trainer as long as the block lasts, whose teachers keep no logits."""
+    asked = {role: Teacher(net, context.precision, parts.teacher_layers[role]) for role, net in teachers.items()}
+    try:
+        yield make_trainer(context, replace(stage, cache_logits=False), parts, asked, dataset)
     finally:
         for teacher in asked.values():
             teacher.watched.close()
 
 
-def _try_compiled(context: RunContext, stage: StageSettings, parts: Parts, teachers: Mapping[str, nn.Module]) -> None:
+def _try_compiled(
+    context: RunContext, stage: StageSettings, parts: Parts, teachers: Mapping[str, nn.Module], mode: str
+) -> None:
     """The first and the last batch of training and of validation, compiled, in the sizes that are to come.
 
     What a compiler cannot do depends on sizes and on the mode. The training then finds most of it in torch's cache on
     the disk, so that this costs a few seconds of the minute that compiling takes.
     """
-    mode, settings = compile_mode(context, stage), context.settings
-    assert mode is not None
+    settings = context.settings
     part = max(1, math.ceil(stage.recipe.batch_size / settings.world))  # that a rank sees
-    alone = replace(stage, cache_logits=False, recipe=replace(stage.recipe, batch_size=part))
-    asked = {role: Teacher(net, context.precision, parts.teacher_layers[role]) for role, net in teachers.items()}
-    trainer = make_trainer(context, alone, parts, asked)
-    try:
-        with compiled([trainer.learner.network, *teachers.values()], mode):
-            for network in teachers.values():
-                _answer(network, trainer.val, context.precision)
-            trainer.learner.train()
-            for step in dict.fromkeys((1, len(trainer.train))):
-                trainer.train_step(next(trainer.train.epoch(1, start=step - 1)), 1, step)
-            _answer(trainer.learner.network, trainer.val, context.precision)
-    except (KdxError, KeyboardInterrupt):
-        raise
-    except BaseException as error:
-        from torch._inductor.runtime.cache_dir_utils import cache_dir
+    alone = replace(stage, recipe=replace(stage.recipe, batch_size=part))
+    with _on_trial(context, alone, parts, teachers) as trainer:
+        try:
+            with compiled([trainer.learner.network, *teachers.values()], mode):
+                for network in teachers.values():
+                    _answer(network, trainer.val, context.precision)
+                trainer.learner.train()
+                for step in dict.fromkeys((1, len(trainer.train))):
+                    trainer.train_step(next(trainer.train.epoch(1, start=step - 1)), 1, step)
+                _answer(trainer.learner.network, trainer.val, context.precision)
+        except (KdxError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-        raise_if_out_of_memory(error, stage)
-        what = f"the {stage.role}, {stage.network}, cannot be compiled here ({reason_of(error)})"
-        damaged = "ImportError" in what  # code that a killed compiler left half written
-        choice = f"choose off, or delete {cache_dir()}, what torch has compiled before" if damaged else "choose off"
-        raise KdxError(f"compile={settings.compile}: {what}; {choice}") from error
-    finally:
-        for teacher in asked.values():
-            teacher.watched.close()
+            raise_if_out_of_memory(error, stage)
+            what = f"the {stage.role}, {stage.network}, cannot be compiled here ({reason_of(error)})"
+            damaged = "ImportError" in what  # code that a killed compiler left half written
+            choice = f"choose off, or delete {cache_dir()}, what torch has compiled before" if damaged else "choose off"
+            raise KdxError(f"compile={settings.compile}: {what}; {choice}") from error
 
 
 def _answer(network: nn.Module, batches: Batches, precision: Precision) -> None:
