@@ -56,6 +56,9 @@ def torchvision_epoch(folder: str) -> list[float]:
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
+    from kdx.memory import keep_freed_memory
+
+    keep_freed_memory()  # the same for both
     steps = [v2.Resize(SIZE), v2.CenterCrop(SIZE), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
     images = ImageFolder(f"{folder}/pictures/train", v2.Compose([*steps, v2.Normalize(PIXELS.mean, PIXELS.std)]))
     return [_seconds(DataLoader(images, BATCH, shuffle=True, num_workers=2))]
@@ -68,7 +71,9 @@ def cached_epoch(folder: str) -> list[float]:
     """
     from kdx.data.batches import Batches
     from kdx.data.imagefolder import load_imagefolder
+    from kdx.memory import keep_freed_memory
 
+    keep_freed_memory()  # as a run does
     start = time.perf_counter()
     data = load_imagefolder(f"{folder}/pictures", SIZE, 0.0, 2, cache="disk", cache_dir=f"{folder}/cache")
     decoding = time.perf_counter() - start

@@ -49,7 +49,7 @@ class Preprocessing:
 def normalise(images: Tensor, offset: Tensor, scale: Tensor, resize: int | None) -> Tensor:
     """uint8 or float images (B, C, H, W) as float32 (images - offset) / scale, scaled to `resize` pixels first."""
     images = resized(images.float(), resize)
-    return (images - offset) / scale  # a grey image spreads over three means by broadcasting
+    return (images - offset).div_(scale)  # a grey image spreads over three means by broadcasting
 
 
 def resized(images: Tensor, size: int | None) -> Tensor:
