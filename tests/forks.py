@@ -27,7 +27,7 @@ SECONDS = 30.0  # a case that takes longer hangs; alone it takes about one
 PATIENCE = 240.0  # the same for a command line of the caller's
 MEMORY = 8 * 2**30  # beyond what the imports have mapped
 NEEDED = ("kdx.run", "kdx.chain.chain", "torchvision.models", "sklearn.model_selection", "sklearn.datasets", "medmnist")
-NEEDED += ("tests.tiny", "torch._dynamo")
+NEEDED += ("tests.tiny", "torch._dynamo", "torchmetrics.functional.classification", "matplotlib.pyplot", "pandas")
 
 
 Done = subprocess.CompletedProcess
