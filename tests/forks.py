@@ -5,6 +5,7 @@ process is no place to fork: other tests have started threads in it.
 """
 
 import atexit
+import faulthandler
 import functools
 import importlib
 import json
@@ -92,10 +93,11 @@ def serve() -> None:
         if process == 0:
             _child(question, around, work, mapped + MEMORY)
         code = _end_of(process, started + (SECONDS if "folder" not in question else PATIENCE))
-        left = sorted(str(path.relative_to(work.parent)) for path in work.parent.rglob("*") if path != work)
-        left += [] if work.is_dir() else ["not even the folder that it was started in"]
         output, errors = ((around / name).read_text(errors="replace") for name in ("output", "errors"))
-        told = {"code": code, "output": output, "errors": errors, "left": left, "seconds": time.monotonic() - started}
+        told = {"code": code, "output": output, "errors": errors, "seconds": time.monotonic() - started}
+        if "folder" not in question:
+            left = sorted(str(path.relative_to(work.parent)) for path in work.parent.rglob("*") if path != work)
+            told["left"] = left + ([] if work.is_dir() else ["not even the folder that it was started in"])
         print(json.dumps(told), flush=True)
         shutil.rmtree(around, ignore_errors=True)
 
@@ -106,6 +108,7 @@ def _child(question: Mapping[str, Any], folder: Path, work: Path, memory: int) -
         os.setsid()
         for name, descriptor in (("output", 1), ("errors", 2)):
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), descriptor)
+        faulthandler.register(signal.SIGUSR2)  # a case that hangs is asked where
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.chdir(work)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -135,6 +138,8 @@ def _end_of(process: int, deadline: float) -> int | str:
         if done:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.005)
+    os.kill(process, signal.SIGUSR2)
+    time.sleep(0.5)
     os.killpg(process, signal.SIGKILL)
     os.waitpid(process, 0)
     return "hang"
