@@ -33,6 +33,7 @@ from kdx.explain import explain
 from kdx.process import USER_ERROR, Running, command_process
 from kdx.run_folder import FolderBefore
 from kdx.text import harmless
+from kdx.torchrun import Followers, refuse_torchrun
 from kdx.training.stopping import Stopped
 from kdx.users_code import reason_of, text_of, users_errors
 
@@ -89,8 +90,8 @@ class Checked:
     before: FolderBefore | None = None
 
 
-def run_job(config: DictConfig, before: FolderBefore | None) -> float | None:
-    """One job: its settings, then the chain. run.log has its errors too.
+def run_job(config: DictConfig, before: FolderBefore | None, followers: Followers | None = None) -> float | None:
+    """One job: its settings, then the chain. run.log has its errors too. `followers` are torchrun's other ranks.
 
     A single run that is refused or only plans leaves the folder as it was `before`.
     """
@@ -109,7 +110,7 @@ def run_job(config: DictConfig, before: FolderBefore | None) -> float | None:
 
         gc.freeze()  # what the imports made stays: every collection between stages would go through it, 0.3 s
         with users_errors():
-            result = run_chain(settings, run_dir, list(map(from_hydra, hydra_config.overrides.task)))
+            result = run_chain(settings, run_dir, list(map(from_hydra, hydra_config.overrides.task)), followers)
     except KdxError as error:
         _tell(str(error))
         if _wants_traceback() or not single:
@@ -121,7 +122,8 @@ def run_job(config: DictConfig, before: FolderBefore | None) -> float | None:
         raise
     except Stopped as stopped:
         again = [*sys.argv[1:], *([] if settings.resume else ["resume=true"])]
-        log.info("%s; to go on: kdx %s", stopped, shlex.join(again))
+        program = "kdx" if followers is None else "torchrun ... -m kdx.run"
+        log.info("%s; to go on: %s %s", stopped, program, shlex.join(again))
         raise SystemExit(stopped.exit_code) from None
     except BaseException as error:
         _tell(f"unexpected {reason_of(error)}", error)
@@ -219,6 +221,9 @@ def _folder_before(config: DictConfig) -> FolderBefore | None:
 
 
 def _check_sweep(loader: Any, config: DictConfig) -> None:
+    refuse_torchrun(
+        "leave it out of a sweep, whose jobs take devices=2, or gpu_ids and n_jobs of hydra/launcher=joblib"
+    )
     if config.plan:
         raise KdxError("plan=true: plans one run; leave --multirun out")
     sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)

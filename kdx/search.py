@@ -31,6 +31,7 @@ from kdx.sweeps.outlook import Outlook
 from kdx.sweeps.parallel import THREADS, run_parallel
 from kdx.sweeps.scout import fingerprints_of
 from kdx.sweeps.watch import watched
+from kdx.torchrun import refuse_torchrun
 
 if TYPE_CHECKING:
     import optuna
@@ -266,6 +267,7 @@ def main() -> None:
         if asks_for_help(sys.argv[1:]):
             print(USAGE.strip())
             return
+        refuse_torchrun("leave it out of a search, whose trials take devices=2")
         command.answers = False  # the study and the report have all that is printed
         console = logging.StreamHandler(sys.stdout)
         console.setFormatter(cli.HarmlessFormatter("%(message)s"))

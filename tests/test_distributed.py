@@ -132,13 +132,6 @@ def test_what_several_devices_cannot_do_is_told_in_one_line(
     assert str(raised.value).startswith(told)
 
 
-def test_processes_of_torchrun_are_refused(tiny_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(KdxError, match="use devices=2"):
-        tiny_run()
-
-
 def test_devices_that_change_no_weights_leave_the_fingerprint(tmp_path: Path) -> None:
     def of(*line: str) -> str:
         settings = settings_of(f"output_dir={tmp_path}", *line)

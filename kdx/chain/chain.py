@@ -20,7 +20,7 @@ from kdx.chain.plan import PlannedStage, check_plan, describe_plan, make_plan, r
 from kdx.chain.record import RunRecord
 from kdx.chain.stage import FinishedTeacher, LoadedStage, Outcome, load_network, scores_on_test, train_stage
 from kdx.chain.start import Start, start_of_file
-from kdx.chain.team import Team, refuse_torchrun, team_of, threads_divided
+from kdx.chain.team import Team, team_of, threads_divided
 from kdx.checkpoint import load_checkpoint
 from kdx.config.schema import Settings, StageSettings
 from kdx.data.description import log_description
@@ -30,6 +30,7 @@ from kdx.memory import full_cleanup, keep_freed_memory
 from kdx.models.networks import count_parameters
 from kdx.report.run import write_run_report
 from kdx.report.tables import stage_table
+from kdx.torchrun import Followers, refuse_torchrun
 from kdx.training.distributed import Ranks
 from kdx.training.stopping import StopRequest, listening
 from kdx.users_code import users_errors
@@ -37,12 +38,16 @@ from kdx.users_code import users_errors
 log = logging.getLogger(__name__)
 
 
-def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) -> float | None:
+def run_chain(
+    settings: Settings, run_dir: Path, overrides: Sequence[str] = (), followers: Followers | None = None
+) -> float | None:
     """Deliver the configured stages; the value that chose the last one's epoch (None when only planning).
 
-    Raises `KdxError` before the first training step for whatever in any stage cannot work.
+    `followers` are the other ranks where torchrun has started them. Raises `KdxError` before the first training step
+    for whatever in any stage cannot work.
     """
-    refuse_torchrun()
+    if settings.torchrun is not None and followers is None:
+        refuse_torchrun("leave torchrun out, and use devices")
     settings = threads_divided(settings)
     index = StageIndex(Path(settings.output_dir))
     context = make_run_context(settings, load_dataset(settings))
@@ -56,7 +61,7 @@ def run_chain(settings: Settings, run_dir: Path, overrides: Sequence[str] = ()) 
         return None
     make_folder(index.folder)
     context = replace(context, ranks=Ranks(0, settings.world, settings.sync_batchnorm))
-    with own_folder(run_dir), listening() as stop, team_of(context, stop.raise_if_asked) as team:
+    with own_folder(run_dir), listening() as stop, team_of(context, stop.raise_if_asked, followers) as team:
         refuse_other_run(run_dir, plan)
         run = _Run(context, plan, index, run_dir, overrides, stop, loaded, team)
         with run.record.kept():

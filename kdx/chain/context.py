@@ -85,7 +85,11 @@ def load_dataset(settings: Settings) -> Dataset:
 
 def make_run_context(settings: Settings, dataset: Dataset, ranks: Ranks | None = None) -> RunContext:
     """Choose preprocessing, device and precision for a data set; `ranks` are given to what trains with others."""
-    device = device_of_rank(settings.device, settings.devices, 0 if ranks is None else ranks.rank)
+    place = settings.torchrun
+    if place is not None:  # on each machine the first cards, one a process
+        device = device_of_rank(settings.device, place.local_size, place.local_rank, alone=False)
+    else:
+        device = device_of_rank(settings.device, settings.devices, 0 if ranks is None else ranks.rank)
     if dataset.mirrored and any(isinstance(one, Flip) for one in settings.augment):
         raise KdxError(
             f"dataset.augment={plain_augment(settings.augment)}: a flip changes the class of {dataset.name}'s images"

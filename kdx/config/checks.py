@@ -29,6 +29,7 @@ from kdx.ranges import (
     stray,
 )
 from kdx.recipe import Recipe
+from kdx.torchrun import World
 
 MEDMNIST_SIZES = (28, 64, 128, 224)
 RESERVED_ROLES = {
@@ -293,6 +294,13 @@ def check_together(run: Schema, problems: Problems) -> None:
         problems.add("dataset.size", dataset.size, f"choose {', '.join(map(str, MEDMNIST_SIZES))}")
     if source in ("kdx.data.sources.load_cifar", "kdx.data.sources.load_digits") and dataset.size is not None:
         problems.add("dataset.size", dataset.size, f"{dataset.name} has one size; dataset.resize scales it")
+
+
+def check_torchrun(run: Schema, world: World, problems: Problems) -> None:
+    """Whether `devices` says nothing else than torchrun does."""
+    if run.devices not in (1, world.size):
+        needed = f"torchrun started {world.size} processes: leave it out; CUDA_VISIBLE_DEVICES chooses the cards"
+        problems.add("devices", run.devices, needed)
 
 
 def _check_mean_and_std(value: Mapping[str, Any], problems: Problems) -> None:

@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 from kdx.augmentations import BY_NAME, Augmentation
 from kdx.ranges import Anything, Choice, Either, Flag, Folder, Group, ListOf, Real, Text, Whole, Words, key
 from kdx.recipe import Recipe
+from kdx.torchrun import World
 
 # A key is declared once: its type, its rule, its default where conf has none. `| None` allows null. Swap points (kd,
 # optimizer, scheduler, dataset.source) are mappings, whose keys kdx.config.swap_points knows: a user's own _target_
@@ -231,6 +232,7 @@ class Settings:
     visualize: VisualizeSchema
     download: bool
     output_dir: str
+    torchrun: World | None = None  # this process among torchrun's, whose number is then that of devices
 
     @property
     def world(self) -> int:

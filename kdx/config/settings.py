@@ -24,6 +24,7 @@ from kdx.config.checks import (
     check_recipe,
     check_swap_points,
     check_together,
+    check_torchrun,
     check_values,
     roles_of,
     teachers_of,
@@ -35,6 +36,7 @@ from kdx.config.unlabelled import check_unlabelled, read_unlabelled
 from kdx.errors import KdxError, suggest
 from kdx.ranges import leaves, shown
 from kdx.recipe import Recipe
+from kdx.torchrun import world
 from kdx.users_code import reason_of, users_code
 
 # ${kdx.start:...} names the output folder's first level: how the networks start.
@@ -44,7 +46,10 @@ OmegaConf.register_new_resolver("kdx.start", start_name, replace=True)
 def read_settings(config: DictConfig) -> Settings:
     """Checked settings; `KdxError` lists every bad key with its value and the choices, in one line."""
     config, typed = _typed(config)
-    problems = Problems()
+    problems, torchrun = Problems(), world()
+    if torchrun is not None:
+        check_torchrun(typed, torchrun, problems)
+        typed.devices = torchrun.size
     check_together(typed, problems)
     order = _teachers_first(config, roles_of(config.stage), problems)
     problems.raise_if_any()
@@ -72,6 +77,7 @@ def read_settings(config: DictConfig) -> Settings:
         normalize=dataset["normalize"],
         freeze_backbone=config.model.freeze_backbone,
         stem=config.model.stem,
+        torchrun=torchrun,
         **{name: getattr(typed, name) for name in Settings.__dataclass_fields__ if name in Schema.__dataclass_fields__},
     )
 

@@ -96,10 +96,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def device_of_rank(name: str, devices: int | Sequence[int], rank: int) -> torch.device:
-    """The device of one of several ranks: processes on the CPU, cards by their numbers or the first ones."""
+def device_of_rank(name: str, devices: int | Sequence[int], rank: int, alone: bool = True) -> torch.device:
+    """The device of one of several ranks: processes on the CPU, cards by their numbers or the first ones.
+
+    `alone`: a single rank has no others on other machines.
+    """
     device = choose_device(name)
-    if devices == 1:
+    if devices == 1 and alone:
         return device
     if device.type == "cpu" and isinstance(devices, int):
         return device
