@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdx import export
-from kdx.deploy.load import load_model
+from kdx.deploy.formats import FORMATS
+from kdx.deploy.load import CARD, load_model
 from kdx.errors import KdxError
 from kdx.models.features import Watched, resolve_layers
 from kdx.models.networks import NetworkSpec, build_network
@@ -74,6 +77,11 @@ def test_distilled_without_labels_then_fine_tuned_with_few(tiny_run, caplog) -> 
     assert other.summary["student"]["status"] == "trained"
 
 
+def card_of(path: Path) -> str:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()[CARD]
+
+
 def test_who_learnt_no_classifier_has_no_accuracy_anywhere(tiny_run, tmp_path: Path, caplog) -> None:
     """Whether its teacher has one or not; pages, frames and the run's result tell the loss that chose instead."""
     for other in (OWN, ["stage.teacher.head=true"]):
@@ -91,13 +99,20 @@ def test_who_learnt_no_classifier_has_no_accuracy_anywhere(tiny_run, tmp_path: P
             not row.keys() & {"val_accuracy", "train_f1_score", "val_hard_loss"}
             for row in read_log(run.folder / "student")
         )
-    own = {"role": "student", "network": "tests.tiny:network"}
-    keys = export.COMMAND.defaults() | own | {"format": "safetensors", "data": "tests.tiny:dataset"}
-    told = export.export([str(run.folder)], **keys)
-    assert "learnt no classifier" in told and "accuracy 3" not in told
-    for what in (run.folder, run.checkpoint("student")):
+    own = {"role": "student", "network": "tests.tiny:network", "data": "tests.tiny:dataset"}
+    shipped = []
+    for name, suffix in FORMATS.items():
+        keys = export.COMMAND.defaults() | own | {"format": name}
+        told = export.export([str(run.folder)], **keys)
+        assert "learnt no classifier" in told and "accuracy 3" not in told
+        shipped.append(run.folder / "student" / "export" / f"student{suffix}")
+    for what in (run.folder, run.checkpoint("student"), run.folder / "student/checkpoints/latest.pth", *shipped):
         with pytest.raises(KdxError, match="has learnt no classifier, since no label entered its loss"):
-            load_model(what, "student", "tests.tiny:network", False)
+            load_model(what, "student", "tests.tiny:network", trust=True)
+    weights = load_file(shipped[-1])
+    card = {key: value for key, value in json.loads(card_of(shipped[-1])).items() if key != "classifies"}
+    save_file(weights, shipped[-1], metadata={CARD: json.dumps(card)})  # as it was written before cards said so
+    assert load_model(shipped[-1], network="tests.tiny:network")[1].classifies
     loaded = tiny_run(*ALONE, *OWN, f"stage.student.checkpoint='{run.checkpoint('student')}'")
     assert loaded.statuses()["student"] == "loaded" and loaded.summary["student"]["test"] == {}
     sweep = tmp_path / "sweep"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdx.deploy.formats import FORMATS
-from kdx.deploy.load import CARD, Card, Deployed, answers, filled, load_model, needs, pixels_of
+from kdx.deploy.load import CARD, Card, Deployed, answers, filled, needs, open_model, pixels_of
 from kdx.deploy.run_loader import load_data, load_stage
 from kdx.errors import KdxError
 from kdx.files import write_atomic
@@ -47,7 +47,7 @@ def export_stage(
     if path.suffix != FORMATS[format]:
         raise KdxError(f"output={output}: must end in {FORMATS[format]}")
     stage = load_stage(run_dir, role, network)
-    card = Card.of(stage.meta, stage.checkpoint)
+    card = Card.of_stage(stage)
     dataset = load_data(stage, data_dir, data)
     plain = Deployed(stage.network, card).eval()
     images, labels = dataset.test.spread(samples)  # a test split that is sorted begins with one class
@@ -62,8 +62,8 @@ def export_stage(
     with TemporaryDirectory() as folder:
         tried = Path(folder) / path.name
         tried.write_bytes(content)
-        model, _ = load_model(tried, network=network, trust=True)
-        compared = _compare(expected, answers(model, card, images), labels if stage.classifies else None, card)
+        model, _ = open_model(tried, role, network, trust=True)
+        compared = _compare(expected, answers(model, card, images), labels, card)
     write_atomic(path, content)
     what = [format, f"opset {opset or OPSET}"] if format == "onnx" else [format]
     what += [quantize or "float32", f"batches of {batch}" if batch else "batches of any size"]
@@ -71,12 +71,12 @@ def export_stage(
     return f"wrote {path} ({', '.join(what)}; {sizes})\n{compared}"
 
 
-def _compare(expected: Tensor, given: Tensor, labels: Tensor | None, card: Card) -> str:
-    """Largest difference of PyTorch's and the file's logits (N, C), and both accuracies where there are labels."""
+def _compare(expected: Tensor, given: Tensor, labels: Tensor, card: Card) -> str:
+    """Largest difference of PyTorch's and the file's logits (N, C), and both accuracies if it has learnt classes."""
     require_numbers(given, "the exported network")
     difference, scale = float((expected - given).abs().max()), float(expected.abs().max())
     told = f"on {len(given)} test images: largest difference {difference:.2e} (logits up to {scale:.1f})"
-    if labels is None:
+    if not card.classifies:
         return f"{told}; it has learnt no classifier and has no accuracy"
     before, after = (
         100 * float((predict(logits, card.task) == labels).double().mean()) for logits in (expected, given)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from kdx.checkpoint import Preparation, load_checkpoint, load_weights
 from kdx.data.batches import Preprocessing, resized
 from kdx.data.pictures import fitted, read_picture
 from kdx.deploy.formats import MOST_IMAGES
-from kdx.deploy.run_loader import load_stage, network_of
+from kdx.deploy.run_loader import StoredStage, load_stage, network_of
 from kdx.errors import KdxError
 from kdx.files import as_record, parse_json
 from kdx.metrics.logits import probabilities
@@ -46,6 +46,7 @@ class Card:
     preprocessing: Preparation
     role: str
     fingerprint: str
+    classifies: bool = True  # False: no label entered its loss, and the classes are only those of its images
 
     @classmethod
     def of(cls, meta: Any, where: Path) -> "Card":
@@ -56,6 +57,10 @@ class Card:
             raise KdxError(f"{error}: it has no card of a kdx network") from error
         card._check(where)
         return card
+
+    @classmethod
+    def of_stage(cls, stage: StoredStage) -> "Card":
+        return replace(cls.of(stage.meta, stage.checkpoint), classifies=stage.classifies)
 
     @classmethod
     def read(cls, text: str | None, where: Path) -> "Card":
@@ -146,12 +151,19 @@ def load_model(
     """Anything that holds a network, as a function of pixels: a run's folder, a checkpoint or an exported file.
 
     torch.export's files are read by torch with code in them: `KdxError` unless `trust` says that this one may run it.
+    `KdxError`, too, where it has learnt no classifier.
     """
+    model, card = open_model(path, role, network, trust)
+    if not card.classifies:
+        raise KdxError(f"{f'role={card.role}' if path.is_dir() else path}: {NO_CLASSES}")
+    return model, card
+
+
+def open_model(path: Path, role: str, network: str | None, trust: bool) -> tuple[Model, Card]:
+    """`load_model`, also of a network without a classifier that has learnt: its card says so."""
     if path.is_dir():
         stage = load_stage(path, role, network)
-        if not stage.classifies:
-            raise KdxError(f"role={stage.role}: {NO_CLASSES}")
-        return _in_torch(stage.network, Card.of(stage.meta, stage.checkpoint), stage.checkpoint)
+        return _in_torch(stage.network, Card.of_stage(stage), stage.checkpoint)
     if not path.is_file() or path.suffix not in SUFFIXES:
         raise KdxError(f"{path}: no run's folder, nor a file that ends in {', '.join(SUFFIXES)}")
     if path.suffix == ".pt2" and not trust:
@@ -159,11 +171,10 @@ def load_model(
     if path.suffix == ".pth":
         content = load_checkpoint(path)
         scores = content.get("validation")
-        if scores and "accuracy" not in scores:
-            raise KdxError(f"{path}: {NO_CLASSES}")
         built = network_of(content.get("meta", {}), path, network)
         load_weights(built, content, path)
-        return _in_torch(built, Card.of(content["meta"], path), path)
+        card = Card.of(content["meta"], path)
+        return _in_torch(built, replace(card, classifies=not scores or "accuracy" in scores), path)
     return {".onnx": _from_onnx, ".pt2": _from_pt2, ".safetensors": _from_safetensors}[path.suffix](path, network)
 
 
