@@ -1,16 +1,22 @@
 """Vision transformers: the trio, teachers of the other kind, DeiT's distillation token."""
 
+import re
+import shlex
+from dataclasses import replace
+
 import pytest
 import torch
+import yaml
 
-from kdx.chain.context import load_dataset, make_run_context
+from kdx.chain.context import RunContext, load_dataset, make_run_context
 from kdx.chain.parts import build_parts
+from kdx.config.schema import StageSettings
 from kdx.deploy.run_loader import load_stage
 from kdx.errors import KdxError
 from kdx.losses.objective import Lesson
-from kdx.models.features import Outputs
+from kdx.models.features import Outputs, Watched
 from kdx.models.networks import NetworkSpec, build_network, check_network, count_parameters
-from tests.conftest import settings_of
+from tests.conftest import CONF, settings_of
 
 pytest.importorskip("timm")
 VIT = [
@@ -49,6 +55,47 @@ def test_cnn_teaches_vit_by_features_and_back(tiny_run) -> None:
             "scheduler.warmup=0.5",
         )
         assert run.statuses() == {"teacher": "trained", "student": "trained"}
+
+
+METHODS = {path.stem: yaml.safe_load(path.read_text()) for path in (CONF / "kd").glob("*.yaml")}
+FAMILIES = {"CNN to ViT": ("kdx.thin:resnet8", "kdx.vit:mini"), "ViT to CNN": ("kdx.vit:mini", "kdx.thin:resnet8")}
+
+
+@pytest.mark.parametrize("pair", FAMILIES)
+def test_every_method_of_features_trains_across_families_or_says_with_which_keys_it_does(pair: str) -> None:
+    teaches, learns = FAMILIES[pair]
+    line = [f"model.student={learns}", "stage.student.guide=teacher", "stage.student.select=loss", "dataset.resize=16"]
+    settings = settings_of(*line)
+    context = make_run_context(settings, load_dataset(settings))
+    teacher = build_network(NetworkSpec(teaches, 3, 1, image_size=(16, 16))).eval()
+    told = {}
+    for name, option in METHODS.items():
+        if "layers" not in option:
+            continue
+        option = {key: value for key, value in option.items() if key != "cache_logits"} | {"hard": 0}
+        try:
+            _learns(context, replace(settings.stage("student"), kd=option), teacher)
+        except KdxError as error:
+            told[name] = str(error)
+            (proposed,) = re.findall("student, . in the teacher; set (.+), or name as many of each", str(error))
+            pairs = [word.removeprefix("kd.").split("=") for word in shlex.split(proposed)]
+            option |= {key: yaml.safe_load(value) for key, value in pairs}
+            _learns(context, replace(settings.stage("student"), kd=option), teacher)
+    assert told.keys() == {"at", "fitnet", "reviewkd", "vid"}
+    assert "; set kd.layers=last_map kd.hint=-1, or" in told["fitnet"]
+
+
+def _learns(context: RunContext, stage: StageSettings, teacher: torch.nn.Module) -> None:
+    """Let the student say something of some images under a method alone, and look at the gradient in its middle."""
+    images = torch.randn(6, 1, 16, 16)
+    parts = build_parts(context, stage, {"teacher": teacher})
+    with torch.no_grad():
+        said = Watched(teacher, parts.teacher_layers["teacher"])(images)
+    loss = parts.learner.train()(images, [said], Lesson(torch.arange(6) % 3, torch.arange(6), progress=0.5))["loss"]
+    loss.backward()
+    inner = {"kdx.vit:mini": "blocks.2.attn.qkv.weight", "kdx.thin:resnet8": "stage2.0.conv1.weight"}[stage.network]
+    gradient = parts.learner.network.get_parameter(inner).grad
+    assert loss.isfinite() and gradient is not None and gradient.abs().sum() > 0
 
 
 def test_distillation_token_learns_from_the_teacher_and_the_class_token_from_labels(tiny_run) -> None:

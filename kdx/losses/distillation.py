@@ -4,7 +4,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ class Distillation(nn.Module):
             copies = [first, *(copy.deepcopy(first) for _ in facts[1:])]
             try:
                 for method, known in zip(copies, facts, strict=True):
-                    method.prepare(known)
+                    method.prepare(replace(known, key=self.terms[name].key))
             except KdxError as error:
                 raise KdxError(f"{self.terms[name].key}.{error}") from error
             self.methods[name] = nn.ModuleList(copies)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kdx.errors import KdxError
 from kdx.losses.objective import Facts, Lesson, Objective
-from kdx.losses.pairs import averaged, check_pairs, fitting_mode, words
+from kdx.losses.pairs import averaged, check_pairs, fitting_mode, one_map_each, words
 from kdx.models.features import Outputs
 
 LARGEST_KERNEL = 7  # without padding, to shrink a map by up to 6 pixels; beyond that the map is averaged down
@@ -69,7 +69,7 @@ class FitNet(Objective):
     def prepare(self, facts: Facts) -> None:
         super().prepare(facts)
         students, teachers = self.maps_of(facts.student, facts.teacher)
-        check_pairs(students, teachers, dims=4)
+        check_pairs(students, teachers, one_map_each(self, facts, hint=-1), dims=4)
         if not -len(students) <= self.hint < len(students):
             raise KdxError(f"hint={self.hint}: layers gives {len(students)} map(s); hint=-1 is the last")
         student, teacher = students[self.hint], teachers[self.hint]

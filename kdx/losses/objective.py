@@ -47,6 +47,7 @@ class Facts:
     train_size: int
     student: Outputs
     teacher: Outputs
+    key: str = "kd"  # of the config, under which the method's own keys stand
 
 
 class Objective(nn.Module):

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from kdx.errors import KdxError
+from kdx.losses.objective import Facts, Objective
+from kdx.models.features import LAST_MAP
 
 
 def words(layers: str | Sequence[str]) -> tuple[str, ...]:
@@ -16,11 +18,20 @@ def words(layers: str | Sequence[str]) -> tuple[str, ...]:
     return found
 
 
-def check_pairs(student: Sequence[Tensor], teacher: Sequence[Tensor], dims: int | None = None) -> None:
-    """Raise `KdxError` unless there are as many features of both networks, of so many dimensions (4: maps)."""
+def one_map_each(method: Objective, facts: Facts, **keys: object) -> str:
+    """The keys with which a method compares the last maps alone: a CNN has a stage a resolution, a ViT has four."""
+    given = {"layers": LAST_MAP, **keys} | ({} if method.teacher_layers is None else {"teacher_layers": "null"})
+    return " ".join(f"{facts.key}.{name}={value}" for name, value in given.items())
+
+
+def check_pairs(student: Sequence[Tensor], teacher: Sequence[Tensor], instead: str, dims: int | None = None) -> None:
+    """Raise `KdxError` unless there are as many features of both networks, of so many dimensions (4: maps).
+
+    `instead` says with which keys any two networks have as many.
+    """
     if len(student) != len(teacher):
         told = f"{len(student)} in the student, {len(teacher)} in the teacher"
-        raise KdxError(f"layers: {told}; name as many of each in layers and teacher_layers")
+        raise KdxError(f"layers: {told}; set {instead}, or name as many of each in layers and teacher_layers")
     for features in (*student, *teacher):
         if dims is not None and features.ndim != dims:
             wanted = "maps (B, C, H, W)" if dims == 4 else "vectors (B, D)"
@@ -30,7 +41,9 @@ def check_pairs(student: Sequence[Tensor], teacher: Sequence[Tensor], dims: int 
 def one_pair(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """The features of a method that looks at one layer, flattened to (B, D); `KdxError` where there are several."""
     if len(student) != 1 or len(teacher) != 1:
-        raise KdxError(f"layers: one layer of each network is needed, not {len(student)} and {len(teacher)}")
+        raise KdxError(
+            f"layers: one layer of each network is needed, not {len(student)} and {len(teacher)}; choose pooled"
+        )
     return student[0].flatten(1), teacher[0].flatten(1)
 
 

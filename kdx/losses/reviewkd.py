@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdx.losses.objective import Facts, Lesson, Objective, total
-from kdx.losses.pairs import averaged, check_pairs, fitting_mode, words
+from kdx.losses.pairs import averaged, check_pairs, fitting_mode, one_map_each, words
 from kdx.losses.ranges import count
-from kdx.models.features import Outputs
+from kdx.models.features import LAST_MAP, POOLED, Outputs
 
 LEVELS = (4, 2, 1)  # sides of the averaged maps that count too, each half as much as the one before
 
@@ -84,7 +84,7 @@ class ReviewKD(Objective):
     def prepare(self, facts: Facts) -> None:
         super().prepare(facts)
         students, teachers = self._deep_to_shallow(facts.student, facts.teacher)
-        check_pairs(students, teachers, dims=4)
+        check_pairs(students, teachers, one_map_each(self, facts, layers=f"'[{LAST_MAP},{POOLED}]'"), dims=4)
         hidden = min(self.hidden, students[0].shape[1])
         self.fusions = nn.ModuleList(
             Fusion(s.shape[1], hidden, t.shape[1], fuse=number > 0).to(s.device)

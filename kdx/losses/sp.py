@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdx.losses.objective import Facts, Lesson, Objective, total
-from kdx.losses.pairs import check_pairs, words
+from kdx.losses.pairs import check_pairs, one_map_each, words
 from kdx.models.features import Outputs
 
 
@@ -39,7 +39,7 @@ class SimilarityPreserving(Objective):
 
     def prepare(self, facts: Facts) -> None:
         super().prepare(facts)
-        check_pairs(*self.maps_of(facts.student, facts.teacher))
+        check_pairs(*self.maps_of(facts.student, facts.teacher), one_map_each(self, facts))
 
     def forward(self, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:
         pairs = zip(*self.maps_of(student, teacher), strict=True)

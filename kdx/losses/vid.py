@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdx.losses.objective import Facts, Lesson, Objective, total
-from kdx.losses.pairs import check_pairs, to_one_size, words
+from kdx.losses.pairs import check_pairs, one_map_each, to_one_size, words
 from kdx.losses.ranges import above_zero
 from kdx.models.features import Outputs
 
@@ -65,7 +65,7 @@ class VID(Objective):
     def prepare(self, facts: Facts) -> None:
         super().prepare(facts)
         students, teachers = self.maps_of(facts.student, facts.teacher)
-        check_pairs(students, teachers, dims=4)
+        check_pairs(students, teachers, one_map_each(self, facts), dims=4)
         self.predictors = nn.ModuleList(
             Predictor(s.shape[1], t.shape[1], t.shape[1], self.variance).to(s.device)
             for s, t in zip(students, teachers, strict=True)
