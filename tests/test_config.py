@@ -423,7 +423,23 @@ def test_only_a_folder_of_its_own_takes_results(
         ("model.pretrained=true stage.student.pretrained=false", "teacher_assistant_pretrained"),
         ("stage.teacher.checkpoint=weights.pth", "teacher_pretrained"),
         ("stage.teacher.head=false stage.teacher.pretrained=true", "teacher_pretrained"),
+        ("stage.teacher.head=false model.teacher=my:dino", "teacher_pretrained"),
         ("stage.student.start=assistant", "from_scratch"),
+        ("model.pretrained=true stage.student.start=assistant", "imagenet_pretrained"),
+        ("model.pretrained=true stage.teacher.head=false", "imagenet_pretrained"),
+        ("model.pretrained=true stage.teacher.checkpoint=weights.pth", "teacher_assistant_student_pretrained"),
+        ("model.pretrained=true stage.student.start=weights.pth", "teacher_assistant_student_pretrained"),
+        ("model.pretrained=true model.student=timm/vit_tiny_patch16_224", "teacher_assistant_student_pretrained"),
+        (
+            "model.pretrained=true stage.assistant.pretrained=false stage.student.start=assistant",
+            "teacher_student_pretrained",
+        ),
+        ("stage=teacher stage.student.pretrained=true", "from_scratch"),  # is not a network of this run
+        ("stage=student stage.student.guide=teacher stage.assistant.checkpoint=weights.pth", "from_scratch"),
+        ("stage=student kd=none stage.teacher.pretrained=true", "from_scratch"),
+        ("stage=student stage.assistant.checkpoint=weights.pth model.pretrained=true", "assistant_student_pretrained"),
+        ("stage.assistant.start=student stage.student.start=assistant", "from_scratch"),  # refused later, too
+        ("stage.student.guide=5 stage.assistant.guide=[4]", "from_scratch"),
         ("model.pretrained=perhaps", "from_scratch"),  # refused later, in one line
     ],
 )

@@ -10,6 +10,7 @@ from kdx.chain.check import check_stage
 from kdx.chain.context import load_dataset, make_run_context
 from kdx.deploy.run_loader import load_stage
 from kdx.errors import KdxError
+from kdx.files import hash_file
 from kdx.models.features import Watched, classifier_of, map_of, resolve_layers
 from kdx.models.networks import NetworkSpec, build_network, check_network
 from kdx.models.timm_networks import tell_licence
@@ -83,7 +84,7 @@ def test_errors_of_names_and_weights_are_one_line(monkeypatch: pytest.MonkeyPatc
         build_network(NetworkSpec("timm/resnet18", 3))
 
 
-def test_weights_come_from_the_hubs_cache_and_tell_their_licence(tmp_path: Path, monkeypatch, caplog) -> None:
+def test_weights_come_from_the_hubs_cache_and_tell_their_licence(tiny_run, tmp_path: Path, monkeypatch, caplog) -> None:
     from safetensors.torch import save_file
 
     source = build_network(NetworkSpec("timm/test_resnet", 1000))
@@ -101,6 +102,9 @@ def test_weights_come_from_the_hubs_cache_and_tell_their_licence(tmp_path: Path,
     assert torch.equal(network.layer1[0].conv1.weight, source.layer1[0].conv1.weight)
     assert {k["local_files_only"] for k in asked} == {True}
     assert "timm/test_resnet: weights r160_in1k, licence apache-2.0" in caplog.text
+    run = tiny_run("model.teacher=timm/test_resnet", "stage.teacher.pretrained=true", "dataset.resize=32", "epochs=1")
+    file = hash_file(tmp_path / "model.safetensors")
+    assert ("pretrained", "timm/test_resnet", file) in [tuple(origin.values()) for origin in run.summary["lineage"]]
     tell_licence("timm/convnextv2_atto")
     assert "cc-by-nc-4.0, which allows no commercial use" in caplog.text
 

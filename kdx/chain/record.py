@@ -20,6 +20,7 @@ from kdx.deploy.efficiency import measure_network
 from kdx.errors import KdxError
 from kdx.files import hash_file, relative
 from kdx.metrics.selection import Selection
+from kdx.models.networks import pretrained_file
 from kdx.results import Origin, PlanEntry, Run, ScoresOnTest, ScoresOnValidation, Stage, write_run
 from kdx.training.stopping import Stopped
 from kdx.users_code import reason_of
@@ -51,6 +52,10 @@ class RunRecord:
         if pictures is not None:
             self.run.data_notes.append(describe(context.dataset)[-1])
             self.run.lineage.append(Origin("unlabelled", Path(pictures.folder).name, pictures.digest))
+        for planned in plan:
+            if planned.action == "train" and planned.stage.pretrained:  # found: the plan was tried with it
+                weights = pretrained_file(planned.stage.network, download=False)
+                self.run.lineage.append(Origin("pretrained", planned.stage.network, hash_file(weights)))
 
     @contextmanager
     def kept(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from kdx.files import hash_file
 from kdx.models.batch_norm import set_momentum
 from kdx.models.features import classifier_of
 from kdx.models.stem import FINER, SMALL, SMALL_UP_TO, has_resnet_stem, use_finer_strides, use_resnet_stem
-from kdx.models.timm_networks import PREFIX, timm_network
+from kdx.models.timm_networks import PREFIX, timm_network, timm_weights
 from kdx.users_code import users_code
 
 USUAL_SIZES = (32, 64, 96, 128, 224, 299)  # px, of which one is proposed where a network cannot take the images
@@ -189,15 +189,20 @@ def _torchvision_network(spec: NetworkSpec, download: bool) -> nn.Module:
         return torchvision.models.get_model(spec.name, weights=None, num_classes=spec.num_classes, **extra)
     if extra:
         raise KdxError(f"model '{spec.name}' with pretrained=true: its ImageNet weights need auxiliary classifiers")
-    state = _imagenet_weights(spec.name, download)
+    state = torch.load(_imagenet_file(spec.name, download), map_location="cpu", weights_only=True)
     network = torchvision.models.get_model(spec.name, weights=None)
     network.load_state_dict(state)
     _replace_classifier(network, spec.num_classes)
     return network
 
 
-def _imagenet_weights(name: str, download: bool) -> dict[str, Tensor]:
-    """torchvision's default weights from torch's hub folder, their hash checked, without running pickled code."""
+def pretrained_file(name: str, download: bool) -> Path:
+    """The weights that a network of torchvision or timm begins with where it is `pretrained`; `KdxError` without."""
+    return timm_weights(name, download) if name.startswith(PREFIX) else _imagenet_file(name, download)
+
+
+def _imagenet_file(name: str, download: bool) -> Path:
+    """torchvision's default weights in torch's hub folder, their hash checked."""
     url = torchvision.models.get_model_weights(name).DEFAULT.url
     file_name = url.rsplit("/", 1)[1]
     path = Path(torch.hub.get_dir()) / "checkpoints" / file_name
@@ -212,7 +217,7 @@ def _imagenet_weights(name: str, download: bool) -> dict[str, Tensor]:
             raise KdxError(f"model '{name}': its ImageNet weights cannot be fetched ({error}): {by_hand}") from error
     if not hash_file(path).startswith(_hash_in(file_name)):
         raise KdxError(f"model '{name}': {file_name} in torch's hub folder is damaged (sha256 differs): delete it")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return path
 
 
 def _hash_in(file_name: str) -> str:

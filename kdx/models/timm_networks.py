@@ -29,7 +29,7 @@ def timm_network(
         raise KdxError(f"model '{name}': timm has no such network{near}")
     options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
     if pretrained:
-        path = _weights(name, short, download)
+        path = timm_weights(name, download)
         options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
     size = {} if image_size is None else {"img_size": image_size}
     try:
@@ -66,9 +66,9 @@ def _timm(name: str) -> Any:
     return timm
 
 
-def _weights(name: str, short: str, download: bool) -> Path:
-    """The file of timm's weights in the hub's cache."""
-    config = _timm(name).get_pretrained_cfg(short)
+def timm_weights(name: str, download: bool) -> Path:
+    """The file of timm's weights in the hub's cache, fetched into it with `download`; `KdxError` where it is not."""
+    config = _timm(name).get_pretrained_cfg(name.removeprefix(PREFIX))
     if config is None or not config.hf_hub_id:
         raise KdxError(f"model '{name}' with pretrained=true: timm has no weights of it on the hub")
     from huggingface_hub import hf_hub_download
