@@ -1,5 +1,6 @@
 """Several ranks train as one: the weights after an epoch, the log, what is kept."""
 
+import copy
 import multiprocessing
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +22,7 @@ from kdx.losses.reviewkd import ReviewKD
 from kdx.losses.rkd import RKD
 from kdx.thin import resnet8
 from kdx.training.distributed import Ranks
+from kdx.training.evaluation import logits_by_ranks, logits_of
 from kdx.training.keeper import Keeper
 from tests.conftest import settings_of
 from tests.training import make_training
@@ -52,9 +54,12 @@ def train(folder: Path, method: str, ranks: Ranks, **recipe: Any) -> None:
         **recipe,
     )
     training.fit(1)
-    torch.save(
-        {"learner": training.trainer.learner.state_dict(), "rows": training.history}, folder / f"{ranks.rank}.pt"
-    )
+    told = {"learner": training.trainer.learner.state_dict(), "rows": training.history}
+    val, precision = copy.copy(training.trainer.val), training.trainer.precision
+    for val.batch_size in (7, 30):  # five batches, and one, of which the second rank has none
+        told[f"alone {val.batch_size}"] = logits_of(training.network, val, precision)
+        told[f"in turn {val.batch_size}"] = logits_by_ranks(training.network, val, precision, ranks, 3)
+    torch.save(told, folder / f"{ranks.rank}.pt")
 
 
 def _rank(folder: Path, method: str, ranks: Ranks, recipe: dict[str, Any]) -> None:
@@ -107,6 +112,9 @@ def test_two_ranks_are_two_micro_batches_where_each_rank_has_its_own_statistics(
         else:
             assert torch.equal(weight, first["learner"][name]), name
     assert difference(first, second) == 0
+    for size in (7, 30):  # each validates its turn of the batches
+        assert first[f"in turn {size}"].equal(second[f"in turn {size}"])
+        assert first[f"in turn {size}"].equal(first[f"alone {size}"])
 
 
 @pytest.mark.parametrize(

@@ -168,8 +168,8 @@ class Batches:
         """Whether an image looks the same in every epoch."""
         return not self.augment
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of epoch `number`, from batch `start` on.
+    def epoch(self, number: int, start: int = 0, every: int = 1) -> Iterator[Batch]:
+        """The batches of epoch `number`, from batch `start` on, or `every` so-manieth of them.
 
         Order and augmentation go to the device once an epoch; the loop itself moves nothing there.
         """
@@ -179,11 +179,12 @@ class Batches:
         view = self.views.of_epoch(number, drawn, self.device)
         mix = self.mixing.of_epoch(number, drawn, len(self), self.device)
         pieces, here, there, rows_there = (
-            numbers.split(self.batch_size)[start : len(self)]
+            numbers.split(self.batch_size)[start : len(self) : every]
             for numbers in (order, rows, order.to(self.device), rows.to(self.device))
         )
-        batches = zip(self._raw_batches(pieces, there), there, rows_there, here, strict=True)
-        for step, (raw, indices, row, row_here) in enumerate(batches, start):
+        steps = range(start, len(self), every)
+        batches = zip(steps, self._raw_batches(pieces, there), there, rows_there, here, strict=True)
+        for step, raw, indices, row, row_here in batches:
             labels = self.labels[indices]
             known = None if self.known is None else self.known[indices]
             images, targets, known = mix(view(raw, row, row_here), labels, known, row, step)

@@ -15,15 +15,33 @@ from kdx.metrics.classification import full_scores
 from kdx.metrics.logits import require_numbers
 from kdx.models.features import Outputs
 from kdx.tasks import MULTI_LABEL
+from kdx.training.distributed import Ranks
 from kdx.training.runtime import Precision
 
 
 def logits_of(network: nn.Module, batches: Batches, precision: Precision) -> Tensor:
     """float32 logits (N, C) of a whole split in its own order, in eval mode and without gradient."""
+    return torch.cat(_logits(network, batches, precision))  # out of inference mode: it may enter a loss
+
+
+def logits_by_ranks(
+    network: nn.Module, batches: Batches, precision: Precision, ranks: Ranks, num_classes: int
+) -> Tensor:
+    """`logits_of` on every rank, each of which computes its turn of whole batches: the bits are those of one rank."""
+    if ranks.world == 1:
+        return logits_of(network, batches, precision)
+    logits = torch.zeros(len(batches.labels), num_classes, device=precision.device)
+    places = logits.split(batches.batch_size)[ranks.rank :: ranks.world]
+    for place, part in zip(places, _logits(network, batches, precision, ranks.rank, ranks.world), strict=True):
+        place.copy_(part)
+    return ranks.sum(logits)
+
+
+def _logits(network: nn.Module, batches: Batches, precision: Precision, start: int = 0, every: int = 1) -> list[Tensor]:
     network.eval()
     with precision.no_gradient(), precision.autocast():
-        parts = [network(batch.images).float().clone() for batch in batches.epoch(0)]  # CUDA graphs reuse their memory
-    return torch.cat(parts)  # out of inference mode: a plain tensor, which may enter a loss
+        found = batches.epoch(0, start, every)
+        return [network(batch.images).float().clone() for batch in found]  # CUDA graphs reuse their memory
 
 
 def evaluate(

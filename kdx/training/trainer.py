@@ -21,7 +21,7 @@ from kdx.recipe import AUC, Recipe
 from kdx.reproducibility import RandomState
 from kdx.training.averaging import Average
 from kdx.training.distributed import Ranks
-from kdx.training.evaluation import logits_of
+from kdx.training.evaluation import logits_by_ranks
 from kdx.training.keeper import Bystander, Keeper, State
 from kdx.training.learner import Learner
 from kdx.training.progress import Best, Losses, Progress
@@ -84,7 +84,7 @@ class Trainer:
         self.ranks.follow(self.state)
         match_layout(self.optimizer)
         self.model = self.ranks.wrap(self.learner)
-        if self.ranks.rank == 0:  # which validates; what teachers say of that split never changes: once a stage
+        if self.ranks.rank == 0:  # which scores; what teachers say of that split never changes: once a stage
             self.val_outputs = [Outputs(teacher.of_split("val", self.val)) for teacher in self.teachers.values()]
         with keeper.writing():
             while self.progress.epochs < self.recipe.epochs and not self._is_patience_spent():
@@ -154,7 +154,8 @@ class Trainer:
         """Validate after an epoch, and see whether it is the best; its row of the log."""
         epoch, done = self.progress.epochs + 1, self.progress.under_way
         learning_rate = done.learning_rate
-        validated = self.ranks.first_says(lambda: self._validate(epoch))
+        logits = logits_by_ranks(self.average.network, self.val, self.precision, self.ranks, self.num_classes)
+        validated = self.ranks.first_says(lambda: self._validate(epoch, logits))
         self.schedule.after_epoch(self.selection.value_of(validated))
         row: dict[str, Any] = {"epoch": epoch}
         row |= {f"train_{key}": value for key, value in trained.items()}
@@ -168,9 +169,8 @@ class Trainer:
         return row
 
     @torch.no_grad()
-    def _validate(self, epoch: int) -> dict[str, float]:
+    def _validate(self, epoch: int, logits: Tensor) -> dict[str, float]:
         """The same losses as in training, those that look at layers left out, and scores, on the validation split."""
-        logits = logits_of(self.average.network, self.val, self.precision)
         labels = self.val.labels
         lesson = Lesson(labels, torch.arange(len(labels), device=self.device), epoch / self.recipe.epochs)
         self.learner.objective.eval()
