@@ -38,8 +38,11 @@ METHODS: dict[str, Callable[[], Any]] = {
 }
 
 
-def train(folder: Path, method: str, ranks: Ranks, **recipe: Any) -> None:
-    """An epoch of a network without dropout under a teacher; rank 0 leaves the learner's state in a file."""
+def train(folder: Path, method: str, ranks: Ranks, epochs: int = 1, **recipe: Any) -> None:
+    """Train a network without dropout under a teacher up to an epoch; each rank leaves its state in a file.
+
+    Rank 0 goes on with what it has saved in the folder before.
+    """
     torch.manual_seed(0)
     networks = [resnet8(3, 1) for _ in range(2)]
     rate = 0.001 if method in ("rkd", "dist") else 0.05  # their large gradients make much of rounding
@@ -53,8 +56,11 @@ def train(folder: Path, method: str, ranks: Ranks, **recipe: Any) -> None:
         optimizer=partial(torch.optim.SGD, lr=rate, momentum=0.9),  # Adam makes steps of what is zero but for rounding
         **recipe,
     )
-    training.fit(1)
-    told = {"learner": training.trainer.learner.state_dict(), "rows": training.history}
+    if ranks.rank == 0:
+        training.resume(folder / "0")
+    training.fit(epochs)
+    average = {f"average {name}": value for name, value in training.trainer.average.network.state_dict().items()}
+    told = {"learner": training.trainer.learner.state_dict() | average, "rows": training.history}
     val, precision = copy.copy(training.trainer.val), training.trainer.precision
     for val.batch_size in (7, 30):  # five batches, and one, of which the second rank has none
         told[f"alone {val.batch_size}"] = logits_of(training.network, val, precision)
@@ -72,7 +78,8 @@ def _rank(folder: Path, method: str, ranks: Ranks, recipe: dict[str, Any]) -> No
 
 def trained(folder: Path, method: str, world: int, synchronised: bool = True, **recipe: Any) -> list[dict[str, Any]]:
     """What each rank has after an epoch."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
+    (folder / "store").unlink(missing_ok=True)
     if world == 1:
         train(folder, method, Ranks(), **recipe)
     else:
@@ -115,6 +122,17 @@ def test_two_ranks_are_two_micro_batches_where_each_rank_has_its_own_statistics(
     for size in (7, 30):  # each validates its turn of the batches
         assert first[f"in turn {size}"].equal(second[f"in turn {size}"])
         assert first[f"in turn {size}"].equal(first[f"alone {size}"])
+
+
+def test_what_a_recipe_adds_is_right_on_two_ranks_and_resumed(tmp_path: Path) -> None:
+    """Averaged weights, clipping, parts of a batch, mixed images, balanced classes and a memory, all at once."""
+    added = {"ema": 0.9, "clip_norm": 0.5, "micro_batches": 2, "augment": ("crop", "mixup"), "balance": True}
+    (one,) = trained(tmp_path / "one", "crd", 1, **added)
+    assert difference(one, trained(tmp_path / "part", "crd", 2, **added)[0]) < 1e-5
+    whole = trained(tmp_path / "whole", "crd", 2, epochs=2, **added)
+    resumed = trained(tmp_path / "part", "crd", 2, epochs=2, **added)
+    assert [difference(*pair) for pair in zip(whole, resumed, strict=True)] == [0, 0]
+    assert difference(one, whole[0]) > 0.01
 
 
 @pytest.mark.parametrize(
