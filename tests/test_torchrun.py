@@ -15,8 +15,10 @@ import torch._dynamo  # noqa: F401  imported here once, and not by every rank's 
 import torchmetrics  # noqa: F401  likewise
 
 import kdx.search
+from kdx.data.dataset import Dataset
 from kdx.errors import KdxError
 from kdx.run import main
+from tests import tiny
 from tests.conftest import TINY, until, weights_of
 
 STAGE = [*TINY, "stage=teacher", "optimizer=sgd", "visualize.samples=0"]
@@ -89,6 +91,17 @@ def test_what_cannot_work_is_told_once(line: list[str], told: str, tmp_path: Pat
         codes, (said, nothing) = end_of(both, tmp_path)
     assert codes == [2, 2] and nothing == "" and said.startswith(told) and said.count("\n") == 1, said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.log", "1.log"]
+
+
+def data_of_rank() -> Dataset:
+    return tiny.dataset(seed=int(os.environ["RANK"]))
+
+
+def test_ranks_with_other_data_are_told(tmp_path: Path) -> None:
+    with ranks(tmp_path, *STAGE, "dataset.source._target_=tests.test_torchrun.data_of_rank") as both:
+        codes, (said, nothing) = end_of(both, tmp_path)
+    assert codes == [2, 2] and nothing == ""
+    assert "error: rank 1: dataset=tiny: other data than rank 0 has, on " in said.splitlines()[-1]
 
 
 def test_a_killed_rank_and_a_signal_end_all_and_the_run_resumes(tmp_path: Path) -> None:

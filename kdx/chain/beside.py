@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -39,6 +40,7 @@ class Begin:
 
     settings: Settings
     ranks: Ranks
+    digest: str  # of rank 0's data
     prefix: str
 
 
@@ -58,11 +60,11 @@ def connect(ranks: Ranks, store: dist.Store, device: torch.device) -> None:
     dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=LONGEST_WAIT)
 
 
-def run_spawned(pipe: Connection, settings: Settings, ranks: Ranks, port: int) -> NoReturn:
+def run_spawned(pipe: Connection, settings: Settings, ranks: Ranks, digest: str, port: int) -> NoReturn:
     """The process of a rank that rank 0 started."""
     end_with_parent()
     _hush()
-    _serve(pipe, pipe.recv, settings, ranks, lambda: dist.TCPStore("127.0.0.1", port, ranks.world))
+    _serve(pipe, pipe.recv, settings, ranks, digest, lambda: dist.TCPStore("127.0.0.1", port, ranks.world))
 
 
 def run_beside(world: World) -> NoReturn:
@@ -79,7 +81,7 @@ def run_beside(world: World) -> NoReturn:
     threading.Thread(target=_listen, args=(pipe, orders), daemon=True).start()
     begin = orders.get()
     settings = replace(begin.settings, torchrun=world)
-    _serve(pipe, orders.get, settings, begin.ranks, lambda: dist.PrefixStore(begin.prefix, store))
+    _serve(pipe, orders.get, settings, begin.ranks, begin.digest, lambda: dist.PrefixStore(begin.prefix, store))
 
 
 def _listen(pipe: Connection, orders: "SimpleQueue[Any]") -> None:
@@ -107,11 +109,18 @@ def _hush() -> None:
 
 
 def _serve(
-    pipe: Connection, next_order: Callable[[], Order], settings: Settings, ranks: Ranks, meet: Callable[[], dist.Store]
+    pipe: Connection,
+    next_order: Callable[[], Order],
+    settings: Settings,
+    ranks: Ranks,
+    digest: str,
+    meet: Callable[[], dist.Store],
 ) -> NoReturn:
     """Train what is ordered, one stage after the other, and say what goes wrong."""
     try:
         context = make_run_context(settings, load_dataset(settings), ranks)
+        if context.dataset.digest != digest:
+            raise KdxError(f"dataset={context.dataset.name}: other data than rank 0 has, on {socket.gethostname()}")
         pipe.send(READY)
         connect(ranks, meet(), context.device)
         while True:

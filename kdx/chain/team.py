@@ -147,7 +147,13 @@ class Team:
         with ignored(heard_signals()):  # a signal to the whole group is for rank 0
             for rank in range(1, ranks.world):
                 ours, theirs = context.Pipe()
-                work = (theirs, self.context.settings, replace(ranks, rank=rank), store.port)
+                work = (
+                    theirs,
+                    self.context.settings,
+                    replace(ranks, rank=rank),
+                    self.context.dataset.digest,
+                    store.port,
+                )
                 process = context.Process(target=run_spawned, args=work, name=f"rank {rank}")
                 process.start()
                 theirs.close()
@@ -159,7 +165,7 @@ class Team:
         ranks, prefix = self.context.ranks, secrets.token_hex(8)  # torchrun's store may know an earlier try
         for rank, pipe in enumerate(followers.pipes, start=1):
             self.members.append(Member(rank, pipe))
-            pipe.send(Begin(self.context.settings, replace(ranks, rank=rank), prefix))
+            pipe.send(Begin(self.context.settings, replace(ranks, rank=rank), self.context.dataset.digest, prefix))
         assert followers.store is not None
         return dist.PrefixStore(prefix, followers.store)
 
