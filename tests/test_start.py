@@ -51,6 +51,20 @@ def test_start_from_files_of_kdx_and_of_others_with_other_classes(tiny_run, tmp_
     assert "anew: head.weight, head.bias" in caplog.text  # as many classes, but others
 
 
+def test_a_teacher_from_elsewhere_whose_backbone_is_frozen_learns_its_classifier_alone(
+    tiny_run, tmp_path: Path
+) -> None:
+    """Neither its weights nor its batch-norm's statistics move, while the student's do."""
+    first = tiny_run("stage.deliver=teacher", "epochs=1")
+    weights = weights_of(first.checkpoint("teacher"))
+    torch.save(weights, tmp_path / "w.pth")
+    named = ["stage.deliver=student", "stage.student.guide=teacher", f"stage.teacher.start='{tmp_path / 'w.pth'}'"]
+    run = tiny_run(*named, "stage.teacher.freeze_backbone=true")
+    taught, student = (weights_of(run.checkpoint(role)) for role in ("teacher", "student"))
+    assert {key for key in taught if not torch.equal(taught[key], weights[key])} == {"head.weight", "head.bias"}
+    assert student["norm.num_batches_tracked"] > 0
+
+
 def renamed():
     from kdx.data.dataset import from_arrays
     from tests.tiny import arrays

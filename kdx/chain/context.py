@@ -110,7 +110,7 @@ def network_spec(context: RunContext, stage: StageSettings) -> NetworkSpec:
         num_classes=context.dataset.num_classes,
         in_channels=context.preprocessing.channels,
         pretrained=stage.pretrained,
-        freeze_backbone=context.settings.freeze_backbone,
+        freeze_backbone=stage.freeze_backbone,
         stem=stage.stem or resolve_stem(context.settings.stem, stage.network, stage.pretrained, size),
         norm_momentum=momentum_for(stage.network, stage.pretrained),
         image_size=context.input_size,

@@ -44,6 +44,7 @@ class RoleKeys:
     )  # false: a network without a classifier, which is not trained and teaches features only
     start: str | None = key(Folder(), None)  # a role, or a file, whose weights the stage starts from, all that fit
     pretrained: bool | None = key(Flag(), None)  # null = the global value, here and below
+    freeze_backbone: bool | None = key(Flag(), None)
     lr: float | None = key(LEARNING_RATE, None)
     kd: dict[str, Any] | None = key(Group(), None)  # keys in the place of the global ones, or a whole option of conf
     optimizer: dict[str, Any] | None = key(Group(), None)
@@ -160,6 +161,7 @@ class StageSettings:
     recipe: Recipe
     lr: float
     pretrained: bool
+    freeze_backbone: bool
     checkpoint: str | None
     checkpoint_key: str | None
     checkpoint_check: bool
@@ -209,7 +211,6 @@ class Settings:
     balance: bool
     unlabelled: UnlabelledSettings | None
     normalize: str | dict[str, Any]
-    freeze_backbone: bool
     stem: str
     amp: str
     device: str

@@ -75,7 +75,6 @@ def read_settings(config: DictConfig) -> Settings:
         balance=typed.dataset.balance,
         unlabelled=read_unlabelled(typed),
         normalize=dataset["normalize"],
-        freeze_backbone=config.model.freeze_backbone,
         stem=config.model.stem,
         torchrun=torchrun,
         **{name: getattr(typed, name) for name in Settings.__dataclass_fields__ if name in Schema.__dataclass_fields__},
@@ -246,8 +245,9 @@ def _stage(config: DictConfig, role: str) -> StageSettings:
                 copied[field.name] = copied.stage[role][field.name]
         if own.get("lr") is not None:
             OmegaConf.update(copied, "optimizer.lr", own.lr, force_add=True)
-        if own.get("pretrained") is not None:
-            copied.model.pretrained = own.pretrained
+        for name in ("pretrained", "freeze_backbone"):
+            if own.get(name) is not None:
+                copied.model[name] = own[name]
         return OmegaConf.to_container(copied, resolve=True)
 
     resolved = staged(copy.deepcopy(config))
@@ -265,6 +265,7 @@ def _stage(config: DictConfig, role: str) -> StageSettings:
         recipe=Recipe(**{field.name: resolved[field.name] for field in dataclasses.fields(Recipe)}),
         lr=resolved["optimizer"].get("lr", 0.0),
         pretrained=resolved["model"]["pretrained"],
+        freeze_backbone=resolved["model"]["freeze_backbone"],
         checkpoint=own.get("checkpoint"),
         checkpoint_key=own.get("checkpoint_key"),
         checkpoint_check=own.get("checkpoint_check", True),
