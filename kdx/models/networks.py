@@ -153,7 +153,9 @@ def capture_features(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
 def _headless(spec: NetworkSpec, download: bool) -> nn.Module:
     """The network without its classifier: of timm and of a user's own, called with num_classes=0, its own way."""
     asked = (":" in spec.name and not spec.name.startswith("kdx.")) or spec.name.startswith(PREFIX)
-    network = build_network(replace(spec, head=True, num_classes=0 if asked else spec.num_classes), download)
+    with warnings.catch_warnings():  # torch's, of a classifier for no classes, which is what is asked for
+        warnings.filterwarnings("ignore", message="Initializing zero-element tensors is a no-op")
+        network = build_network(replace(spec, head=True, num_classes=0 if asked else spec.num_classes), download)
     name, head = classifier_of(network)
     if not asked or getattr(head, "out_features", None) == 0:
         network.set_submodule(name, nn.Identity())
