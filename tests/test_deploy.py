@@ -32,7 +32,9 @@ from kdx.data.sources import load_digits
 from kdx.deploy.efficiency import measure_network
 from kdx.deploy.load import answers, load_model
 from kdx.errors import KdxError
+from kdx.models import vit
 from kdx.report.run import write_run_report
+from tests import tiny
 from tests.conftest import compose_config
 
 EXPORT = export.COMMAND.defaults() | {"samples": 64}
@@ -87,6 +89,35 @@ def test_exported_file_says_what_pytorch_says(
         given = answers(model, card, images[:count], batch_size=50)
         assert given.shape == (count, 10)
         assert torch.allclose(given, answers(plain, plain_card, images[:count]), atol=largest)
+
+
+def two_heads(num_classes: int, in_channels: int, image_size: tuple[int, int]) -> torch.nn.Module:
+    """A ViT of one block, with DeiT's second head."""
+    return vit._distilled(32, 1, 2, num_classes, in_channels, image_size)
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporters' own
+def test_every_format_of_a_distilled_vit_answers_as_its_checkpoint_does(tiny_run, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    own = {"network": "tests.test_deploy:two_heads"}
+    taught = ["stage=student", "stage.student.guide=teacher", "kd=hard", "+kd.layers=head_dist", "epochs=1"]
+    run = tiny_run(*taught, f"model.student={own['network']}")
+    rows = tiny.arrays()["test"][0]
+    for number, pixels in enumerate(rows[:3]):
+        Image.fromarray(pixels[:, :, 0]).save(tmp_path / f"{number}.png")
+    pictures = sorted(tmp_path.glob("*.png"))
+    first = ask(run.checkpoint("student"), *pictures, **own)
+    images = load_model(run.folder, **own), torch.from_numpy(rows).permute(0, 3, 1, 2)
+    for kind, largest in (("torch_export", 1e-5), ("safetensors", 0), ("int8", 0.1)):
+        wanted = {"format": "onnx", "quantize": "int8"} if kind == "int8" else {"format": kind}
+        told = export.export([str(run.folder)], **EXPORT | own | {"data": "tests.tiny:dataset"} | wanted)
+        assert re.search(r"accuracy \S+ %, in PyTorch \S+ %", told)
+        path = Path(told.split(" (")[0].removeprefix("wrote "))
+        (plain, plain_card), pixels = images
+        expected, given = answers(plain, plain_card, pixels), answers(*load_model(path, trust=True, **own), pixels)
+        assert (expected.softmax(1) - given.softmax(1)).abs().max() <= largest
+        if kind != "int8":
+            assert ask(path, *pictures, trust=True, **own) == first
 
 
 def test_network_alone_is_shipped(run_dir: Path) -> None:
