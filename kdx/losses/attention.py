@@ -1,12 +1,10 @@
 """Attention transfer (1612.03928): where in the image a layer is active, whatever its channels."""
 
-from collections.abc import Sequence
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdx.losses.objective import Facts, Lesson, Objective, total
-from kdx.losses.pairs import check_pairs, one_map_each, to_one_size, words
+from kdx.losses.objective import Facts, Lesson, Objective, Words, total
+from kdx.losses.pairs import check_pairs, one_map_each, to_one_size
 from kdx.losses.ranges import count
 from kdx.models.features import Outputs
 
@@ -34,16 +32,11 @@ class AttentionTransfer(Objective):
 
     relates = False
 
-    def __init__(
-        self,
-        layers: str | Sequence[str] = "stages",
-        teacher_layers: str | Sequence[str] | None = None,
-        power: int = 2,
-    ) -> None:
+    def __init__(self, layers: Words = "stages", teacher_layers: Words | None = None, power: int = 2) -> None:
         super().__init__()
         count(power=power)
-        self.layers, self.power = words(layers), power
-        self.teacher_layers = None if teacher_layers is None else words(teacher_layers)
+        self.look_at(layers, teacher_layers)
+        self.power = power
 
     def prepare(self, facts: Facts) -> None:
         super().prepare(facts)

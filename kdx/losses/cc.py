@@ -1,11 +1,9 @@
 """Correlation congruence (1904.01802, as its usual code has it): what neighbours in a batch miss together."""
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
-from kdx.losses.objective import Facts, Lesson, Objective, no_loss
-from kdx.losses.pairs import one_pair, words
+from kdx.losses.objective import Facts, Lesson, Objective, Words, no_loss
+from kdx.losses.pairs import one_pair
 from kdx.losses.ranges import count
 from kdx.models.features import Outputs
 
@@ -25,16 +23,11 @@ class CorrelationCongruence(Objective):
     depends on the order of the images in a batch.
     """
 
-    def __init__(
-        self,
-        layers: str | Sequence[str] = "pooled",
-        teacher_layers: str | Sequence[str] | None = None,
-        dim: int = 128,
-    ) -> None:
+    def __init__(self, layers: Words = "pooled", teacher_layers: Words | None = None, dim: int = 128) -> None:
         super().__init__()
         count(dim=dim)
-        self.layers, self.dim = words(layers), dim
-        self.teacher_layers = None if teacher_layers is None else words(teacher_layers)
+        self.look_at(layers, teacher_layers)
+        self.dim = dim
 
     def prepare(self, facts: Facts) -> None:
         super().prepare(facts)

@@ -1,7 +1,6 @@
 """Contrastive representation distillation (1910.10699): an image's two embeddings against those of other images."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +8,8 @@ from torch import Tensor, nn
 
 from kdx.errors import KdxError
 from kdx.losses.draws import draw_others
-from kdx.losses.objective import Facts, Lesson, Objective, total
-from kdx.losses.pairs import one_pair, words
+from kdx.losses.objective import Facts, Lesson, Objective, Words, total
+from kdx.losses.pairs import one_pair
 from kdx.losses.ranges import above_zero, count, share
 from kdx.models.features import Outputs
 
@@ -79,8 +78,8 @@ class CRD(Objective):
 
     def __init__(
         self,
-        layers: str | Sequence[str] = "pooled",
-        teacher_layers: str | Sequence[str] | None = None,
+        layers: Words = "pooled",
+        teacher_layers: Words | None = None,
         dim: int = 128,
         negatives: int = 1024,
         temperature: float = 0.07,
@@ -90,9 +89,9 @@ class CRD(Objective):
         count(dim=dim, negatives=negatives)
         above_zero(temperature=temperature)
         share(momentum=momentum)
-        self.layers, self.dim, self.negatives = words(layers), dim, negatives
+        self.look_at(layers, teacher_layers)
+        self.dim, self.negatives = dim, negatives
         self.temperature, self.momentum = temperature, momentum
-        self.teacher_layers = None if teacher_layers is None else words(teacher_layers)
 
     def prepare(self, facts: Facts) -> None:
         super().prepare(facts)

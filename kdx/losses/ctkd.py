@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kdx.losses.hinton import soft_loss, soft_loss_per_label
 from kdx.losses.objective import Lesson, Objective
 from kdx.losses.ranges import above_zero, finite, share
-from kdx.losses.standardisation import refusal_of_standardised, standardise
+from kdx.losses.standardisation import compared_logits, refusal_of_standardised
 from kdx.models.features import Outputs
 
 
@@ -50,9 +50,7 @@ class CTKD(Objective):
 
     def refusal(self, task: str, num_classes: int) -> str | None:
         refused = super().refusal(task, num_classes)
-        if refused is None and self.standardise:
-            refused = refusal_of_standardised(task, num_classes)
-        return refused
+        return refused or refusal_of_standardised(self.standardise, task, num_classes)
 
     def temperature(self, progress: float) -> Tensor:
         """The temperature, a scalar with a gradient to theta."""
@@ -60,9 +58,7 @@ class CTKD(Objective):
         return self.start + self.span * torch.sigmoid(theta)
 
     def forward(self, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:
-        by, under = student.logits, teacher.logits.detach()
-        if self.standardise:
-            by, under = standardise(by), standardise(under)
+        by, under = compared_logits(student, teacher, self.standardise)
         temperature = self.temperature(lesson.progress)
         soften = soft_loss_per_label if self.multi_label else soft_loss
         return {"loss": soften(by, under, temperature), "temperature": temperature.detach()}

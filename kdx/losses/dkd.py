@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from kdx.losses.log_space import kl, log_softmax_within, mask_of, one_and_rest
-from kdx.losses.objective import Lesson, Objective
+from kdx.losses.objective import Lesson, Objective, refusal_of_two_classes
 from kdx.losses.ranges import above_zero, not_negative
-from kdx.losses.standardisation import refusal_of_standardised, standardise
+from kdx.losses.standardisation import compared_logits, refusal_of_standardised
 from kdx.models.features import Outputs
 from kdx.tasks import SINGLE_LABEL
 
@@ -43,17 +43,11 @@ class DKD(Objective):
         self.alpha, self.beta, self.temperature, self.standardise = alpha, beta, temperature, standardise
 
     def refusal(self, task: str, num_classes: int) -> str | None:
-        refused = super().refusal(task, num_classes)
-        if refused is None and self.standardise:
-            refused = refusal_of_standardised(task, num_classes)
-        if refused is None and num_classes < 3 and self.beta > 0:
-            refused = f"teaches nothing by beta={self.beta:g} with 2 classes, 3 are needed; choose hinton or beta=0"
-        return refused
+        refused = super().refusal(task, num_classes) or refusal_of_standardised(self.standardise, task, num_classes)
+        return refused or refusal_of_two_classes(self.beta, num_classes)
 
     def forward(self, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:
         classes = lesson.classes(teacher.logits)
-        by, under = student.logits, teacher.logits.detach()
-        if self.standardise:
-            by, under = standardise(by), standardise(under)
+        by, under = compared_logits(student, teacher, self.standardise)
         target, others = decoupled_losses(by, under, classes, self.temperature)
         return {"loss": self.alpha * target + self.beta * others, "target_loss": target, "others_loss": others}

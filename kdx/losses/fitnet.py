@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdx.errors import KdxError
-from kdx.losses.objective import Facts, Lesson, Objective
-from kdx.losses.pairs import averaged, check_pairs, fitting_mode, one_map_each, words
+from kdx.losses.objective import Facts, Lesson, Objective, Words
+from kdx.losses.pairs import averaged, check_pairs, fitting_mode, one_map_each
 from kdx.models.features import Outputs
 
 LARGEST_KERNEL = 7  # without padding, to shrink a map by up to 6 pixels; beyond that the map is averaged down
@@ -54,17 +54,12 @@ class FitNet(Objective):
 
     relates = False
 
-    def __init__(
-        self,
-        layers: str | Sequence[str] = "stages",
-        teacher_layers: str | Sequence[str] | None = None,
-        hint: int = -2,
-    ) -> None:
+    def __init__(self, layers: Words = "stages", teacher_layers: Words | None = None, hint: int = -2) -> None:
         super().__init__()
         if not isinstance(hint, int):
             raise ValueError(f"hint={hint}: the number of a layer is needed, e.g. -2, the last but one")
-        self.layers, self.hint = words(layers), hint
-        self.teacher_layers = None if teacher_layers is None else words(teacher_layers)
+        self.look_at(layers, teacher_layers)
+        self.hint = hint
 
     def prepare(self, facts: Facts) -> None:
         super().prepare(facts)

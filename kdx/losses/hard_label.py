@@ -1,13 +1,10 @@
 """Hard-label distillation (DeiT, 2012.12877): the class that the teacher chooses is the label."""
 
-from collections.abc import Sequence
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdx.errors import KdxError
-from kdx.losses.objective import Facts, Lesson, Objective
-from kdx.losses.pairs import words
+from kdx.losses.objective import Facts, Lesson, Objective, Words
 from kdx.models.features import Outputs
 from kdx.tasks import SINGLE_LABEL
 
@@ -28,9 +25,11 @@ class HardLabel(Objective):
     tasks = SINGLE_LABEL
     instead = "hinton, wttm or ctkd"
 
-    def __init__(self, layers: str | Sequence[str] | None = None) -> None:
+    def __init__(self, layers: Words | None = None) -> None:
         super().__init__()
-        self.layers, self.teacher_layers = (() if layers is None else words(layers)), ()
+        if layers is not None:
+            self.look_at(layers)
+        self.teacher_layers = ()
 
     @property
     def teaches_classes(self) -> bool:

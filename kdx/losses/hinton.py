@@ -1,12 +1,12 @@
-"""What a network is trained to minimise: pure formulas, and small modules that hold their numbers."""
+"""Hinton's distillation (1503.02531): the softened probabilities of the teacher, and those of every label by itself."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdx.losses import objective
+from kdx.losses.objective import Lesson, Objective
 from kdx.losses.ranges import above_zero
-from kdx.losses.standardisation import refusal_of_standardised, standardise
+from kdx.losses.standardisation import compared_logits, refusal_of_standardised
 from kdx.models.features import Outputs
 
 
@@ -36,7 +36,7 @@ def soft_loss_per_label(student_logits: Tensor, teacher_logits: Tensor, temperat
     return temperature**2 * (present + absent).mean()
 
 
-class Hinton(objective.Objective):
+class Hinton(Objective):
     """T^2 KL(softmax(teacher/T) || softmax(student/T)); the binary KL of every label for multi-label sets.
 
     Usual weights: cross-entropy 0.1 and this 0.9 at T 4 (CIFAR), 0.5 and 0.5 at T 1 (ImageNet). `standardise` (logit
@@ -52,14 +52,10 @@ class Hinton(objective.Objective):
 
     def refusal(self, task: str, num_classes: int) -> str | None:
         refused = super().refusal(task, num_classes)
-        if refused is None and self.standardise:
-            refused = refusal_of_standardised(task, num_classes)
-        return refused
+        return refused or refusal_of_standardised(self.standardise, task, num_classes)
 
-    def forward(self, student: Outputs, teacher: Outputs, lesson: objective.Lesson) -> dict[str, Tensor]:
-        by, under = student.logits, teacher.logits.detach()
-        if self.standardise:
-            by, under = standardise(by), standardise(under)
+    def forward(self, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:
+        by, under = compared_logits(student, teacher, self.standardise)
         soften = soft_loss_per_label if self.multi_label else soft_loss
         return {"loss": soften(by, under, self.temperature)}
 

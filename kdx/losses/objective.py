@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from kdx.models.features import Outputs
 from kdx.tasks import MULTI_LABEL, TASKS
 
+Words = str | Sequence[str]  # for layers: dotted names, or "stages", "last_map", "pooled"
+
 
 class Lesson(NamedTuple):
     """What a loss may know of a batch beside the networks' outputs.
@@ -58,7 +60,7 @@ class Objective(nn.Module):
     """
 
     version: ClassVar[int] = 1  # raise it when the formula changes: stages of the old one are not reused
-    layers: Sequence[str] = ()  # of the student: dotted names, or "stages", "last_map", "pooled"
+    layers: Sequence[str] = ()  # words for the student's; set by `look_at`
     teacher_layers: Sequence[str] | None = None  # None: the same words as `layers`
     tasks: ClassVar[Sequence[str]] = TASKS
     min_classes: ClassVar[int] = 2
@@ -73,6 +75,11 @@ class Objective(nn.Module):
     def teaches_classes(self) -> bool:
         """Whether the student's classifier learns from it; from what layers before it give, it does not."""
         return not self.layers
+
+    def look_at(self, layers: Words, teacher_layers: Words | None = None) -> None:
+        """Ask for features of these layers, of the teacher under the same words where it has none of its own."""
+        self.layers = _several(layers)
+        self.teacher_layers = None if teacher_layers is None else _several(teacher_layers)
 
     def prepare(self, facts: Facts) -> None:
         """Build what depends on the networks and the data; called once, before the optimizer is built.
@@ -113,9 +120,24 @@ def no_loss(student: Tensor) -> Tensor:
     return student.sum() * 0
 
 
+def refusal_of_two_classes(beta: float, num_classes: int) -> str | None:
+    """Why a loss among the other classes, of weight `beta`, cannot teach with two, where there is one other or none."""
+    if num_classes < 3 and beta > 0:
+        return f"teaches nothing by beta={beta:g} with 2 classes, 3 are needed; choose hinton or beta=0"
+    return None
+
+
 def total(losses: Iterable[Tensor]) -> Tensor:
     """The sum of scalars."""
     return torch.stack(tuple(losses)).sum()
+
+
+def _several(layers: Words) -> tuple[str, ...]:
+    """The words that `layers` names, one or several; `ValueError` where it names none."""
+    found = (layers,) if isinstance(layers, str) else tuple(layers)
+    if not found or not all(isinstance(word, str) and word for word in found):
+        raise ValueError(f"layers={layers}: names of layers are needed, or stages, last_map, pooled")
+    return found
 
 
 def _flat(features: Mapping[str, Sequence[Tensor]], words: Sequence[str]) -> list[Tensor]:

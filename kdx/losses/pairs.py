@@ -1,4 +1,4 @@
-"""What the methods share that compare features: the words for layers, and maps that must come in pairs."""
+"""What the methods share that compare features: maps that must come in pairs."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,6 @@ from torch import Tensor, nn
 from kdx.errors import KdxError
 from kdx.losses.objective import Facts, Objective
 from kdx.models.features import LAST_MAP
-
-
-def words(layers: str | Sequence[str]) -> tuple[str, ...]:
-    """The words that `layers` names, one or several; `ValueError` where it names none."""
-    found = (layers,) if isinstance(layers, str) else tuple(layers)
-    if not found or not all(isinstance(word, str) and word for word in found):
-        raise ValueError(f"layers={layers}: names of layers are needed, or stages, last_map, pooled")
-    return found
 
 
 def one_map_each(method: Objective, facts: Facts, **keys: object) -> str:

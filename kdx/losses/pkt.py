@@ -1,11 +1,9 @@
 """Probabilistic knowledge transfer (1803.10837): each image's neighbourhood, as probabilities from cosines."""
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
-from kdx.losses.objective import Facts, Lesson, Objective
-from kdx.losses.pairs import one_pair, words
+from kdx.losses.objective import Facts, Lesson, Objective, Words
+from kdx.losses.pairs import one_pair
 from kdx.models.features import Outputs
 
 EPS = 1e-7
@@ -32,12 +30,9 @@ class PKT(Objective):
     All tasks. It depends on what is together in a batch: with micro_batches, in each part.
     """
 
-    def __init__(
-        self, layers: str | Sequence[str] = "pooled", teacher_layers: str | Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, layers: Words = "pooled", teacher_layers: Words | None = None) -> None:
         super().__init__()
-        self.layers = words(layers)
-        self.teacher_layers = None if teacher_layers is None else words(teacher_layers)
+        self.look_at(layers, teacher_layers)
 
     def prepare(self, facts: Facts) -> None:
         super().prepare(facts)

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdx.losses.objective import Facts, Lesson, Objective, total
-from kdx.losses.pairs import averaged, check_pairs, fitting_mode, one_map_each, words
+from kdx.losses.objective import Facts, Lesson, Objective, Words, total
+from kdx.losses.pairs import averaged, check_pairs, fitting_mode, one_map_each
 from kdx.losses.ranges import count
 from kdx.models.features import LAST_MAP, POOLED, Outputs
 
@@ -71,15 +71,12 @@ class ReviewKD(Objective):
     relates = False
 
     def __init__(
-        self,
-        layers: str | Sequence[str] = ("stages", "pooled"),
-        teacher_layers: str | Sequence[str] | None = None,
-        hidden: int = 512,
+        self, layers: Words = ("stages", "pooled"), teacher_layers: Words | None = None, hidden: int = 512
     ) -> None:
         super().__init__()
         count(hidden=hidden)
-        self.layers, self.hidden = words(layers), hidden
-        self.teacher_layers = None if teacher_layers is None else words(teacher_layers)
+        self.look_at(layers, teacher_layers)
+        self.hidden = hidden
 
     def prepare(self, facts: Facts) -> None:
         super().prepare(facts)

@@ -1,13 +1,11 @@
 """Relational distillation (1904.05068): distances between images and angles between three of them."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdx.losses.objective import Facts, Lesson, Objective, no_loss
-from kdx.losses.pairs import one_pair, words
+from kdx.losses.objective import Facts, Lesson, Objective, Words, no_loss
+from kdx.losses.pairs import one_pair
 from kdx.losses.ranges import not_negative
 from kdx.models.features import Outputs
 
@@ -46,15 +44,15 @@ class RKD(Objective):
 
     def __init__(
         self,
-        layers: str | Sequence[str] = "pooled",
-        teacher_layers: str | Sequence[str] | None = None,
+        layers: Words = "pooled",
+        teacher_layers: Words | None = None,
         distance: float = 25.0,
         angle: float = 50.0,
     ) -> None:
         super().__init__()
         not_negative(distance=distance, angle=angle)
-        self.layers, self.distance, self.angle = words(layers), distance, angle
-        self.teacher_layers = None if teacher_layers is None else words(teacher_layers)
+        self.look_at(layers, teacher_layers)
+        self.distance, self.angle = distance, angle
 
     def prepare(self, facts: Facts) -> None:
         super().prepare(facts)

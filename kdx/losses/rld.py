@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kdx.losses.log_space import kl, log_softmax_within, one_and_rest
-from kdx.losses.objective import Lesson, Objective
+from kdx.losses.objective import Lesson, Objective, refusal_of_two_classes
 from kdx.losses.ranges import above_zero, not_negative
 from kdx.models.features import Outputs
 from kdx.tasks import SINGLE_LABEL
@@ -44,10 +44,7 @@ class RLD(Objective):
         self.temperature, self.alpha_temperature = temperature, alpha_temperature
 
     def refusal(self, task: str, num_classes: int) -> str | None:
-        refused = super().refusal(task, num_classes)
-        if refused is None and num_classes < 3 and self.beta > 0:
-            refused = f"teaches nothing by beta={self.beta:g} with 2 classes, 3 are needed; choose hinton or beta=0"
-        return refused
+        return super().refusal(task, num_classes) or refusal_of_two_classes(self.beta, num_classes)
 
     def forward(self, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:
         by, under, classes = student.logits, teacher.logits.detach(), lesson.classes(teacher.logits)

@@ -1,12 +1,10 @@
 """Similarity-preserving distillation (1907.09682): images alike to the teacher should be to the student."""
 
-from collections.abc import Sequence
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdx.losses.objective import Facts, Lesson, Objective, total
-from kdx.losses.pairs import check_pairs, one_map_each, words
+from kdx.losses.objective import Facts, Lesson, Objective, Words, total
+from kdx.losses.pairs import check_pairs, one_map_each
 from kdx.models.features import Outputs
 
 
@@ -30,12 +28,9 @@ class SimilarityPreserving(Objective):
     on what is together in a batch: with micro_batches, in each part.
     """
 
-    def __init__(
-        self, layers: str | Sequence[str] = "last_map", teacher_layers: str | Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, layers: Words = "last_map", teacher_layers: Words | None = None) -> None:
         super().__init__()
-        self.layers = words(layers)
-        self.teacher_layers = None if teacher_layers is None else words(teacher_layers)
+        self.look_at(layers, teacher_layers)
 
     def prepare(self, facts: Facts) -> None:
         super().prepare(facts)

@@ -45,19 +45,12 @@ class TTM(Objective):
         return {"loss": transformed_kl(student.logits, target, self.power).mean()}
 
 
-class WTTM(Objective):
+class WTTM(TTM):
     """TTM with every image (every label of a multi-label set) weighted by the teacher's sum of powers.
 
     As published: cross-entropy with weight 1, power 0.1 with weight 45 (vgg13 to vgg8), 0.2 with 4 beside CRD; other
     pairs' weights are in the paper.
     """
-
-    relates = False
-
-    def __init__(self, power: float = 0.1) -> None:
-        super().__init__()
-        above_zero(power=power)
-        self.power = power
 
     def forward(self, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:
         target = teacher.logits.detach()

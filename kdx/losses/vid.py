@@ -1,14 +1,13 @@
 """Variational information distillation (1904.05835): the teacher's map as a Gaussian around a prediction."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdx.losses.objective import Facts, Lesson, Objective, total
-from kdx.losses.pairs import check_pairs, one_map_each, to_one_size, words
+from kdx.losses.objective import Facts, Lesson, Objective, Words, total
+from kdx.losses.pairs import check_pairs, one_map_each, to_one_size
 from kdx.losses.ranges import above_zero
 from kdx.models.features import Outputs
 
@@ -49,18 +48,13 @@ class VID(Objective):
 
     relates = False
 
-    def __init__(
-        self,
-        layers: str | Sequence[str] = "stages",
-        teacher_layers: str | Sequence[str] | None = None,
-        variance: float = 5.0,
-    ) -> None:
+    def __init__(self, layers: Words = "stages", teacher_layers: Words | None = None, variance: float = 5.0) -> None:
         super().__init__()
         above_zero(variance=variance)
         if variance <= EPS:
             raise ValueError(f"variance={variance}: more than {EPS} is needed")
-        self.layers, self.variance = words(layers), variance
-        self.teacher_layers = None if teacher_layers is None else words(teacher_layers)
+        self.look_at(layers, teacher_layers)
+        self.variance = variance
 
     def prepare(self, facts: Facts) -> None:
         super().prepare(facts)
