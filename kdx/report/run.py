@@ -23,7 +23,8 @@ Stages = dict[str, Stage]
 def write_run_report(run_dir: Path) -> str:
     """Write report.html into a run's folder; the outcome in words for a terminal."""
     run, stages = read_run(run_dir), read_stages(run_dir)
-    parts = [page.lead(line) for line in conclusions(stages)]
+    lines = conclusions(stages)
+    parts = [page.lead(line) for line in lines]
     rows = [stage_cells(role, stage) for role, stage in stages.items()]
     parts += [page.heading("Stages"), page.table("stages", STAGE_HEADER, rows)]
     measured = {role: stage for role, stage in stages.items() if stage.timings}
@@ -36,7 +37,6 @@ def write_run_report(run_dir: Path) -> str:
     parts += _pictures(run_dir, stages)
     parts += [page.heading("How it was made"), page.table("made", ["what", "value"], _made(run))]
     write_atomic(run_dir / REPORT, page.page(f"Run {run_dir.resolve().name}", parts).encode())
-    lines = list(conclusions(stages))
     if measured:
         lines += ["", aligned(*efficiency_table(measured))]
     lines += ["", f"report: {from_here(run_dir / REPORT)}"]

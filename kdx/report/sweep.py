@@ -26,6 +26,7 @@ from kdx.report.sweep_csv import SCORES, jobs_of, sweep_csv, wilson_of
 from kdx.report.sweep_pictures import WORDS, budget_pictures, pictures_of
 from kdx.report.tables import aligned, markdown
 from kdx.results import (
+    FINISHED,
     Configuration,
     as_text,
     best_of,
@@ -61,7 +62,7 @@ def write_report(
     comparisons = compare(groups)
     tables, conclusions = _tables(frame, groups, comparisons), _conclusions(groups, comparisons)
     title = f"Sweep {folder.name}"
-    counted = f"{(frame['status'] == 'finished').sum()} of {len(frame)} jobs finished"
+    counted = f"{(frame['status'] == FINISHED).sum()} of {len(frame)} jobs finished"
     write_atomic(folder / "sweep.csv", sweep_csv(frame, comparisons).encode())
     text = [f"# {markdown_text(title)}", counted + ".", *map(markdown_text, conclusions)]
     text += [part for heading, table in tables.items() for part in (f"## {heading}", markdown(*table))]
@@ -75,7 +76,7 @@ def write_report(
         parts += budget_pictures(groups) if heading == BUDGET else []
     write_atomic(folder / REPORT, page.page(title, parts, reload).encode())
     shown = [part for heading, table in tables.items() if heading != JOBS for part in (heading, aligned(*table), "")]
-    told = f"{counted}; report: {from_here(folder / 'report.html')}"
+    told = f"{counted}; report: {from_here(folder / REPORT)}"
     return "\n".join(["", *shown, *map(harmless, conclusions), "", harmless(told)])
 
 
@@ -92,7 +93,7 @@ def _tables(
     budget = budget_of(groups)
     if budget is not None:
         tables[BUDGET] = budget_table(budget)
-    if not (frame["status"] == "finished").all():
+    if not (frame["status"] == FINISHED).all():
         tables["Unfinished jobs"] = _failure_table(frame)
     return {**tables, JOBS: _job_table(frame)}
 
@@ -205,7 +206,7 @@ def _page_of(job: str, run: dict[str, Any]) -> str:
 
 def _failure_table(frame: "pd.DataFrame") -> Table:
     rows = []
-    for job, run in jobs_of(frame[frame["status"] != "finished"]):
+    for job, run in jobs_of(frame[frame["status"] != FINISHED]):
         values = {key: as_text(run[key]) for key in override_keys(frame)}
         given = " ".join(f"{key}={value}" for key, value in values.items() if value)
         rows.append([_page_of(job, run), given, run["status"], run["reason"] or ""])
@@ -216,12 +217,8 @@ def _spread(
     group: Configuration, name: str, role: str | None = None, with_n: bool = True, digits: int | None = None
 ) -> str:
     scores = group.scores(name, role)
-    digits = (4 if name == "test_auc" else 2) if digits is None else digits
-    return _words(scores.mean(), scores.std(), len(scores), digits=digits, with_n=with_n)
-
-
-def _words(mean: float, spread: float, count: int, digits: int = 2, with_n: bool = True) -> str:
-    if count == 0:
+    if not len(scores):
         return "-"
-    text = f"{mean:.{digits}f}" if count == 1 else f"{mean:.{digits}f} ± {spread:.{digits}f}"
-    return f"{text} (n={count})" if with_n else text
+    digits = digits_of(name) if digits is None else digits
+    text = f"{scores.mean():.{digits}f}" + ("" if len(scores) == 1 else f" ± {scores.std():.{digits}f}")
+    return f"{text} (n={len(scores)})" if with_n else text

@@ -13,6 +13,7 @@ from kdx.report.gains import NAMES
 from kdx.report.plots import curves, front, heat_map
 from kdx.report.sweep_csv import jobs_of
 from kdx.results import Configuration, as_text, grid, read_csv, selection_of, swept_keys
+from kdx.results.logs import log_of_last_stage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,11 +62,9 @@ def budget_pictures(groups: Sequence[Configuration]) -> list[str]:
 
 def _points_of(run: dict[str, Any], column: str) -> list[tuple[float, float]]:
     """One column of the log by epoch of a job's last stage, also of one that it still trains; none without a log."""
-    logs = sorted(Path(run["folder"]).glob("*/logs/*_log.csv"), key=lambda path: path.stat().st_mtime_ns)
-    if run["delivered"] is not None:
-        logs = list(Path(run[f"{run['delivered']}_checkpoint"]).parent.parent.glob("logs/*_log.csv"))
-    rows = read_csv(logs[-1]) if logs else []
-    return [(row["epoch"], row[column]) for row in rows if column in row]
+    delivered = run["delivered"]
+    log = log_of_last_stage(Path(run["folder"]), delivered and Path(run[f"{delivered}_checkpoint"]))
+    return [(row["epoch"], row[column]) for row in (read_csv(log) if log else []) if column in row]
 
 
 def _heat_map(

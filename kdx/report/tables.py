@@ -5,18 +5,7 @@ from collections.abc import Sequence
 from kdx.results import Stage
 from kdx.text import harmless, markdown_text
 
-STAGE_HEADER = [
-    "stage",
-    "network",
-    "parameters",
-    "status",
-    "epoch",
-    "val acc",
-    "test acc",
-    "test F1",
-    "test AUC",
-    "time",
-]
+STAGE_HEADER = "stage,network,parameters,status,epoch,val acc,test acc,test F1,test AUC,time".split(",")
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -45,13 +34,6 @@ def stage_cells(role: str, stage: Stage) -> list[str]:
     """A stage of a summary as the cells of STAGE_HEADER."""
     test, auc = stage.test, stage.test.get("auc")
     scores = [stage.validation.get("accuracy"), test.get("accuracy"), test.get("f1_score")]
-    return [
-        role,
-        stage.network,
-        f"{stage.parameters / 1e6:.2f} M",
-        stage.status,
-        str(stage.epoch),
-        *("-" if score is None else f"{score:.2f}" for score in scores),
-        "-" if auc is None else f"{auc:.4f}",
-        f"{stage.seconds:.1f} s",
-    ]
+    cells = [role, stage.network, f"{stage.parameters / 1e6:.2f} M", stage.status, str(stage.epoch)]
+    cells += ["-" if score is None else f"{score:.2f}" for score in scores]
+    return [*cells, "-" if auc is None else f"{auc:.4f}", f"{stage.seconds:.1f} s"]

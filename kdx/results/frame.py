@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdx.errors import KdxError
-from kdx.results.logs import read_csv, read_log
+from kdx.results.logs import log_of_last_stage, read_csv, read_log
 from kdx.results.overrides import as_text, typed_overrides
 from kdx.results.records import (
     SUMMARY,
@@ -29,28 +29,11 @@ SEED = "seed"
 FINISHED = "finished"
 UNREADABLE = "unreadable"
 SKIPPED = ("checkpoints", "logs", "visualizations", "tensorboard", "wandb", "export", "index", "mlruns", "shared")
-COLUMNS = (
-    "folder",
-    "status",
-    "dataset",
-    "data_hash",
-    SEED,
-    "delivered",
-    "seconds",
-    "reason",
-    "worker",
-)  # the others are overrides or a role's
+FIRST, LAST = ("folder", "status", "dataset", "data_hash"), ("reason", "worker")
+COLUMNS = (*FIRST, SEED, "delivered", "seconds", *LAST)  # the others are overrides or a role's
 SCORE_COLUMNS = (
-    "val_selected",
-    "val_accuracy",
-    "val_f1_score",
-    "val_auc",
-    "val_loss",
-    "test_accuracy",
-    "test_f1_score",
-    "test_auc",
-    "test_ece",
-    "test_agreement",
+    *("val_selected", "val_accuracy", "val_f1_score", "val_auc", "val_loss"),
+    *("test_accuracy", "test_f1_score", "test_auc", "test_ece", "test_agreement"),
 )
 COST_COLUMNS = ("parameters", "multiply_adds", "file_mb", "latency_ms")
 STAGE_COLUMNS = (
@@ -126,13 +109,11 @@ def epochs(folder: str | Path) -> "pd.DataFrame":
 
 def _newest_log(run_dir: Path) -> Path:
     run = read_run(run_dir)
-    if run.delivered is not None and run.status == FINISHED:
-        logs = list((run_dir / run.stages[run.delivered].checkpoint).parent.parent.glob("logs/*_log.csv"))
-    else:
-        logs = sorted(run_dir.glob("*/logs/*_log.csv"), key=lambda path: path.stat().st_mtime_ns)
-    if not logs:
+    role = run.delivered if run.status == FINISHED else None
+    path = log_of_last_stage(run_dir, None if role is None else run_dir / run.stages[role].checkpoint)
+    if path is None:
         raise KdxError(f"{run_dir}: no epoch log: nothing was trained here")
-    return logs[-1]
+    return path
 
 
 def _rows_below(folder: Path) -> Iterator[dict[str, Any]]:
@@ -237,21 +218,9 @@ def _as_frame(rows: Sequence[dict[str, Any]]) -> "pd.DataFrame":
 
     overrides = list(dict.fromkeys(key for row in rows for key in row["_overrides"]))
     roles = _in_one_order([row["_roles"] for row in rows])
-    names = [
-        "folder",
-        "status",
-        "dataset",
-        "data_hash",
-        *(key for key in overrides if key not in COLUMNS or key == SEED),
-    ]
+    names = [*FIRST, *(key for key in overrides if key not in COLUMNS or key == SEED)]
     names += [SEED] if SEED not in names else []
-    names += [
-        "delivered",
-        "seconds",
-        *(f"{role}_{name}" for role in roles for name in STAGE_COLUMNS),
-        "reason",
-        "worker",
-    ]
+    names += ["delivered", "seconds", *(f"{role}_{name}" for role in roles for name in STAGE_COLUMNS), *LAST]
     frame = pd.DataFrame({name: _column(name, [row.get(name) for row in rows]) for name in names})
     frame.attrs["overrides"] = [key for key in overrides if key in frame]
     return frame

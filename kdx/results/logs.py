@@ -20,6 +20,13 @@ def log_of(stage_folder: Path) -> Path | None:
     return min((stage_folder / "logs").glob("*_log.csv"), default=None)
 
 
+def log_of_last_stage(run_dir: Path, checkpoint: Path | None) -> Path | None:
+    """The CSV file of the stage whose `checkpoint` a run delivers; without one, of the stage that it trains now."""
+    if checkpoint is not None:
+        return log_of(checkpoint.parent.parent)
+    return max(run_dir.glob("*/logs/*_log.csv"), key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
 def read_csv(path: Path) -> list[dict[str, float]]:
     """The rows of an epoch log as numbers; what is blank, or not finite as a user's own loss term may be, is left out.
 
