@@ -24,8 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdx.compose import parse_line
+from kdx.config.hydra_keys import check_hydra_keys
 from kdx.config.paths import anchored
-from kdx.config.settings import check_hydra_keys, read_settings
+from kdx.config.settings import read_settings
 from kdx.config.stage_overrides import from_hydra, to_hydra
 from kdx.config_loader import composed, config_loader
 from kdx.errors import BusyError, KdxError

@@ -12,8 +12,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from kdx.config.hydra_keys import check_hydra_keys
 from kdx.config.schema import Settings
-from kdx.config.settings import check_hydra_keys, read_settings
+from kdx.config.settings import read_settings
 from kdx.config.stage_overrides import from_hydra, to_hydra
 from kdx.config_loader import all_keys, composed, config_loader
 from kdx.errors import KdxError, suggest

@@ -226,9 +226,9 @@ class Anything:
         return None
 
 
-def key(rule: Rule, default: Any = MISSING, **facts: Any) -> Any:
-    """A dataclass field that holds a configuration's key: its rule, its default, and other facts about it."""
-    metadata = {"rule": rule, **facts}
+def key(rule: Rule, default: Any = MISSING) -> Any:
+    """A dataclass field that holds a configuration's key: its rule and its default."""
+    metadata = {"rule": rule}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)

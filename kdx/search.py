@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from kdx import cli, ranges
 from kdx.command import Flag, Key, Text, asks_for_help, split_key
 from kdx.compose import compose_jobs, compose_line
-from kdx.config.checks import Problems, check_backend
+from kdx.config.hydra_keys import check_backend
+from kdx.config.problems import Problems
 from kdx.config.schema import DASK, SearchSchema, Settings
 from kdx.config.settings import explain_key, flat_keys, read_settings
 from kdx.errors import KdxError, suggest
@@ -161,7 +162,7 @@ def as_overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def read_search(config: DictConfig) -> SearchSchema:
-    """The checked wishes of a search."""
+    """What a search is asked to do, checked."""
     if config.get("search") is None:
         raise KdxError("search=None: what to search for is needed, e.g. experiment=search_kd")
     try:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 from kdx.augmentations import BY_NAME, options_of
-from kdx.config.checks import HYDRA_KEYS
+from kdx.config.hydra_keys import HYDRA_KEYS
 from kdx.config.schema import ModelSchema, RoleSchema, Schema, StageSchema
 from kdx.config.settings import flat_keys
 from kdx.config.swap_points import SWAP_POINTS

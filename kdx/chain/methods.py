@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from kdx.chain.objective import build_terms
-from kdx.config.checks import Problems, check_swap_point
+from kdx.config.checks import check_swap_point
+from kdx.config.problems import Problems
 from kdx.errors import KdxError
 from kdx.losses.distillation import Term
 from kdx.losses.objective import Facts, Lesson, Objective

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kdx.augmentations import BY_NAME, MIXING, Augmentation, options_of
-from kdx.config.checks import Problems, unquoted
+from kdx.config.checks import unquoted
+from kdx.config.problems import Problems
 from kdx.config.schema import StageSettings
 from kdx.errors import suggest
 from kdx.ranges import Choice, Group, Nullable

@@ -1,113 +1,24 @@
 """What the values of a configuration must be; each problem names the key, the value and the choices."""
 
 import dataclasses
-import importlib.util
 import types
 import typing
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from omegaconf import MISSING
 
-from kdx.config.schema import DASK, NETWORK, ModelSchema, RoleSchema, Schema, StageSchema, StageSettings, world_of
+from kdx.config.problems import Problems
+from kdx.config.roles import check_role_names, roles_of
+from kdx.config.schema import NETWORK, ModelSchema, RoleSchema, Schema, StageSchema, StageSettings, world_of
 from kdx.config.swap_points import COMBINED, GROUPS, OF_COMBINED, SWAP_POINTS, TERM_NAME, is_shipped, rules_of
-from kdx.errors import KdxError, suggest
-from kdx.ranges import (
-    Choice,
-    Either,
-    Flag,
-    Folder,
-    Group,
-    ListOf,
-    Nullable,
-    Real,
-    Rule,
-    Text,
-    Whole,
-    leaves,
-    shown,
-    stray,
-)
+from kdx.errors import suggest
+from kdx.ranges import Flag, Group, ListOf, Nullable, Real, Rule, Whole, leaves, shown, stray
 from kdx.recipe import Recipe
 from kdx.torchrun import World
 
 MEDMNIST_SIZES = (28, 64, 128, 224)
-RESERVED_ROLES = {
-    *("plan", "status", "error", "lineage", "versions", "git_commit", "overrides", "surroundings"),
-    *("class_names", "data_notes"),
-    *("all", "shared", "none", "null", "true", "false"),  # choices, and a sweep's folder of stages
-    *(field.name.lower() for schema in (StageSchema, ModelSchema) for field in dataclasses.fields(schema)),
-}
-OUR_LAUNCHER = "hydra_plugins.kdx_launcher.ProcessLauncher"
-HYDRA_KEYS: dict[str, Rule] = {
-    "run.dir": Folder(own=True),
-    "sweep.dir": Folder(own=True),
-    "sweep.subdir": Folder(),
-    "job.name": Text(r"[^/\\]+", "a plain name is needed: it becomes that of the log file", 100),
-    "launcher": Group(words="an option of the group, such as hydra/launcher=basic,"),
-    "launcher._target_": Text(),
-    "launcher.n_jobs": Either((Whole(1, 1024), Whole(-1024, -1))),
-    "launcher.gpu_ids": Nullable(ListOf(Whole(0, 1023))),
-    "launcher.timeout": Nullable(Real(above=0, most=1e9)),
-    "launcher.backend": Nullable(Choice(("threading", DASK))),
-    "launcher.prefer": Choice(("processes", "threads")),
-    "launcher.require": Nullable(Choice(("sharedmem",))),
-    "launcher.verbose": Whole(0, 1000),
-    "launcher.pre_dispatch": Text(
-        r"all|[1-9]\d{0,5}|([1-9]\d{0,5}\*)?n_jobs", "all, a number or e.g. 2*n_jobs is needed"
-    ),
-    "launcher.batch_size": Text(r"auto|[1-9]\d{0,5}", "auto or a number is needed"),
-    "launcher.temp_folder": Nullable(Folder()),
-    "launcher.max_nbytes": Nullable(Text(r"[1-9]\d{0,17}[KMG]?", "a number of bytes such as 1M is needed")),
-    "launcher.mmap_mode": Nullable(Choice(("r", "r+", "w+", "c"))),
-    "verbose": Either((Flag(), Text(r"[^\d].*", "the name of a logger is needed"), ListOf(Text()))),
-}
-OPTIONAL_GROUPS = ("kd", "scheduler")  # these have the option none
 CHANNELS = (1, 4)  # fewest and most values of a mean or a standard deviation
-
-
-class Problems:
-    """Collects what is wrong, so that one run tells all of it.
-
-    What is wrong with one of `references`, the keys that take another key's value, is told where nothing else is.
-    """
-
-    def __init__(self, references: Collection[str] = ()) -> None:
-        self.lines: list[str] = []
-        self.keys: set[str] = set()
-        self.references = references
-        self.referred: list[str] = []
-
-    def add(self, key: str, value: Any, needed: str) -> None:
-        self._tell(key, f"{shown(key)}={shown(value)}: {needed}")
-
-    def unknown(self, key: str, choices: Iterable[str]) -> None:
-        """A key that nothing reads, with the near miss among those that are read beside it."""
-        self._tell(key, f"{shown(key)}: no such key{suggest(key.rsplit('.', 1)[-1], choices)}")
-
-    def unknown_role(self, role: str, choices: Iterable[str]) -> None:
-        self._tell(f"stage.{role}", f"stage.{role}: no such role{suggest(role, choices)}")
-
-    def left_out(self, key: str) -> None:
-        """A key that an override such as `~key` removed."""
-        instead = f"; write {key}=none to do without" if key in OPTIONAL_GROUPS else ""
-        self._tell(key, f"{key}: it is left out, and needed{instead}")
-
-    def _tell(self, key: str, line: str) -> None:
-        self.keys.add(key)
-        (self.referred if key in self.references else self.lines).append(line)
-
-    def rule(self, key: str, value: Any, rule: Rule) -> None:
-        needed = "a value is needed" if value == MISSING else rule.problem(value)
-        if needed is not None:
-            self.add(key, value, needed)
-
-    def at_least(self, key: str, value: Any, least: int) -> None:
-        self.rule(key, value, Whole(least, 2**31))
-
-    def raise_if_any(self) -> None:
-        if self.lines or self.referred:
-            raise KdxError("; ".join(self.lines or self.referred))
 
 
 def check_values(config: Mapping[str, Any], problems: Problems) -> None:
@@ -311,61 +222,6 @@ def _check_mean_and_std(value: Mapping[str, Any], problems: Problems) -> None:
     if not sound or len(value["mean"]) != len(value["std"]):
         needed = "auto, imagenet, dataset or {mean: [...], std: [...]} of equal lengths is needed, of pixels scaled to "
         problems.add("dataset.normalize", value, f"{needed}0-1: mean from 0 to 1, std above 0 and at most 10")
-
-
-def teachers_of(role: Mapping[str, Any]) -> tuple[str, ...]:
-    """The roles that a role's `guide` names."""
-    guide = role.get("guide")
-    return () if guide is None else (guide,) if isinstance(guide, str) else tuple(guide)
-
-
-def roles_of(stage: Mapping[str, Any]) -> list[str]:
-    """The roles: every mapping under `stage`."""
-    return [str(key) for key, value in stage.items() if isinstance(value, Mapping)]
-
-
-def check_role_names(roles: list[str], stage: Mapping[str, Any], problems: Problems) -> None:
-    """The words that name the roles, and those that choose among them."""
-    with_guide = [role for role in roles if "guide" in stage[role]]  # as those of conf
-    for role in roles:
-        if role.lower() in RESERVED_ROLES or not role.isidentifier() or len(role) > 64:
-            problems.add("stage", role, "this word cannot name a role")
-        elif "guide" not in stage[role] and suggest(role, with_guide):
-            problems.unknown_role(role, with_guide)
-        guide, others = stage[role].get("guide"), [other for other in roles if other != role]
-        named = guide if isinstance(guide, list | tuple) else [guide]
-        unfit = [one for one in named if one not in others] if guide is not None else []
-        if unfit or len({shown(one) for one in named}) < len(named) or guide == []:
-            near = suggest(shown(unfit[0]), others) if unfit else ""
-            choices = ", ".join(("null", *others))
-            problems.add(
-                f"stage.{role}.guide", guide, f"choose {choices}{near or ', or some of them in a list, each once'}"
-            )
-    if not roles:
-        problems.add("stage", stage, "a role is needed: a mapping {guide: null}")
-    problems.rule("stage.deliver", stage.get("deliver"), Choice(("all", *roles)))
-
-
-def check_hydra(values: Mapping[str, Any], problems: Problems) -> None:
-    """The keys of Hydra's own that become names of files and counts of processes, as far as `values` has them."""
-    for name, value in values.items():
-        problems.rule(f"hydra.{name}", value, HYDRA_KEYS[name])
-    launcher = values.get("launcher")
-    if isinstance(launcher, Mapping) and launcher.get("_target_") == OUR_LAUNCHER:
-        known = [name.partition(".")[2] for name in HYDRA_KEYS if name.startswith("launcher.")]
-        for name in launcher:
-            if name not in known:
-                problems.unknown(f"hydra.launcher.{name}", known)
-        check_backend("hydra.launcher.backend", launcher.get("backend"), problems)
-        if launcher.get("backend") == DASK and launcher.get("gpu_ids"):
-            needed = "a worker of backend=dask has its own GPUs, those of its CUDA_VISIBLE_DEVICES; leave it out"
-            problems.add("hydra.launcher.gpu_ids", launcher["gpu_ids"], needed)
-
-
-def check_backend(key: str, backend: str | None, problems: Problems) -> None:
-    """That what a backend needs is installed."""
-    if backend == DASK and importlib.util.find_spec("distributed") is None:
-        problems.add(key, backend, 'needs distributed: pip install -e ".[dask]" in the checkout of kdx')
 
 
 def unquoted(value: Any, rule: Rule) -> Any:

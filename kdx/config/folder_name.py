@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from kdx.config.checks import roles_of, teachers_of
+from kdx.config.roles import roles_of, teachers_of
 
 SCRATCH, IMAGENET, SOME = "from_scratch", "imagenet_pretrained", "pretrained"
 BY_OTHERS = (":", "timm/")  # in names of networks whose weights may have been learnt from anything

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from kdx.config.checks import roles_of
+from kdx.config.roles import roles_of
 from kdx.config.schema import DatasetSchema, RoleSchema, Schema
 from kdx.ranges import Folder
 

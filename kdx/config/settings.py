@@ -6,7 +6,6 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -17,19 +16,16 @@ from omegaconf.errors import OmegaConfBaseException
 from kdx.augmentations import read_augment
 from kdx.config.augment import check_augment, check_kept_logits
 from kdx.config.checks import (
-    HYDRA_KEYS,
-    Problems,
-    check_hydra,
     check_left_out,
     check_recipe,
     check_swap_points,
     check_together,
     check_torchrun,
     check_values,
-    roles_of,
-    teachers_of,
 )
 from kdx.config.folder_name import start_name
+from kdx.config.problems import Problems
+from kdx.config.roles import roles_of, teachers_of
 from kdx.config.schema import RoleSchema, Schema, Settings, StageSettings
 from kdx.config.swap_points import GROUPS, KEYS_OF_KDX, rules_of
 from kdx.config.unlabelled import check_unlabelled, read_unlabelled
@@ -153,21 +149,6 @@ def keep_environment(node: Any) -> Any:
     if isinstance(node, str) and "${oc.env:" in node:
         return node.replace("${", "\\${")
     return node
-
-
-def check_hydra_keys(config: DictConfig) -> None:
-    """`KdxError` for a value of Hydra's own keys that would fail later; only for a config that still holds them.
-
-    What depends on something that only a running job knows is left to Hydra.
-    """
-    problems, values = Problems(), {}
-    for name in HYDRA_KEYS:
-        with suppress(OmegaConfBaseException):
-            value = OmegaConf.select(config.hydra, name, default=problems)
-            if value is not problems:
-                values[name] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    check_hydra(values, problems)
-    problems.raise_if_any()
 
 
 def _typed(config: DictConfig) -> tuple[DictConfig, Schema]:

@@ -4,7 +4,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from kdx.config.checks import Problems, roles_of, teachers_of
+from kdx.config.problems import Problems
+from kdx.config.roles import roles_of, teachers_of
 from kdx.config.schema import Schema, UnlabelledSettings
 
 KEY = "dataset.unlabelled"
