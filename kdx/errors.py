@@ -1,6 +1,7 @@
 """The one error that a user is meant to read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -14,6 +15,15 @@ class DamagedError(KdxError):
 
 class BusyError(KdxError):
     """Somebody else is at work where this run wants to be; trying again later may do."""
+
+
+@contextmanager
+def errors_of(key: str) -> Iterator[None]:
+    """Let what is said of a file, `weights.pth: is empty`, begin with the key that names it."""
+    try:
+        yield
+    except KdxError as error:
+        raise KdxError(f"{key}={error}") from error
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:

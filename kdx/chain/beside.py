@@ -20,7 +20,8 @@ import torch
 import torch.distributed as dist
 
 from kdx.chain.context import load_dataset, make_run_context
-from kdx.chain.stage import FinishedTeacher, load_network, train_beside
+from kdx.chain.loaded import load_network
+from kdx.chain.stage import FinishedTeacher, train_beside
 from kdx.config.schema import Settings, StageSettings
 from kdx.errors import KdxError
 from kdx.process import USER_ERROR, end_with_parent

@@ -7,18 +7,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kdx.chain.context import (
-    RunContext,
-    load_dataset,
-    make_run_context,
-    network_code,
-)
+from kdx.chain.context import RunContext, load_dataset, make_run_context, network_code
 from kdx.chain.finished import refuse_other_run
 from kdx.chain.foreign import file_import
 from kdx.chain.index import FinishedStage, StageIndex, own_folder
+from kdx.chain.loaded import LoadedStage, load_network
 from kdx.chain.plan import PlannedStage, check_plan, describe_plan, make_plan, reuse_finished
 from kdx.chain.record import RunRecord
-from kdx.chain.stage import FinishedTeacher, LoadedStage, Outcome, load_network, scores_on_test, train_stage
+from kdx.chain.stage import FinishedTeacher, Outcome, scores_on_test, train_stage
 from kdx.chain.start import Start, start_of_file
 from kdx.chain.team import Team, team_of, threads_divided
 from kdx.checkpoint import load_checkpoint
@@ -160,12 +156,10 @@ class _Run:
     def take(self, planned: PlannedStage) -> Outcome:
         """The outcome of a stage that exists: as filed, or tested now if it is a named file."""
         loaded = self.load(planned, planned.checkpoint or self.run_dir)
-        parameters, guide = count_parameters(loaded.network), loaded.guide_fingerprint
         if planned.finished is not None:
-            done = planned.finished
-            return Outcome(
-                self.index.path_of(done), done.sha256, done.epoch, done.validation, done.test, parameters, 0.0, guide
-            )
+            done, parameters = planned.finished, count_parameters(loaded.network)
+            filed = (done.sha256, done.epoch, done.validation, done.test, parameters, 0.0, loaded.guide_fingerprint)
+            return Outcome(self.index.path_of(done), *filed)
         if planned.action == "import":
             folder = self.run_dir / planned.role
             outcome = file_import(self.context, planned.stage, folder, loaded, planned.fingerprint, planned.source)
@@ -174,7 +168,7 @@ class _Run:
             return outcome
         assert planned.checkpoint is not None
         test = scores_on_test(self.context, planned.stage, loaded.network) if loaded.classifies else {}
-        return Outcome(planned.checkpoint, loaded.sha256, loaded.epoch, loaded.validation, test, parameters, 0.0, guide)
+        return Outcome.of(loaded, planned.checkpoint, test)
 
     def load(self, planned: PlannedStage, checkpoint: Path) -> LoadedStage:
         """A stage that is done, from its checkpoint unless it is still here."""

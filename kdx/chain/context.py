@@ -103,15 +103,14 @@ def make_run_context(settings: Settings, dataset: Dataset, ranks: Ranks | None =
 
 def network_spec(context: RunContext, stage: StageSettings) -> NetworkSpec:
     """The stage's network for this data set."""
-    height, width = context.dataset.image_shape[1:]
-    size = context.preprocessing.resize or max(height, width)
     return NetworkSpec(
         name=stage.network,
         num_classes=context.dataset.num_classes,
         in_channels=context.preprocessing.channels,
         pretrained=stage.pretrained,
         freeze_backbone=stage.freeze_backbone,
-        stem=stage.stem or resolve_stem(context.settings.stem, stage.network, stage.pretrained, size),
+        stem=stage.stem
+        or resolve_stem(context.settings.stem, stage.network, stage.pretrained, max(context.input_size)),
         norm_momentum=momentum_for(stage.network, stage.pretrained),
         image_size=context.input_size,
         head=stage.head,

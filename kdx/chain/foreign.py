@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from kdx.chain.batches import stage_batches
 from kdx.chain.context import RunContext, metadata, network_code, network_spec
+from kdx.chain.drawing import draw_feature_maps
 from kdx.chain.index import fingerprint
-from kdx.chain.stage import LoadedStage, Outcome, blank_network, draw_feature_maps, file_stem, scores_on_test
+from kdx.chain.loaded import LoadedStage, blank_network
+from kdx.chain.stage import Outcome, file_stem, scores_on_test
 from kdx.checkpoint import save_checkpoint, versions
 from kdx.config.schema import StageSettings
 from kdx.data.batches import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, mean_and_std
 from kdx.data.dataset import Dataset, Split
-from kdx.errors import KdxError
+from kdx.errors import KdxError, errors_of
 from kdx.files import from_here, hash_file, write_json
 from kdx.losses.hard import HardLoss
 from kdx.losses.objective import Lesson
@@ -27,7 +29,7 @@ from kdx.metrics.logits import predict, require_numbers
 from kdx.metrics.selection import Selection
 from kdx.models.features import eval_mode
 from kdx.models.foreign import load_foreign, read_weights, stem_of
-from kdx.models.networks import check_network, count_parameters
+from kdx.models.networks import check_network
 from kdx.models.stem import FINER, IMAGENET, has_resnet_stem
 from kdx.recipe import AUC
 from kdx.training.evaluation import logits_of
@@ -65,10 +67,8 @@ def import_network(context: RunContext, stage: StageSettings, path: Path) -> Loa
     key, spec = f"stage.{stage.role}.checkpoint", network_spec(context, stage)
     called = f"model.{stage.role}={stage.network}"
     weights, network = _weights(stage, path), blank_network(context, stage)
-    try:
+    with errors_of(key):
         load_foreign(network, weights, path, called)
-    except KdxError as error:
-        raise KdxError(f"{key}={error}") from error
     check_network(network.eval(), spec, context.input_size, called=f"{called}:", trained=False)
     network = context.precision.place(network)
     data, batches = context.dataset, stage_batches(context, stage, "val")
@@ -104,8 +104,7 @@ def file_import(
     if test:
         write_json(folder / "test_metrics.json", test)
     draw_feature_maps(context, stage, loaded.network, folder / "visualizations")
-    parameters = count_parameters(loaded.network)
-    return Outcome(checkpoint, hash_file(checkpoint), 0, loaded.validation, test, parameters, 0.0, None)
+    return Outcome.of(replace(loaded, sha256=hash_file(checkpoint)), checkpoint, test)
 
 
 def tell_scores(path: Path, scores: dict[str, float], logits: Tensor, data: Dataset) -> str:
@@ -171,7 +170,5 @@ def _others(context: RunContext) -> dict[str, Preprocessing]:
 
 
 def _weights(stage: StageSettings, path: Path) -> dict[str, Tensor]:
-    try:
+    with errors_of(f"stage.{stage.role}.checkpoint"):
         return read_weights(path, stage.checkpoint_key)
-    except KdxError as error:
-        raise KdxError(f"stage.{stage.role}.checkpoint={error}") from error

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from kdx.chain.context import RunContext, network_spec
-from kdx.chain.stage import LoadedStage, blank_network
+from kdx.chain.loaded import LoadedStage, blank_network
 from kdx.checkpoint import load_checkpoint
 from kdx.config.schema import StageSettings
-from kdx.errors import KdxError
+from kdx.errors import KdxError, errors_of
 from kdx.files import from_here, hash_file
 from kdx.models.features import eval_mode
 from kdx.models.foreign import fit_names, is_kdx_file, load_foreign, read_weights
@@ -71,14 +71,12 @@ def hash_of(network: nn.Module) -> str:
 
 def _load(network: nn.Module, stage: StageSettings, path: Path, called: str) -> None:
     """All weights that the network has; what else the file holds, such as its classifier, is told and left."""
-    try:
+    own = network.state_dict()
+    with errors_of(f"stage.{stage.role}.checkpoint"):
         ours = is_kdx_file(path)
         weights = load_checkpoint(path)["model"] if ours else read_weights(path, stage.checkpoint_key)
-        own = network.state_dict()
         fitted = fit_names(weights, own)
-        left = [name for name in fitted if name not in own]
         load_foreign(network, {name: value for name, value in fitted.items() if name in own}, path, called)
-    except KdxError as error:
-        raise KdxError(f"stage.{stage.role}.checkpoint={error}") from error
+    left = [name for name in fitted if name not in own]
     if left:
         log.info("%s: left out of %s: %s", stage.role, from_here(path), ", ".join(left[:6]))

@@ -1,9 +1,10 @@
 """Which stages to reuse, load or train, decided and checked before anything is trained."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -12,13 +13,13 @@ from kdx.chain.context import RunContext, as_recorded, metadata, network_code, s
 from kdx.chain.foreign import as_imported, import_fingerprint, import_network
 from kdx.chain.headless import headless_source, import_features
 from kdx.chain.index import FinishedStage, StageIndex, fingerprint
+from kdx.chain.loaded import LoadedStage, check_answers, load_network
 from kdx.chain.logits import logits_to_come
 from kdx.chain.objective import check_teachers, learns_classes
-from kdx.chain.stage import LoadedStage, check_answers, load_network
 from kdx.chain.start import Start, start_of_file
 from kdx.checkpoint import check_metadata, load_hashed
 from kdx.config.schema import StageSettings
-from kdx.errors import KdxError
+from kdx.errors import KdxError, errors_of
 from kdx.files import free_bytes, from_here, hash_file, nearest
 from kdx.models.foreign import is_kdx_file
 from kdx.models.networks import count_parameters
@@ -118,19 +119,18 @@ def check_plan(context: RunContext, plan: Sequence[PlannedStage], run_dir: Path)
             networks[planned.role] = loaded[planned.role].network
             unlearnt |= {planned.role} if planned.stage.head and not loaded[planned.role].classifies else set()
         if planned.finished is not None:
-            here, there = context.surroundings(), planned.finished.surroundings
-            differ = [
-                f"{key} {there.get(key)} there, {here.get(key)} here"
-                for key in here | there
-                if there.get(key) != here.get(key)
-            ]
-            if differ:
-                log.info(
-                    "note: the reused %s was made with %s: its last bits may differ", planned.role, "; ".join(differ)
-                )
+            _note_surroundings(planned.role, context.surroundings(), planned.finished.surroundings)
     _check_space(parameters, run_dir, logits, Path(context.settings.output_dir))
     context.sources.confirm()  # now that everything has been imported
     return loaded
+
+
+def _note_surroundings(role: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    """Say in what a reused stage was made otherwise, where its fingerprint does not tell."""
+    unlike = [key for key in here | there if there.get(key) != here.get(key)]
+    if unlike:
+        differ = "; ".join(f"{key} {there.get(key)} there, {here.get(key)} here" for key in unlike)
+        log.info("note: the reused %s was made with %s: its last bits may differ", role, differ)
 
 
 def _load(context: RunContext, planned: PlannedStage) -> LoadedStage:
@@ -192,10 +192,12 @@ def _find(context: RunContext, stage: StageSettings, own: str, index: StageIndex
     if not stage.head:
         return _find_import(context, stage, headless_source(stage), index)
     if stage.checkpoint is not None:
-        path, key = Path(stage.checkpoint), f"stage.{stage.role}.checkpoint={stage.checkpoint}"
+        path, key = Path(stage.checkpoint), f"stage.{stage.role}.checkpoint"
         if not path.is_file():
-            raise KdxError(f"{key}: {'a folder, a file is needed' if path.is_dir() else 'no such file'}")
-        if not _is_kdx_file(path, key):
+            raise KdxError(f"{key}={path}: {'a folder, a file is needed' if path.is_dir() else 'no such file'}")
+        with errors_of(key):
+            ours = is_kdx_file(path)
+        if not ours:
             return _find_import(context, stage, path, index)
         facts = {"sha256": hash_file(path), "network": stage.network, "code": network_code(context, stage)}
         return PlannedStage(stage, "load", f"file:{fingerprint(facts)}", path)
@@ -211,13 +213,6 @@ def _find(context: RunContext, stage: StageSettings, own: str, index: StageIndex
         )
     stages = (reuse_finished(context, stage, finished, index) for finished in candidates)
     return next((planned for planned in stages if planned is not None), PlannedStage(stage, "train", own))
-
-
-def _is_kdx_file(path: Path, key: str) -> bool:
-    try:
-        return is_kdx_file(path)
-    except KdxError as error:
-        raise KdxError(f"{key}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def _find_import(context: RunContext, stage: StageSettings, path: Path | None, index: StageIndex) -> PlannedStage:

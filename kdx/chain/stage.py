@@ -1,10 +1,10 @@
-"""One stage of a chain: how it is trained, tested and loaded again."""
+"""One stage of a chain: how it is trained and tested."""
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,23 @@ from torch import Tensor, nn
 
 import kdx
 from kdx.chain.batches import stage_batches
-from kdx.chain.context import RunContext, as_recorded, metadata, network_spec
+from kdx.chain.context import RunContext, as_recorded, metadata
+from kdx.chain.drawing import draw_feature_maps, drawing_while_trained
+from kdx.chain.loaded import LoadedStage, load_network
 from kdx.chain.logits import compile_mode, logits_folder
 from kdx.chain.parts import Parts, build_parts
 from kdx.chain.start import Start
-from kdx.checkpoint import check_metadata, load_hashed, load_weights, versions
+from kdx.checkpoint import versions
 from kdx.config.schema import StageSettings
-from kdx.data.dataset import Dataset, Split
+from kdx.data.dataset import Dataset
 from kdx.epoch_log import EpochLogger
 from kdx.errors import KdxError
-from kdx.files import as_record, from_here, write_atomic, write_json
-from kdx.metrics.logits import require_numbers
+from kdx.files import from_here, write_atomic, write_json
 from kdx.models.features import Layers
-from kdx.models.networks import build_network, count_parameters
-from kdx.results import ScoresOnValidation
+from kdx.models.networks import count_parameters
 from kdx.trackers.trackers import open_tracker
-from kdx.training.evaluation import evaluate, logits_of
-from kdx.training.keeper import Bystander, Keeper, is_due
+from kdx.training.evaluation import evaluate
+from kdx.training.keeper import Bystander, Keeper
 from kdx.training.runtime import match_layout
 from kdx.training.stopping import StopRequest
 from kdx.training.teachers import LogitsCache, Teacher
@@ -37,8 +37,6 @@ from kdx.training.trainer import Trainer
 from kdx.users_code import text_of
 
 log = logging.getLogger(__name__)
-
-FEW = 4  # images by which a loaded network is tried
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,12 @@ class Outcome:
     seconds: float
     guide_fingerprint: str | list[str] | None
 
+    @classmethod
+    def of(cls, loaded: LoadedStage, checkpoint: Path, test: dict[str, Any], seconds: float = 0.0) -> "Outcome":
+        """A stage as its checkpoint tells it, with its scores on the test split."""
+        told = (loaded.sha256, loaded.epoch, loaded.validation, test, count_parameters(loaded.network), seconds)
+        return cls(checkpoint, *told, loaded.guide_fingerprint)
+
 
 @dataclass(frozen=True)
 class FinishedTeacher:
@@ -62,52 +66,6 @@ class FinishedTeacher:
     network: nn.Module
     fingerprint: str
     sha256: str
-
-
-@dataclass(frozen=True)
-class LoadedStage:
-    """The network of a finished stage, on the device, and what its checkpoint says of it."""
-
-    network: nn.Module
-    sha256: str
-    epoch: int
-    validation: dict[str, float]
-    guide_fingerprint: str | list[str] | None
-    sound: bool = True  # False: weights from elsewhere that answer at chance
-
-    @property
-    def classifies(self) -> bool:
-        """Whether its answers mean classes: it has a classifier, which has learnt."""
-        return "accuracy" in self.validation
-
-
-def load_network(context: RunContext, stage: StageSettings, checkpoint: Path) -> LoadedStage:
-    """The stage's network with a checkpoint's weights; `KdxError` says what does not fit."""
-    content, sha256 = load_hashed(checkpoint)
-    check_metadata(checkpoint, content.get("meta", {}), metadata(context, stage))
-    if not {"epoch", "validation"} <= content.keys():
-        raise KdxError(f"{checkpoint}: says nothing of its epoch and its scores on the validation split")
-    if stage.head:
-        as_record(content["validation"], ScoresOnValidation, checkpoint, "validation")
-    network = blank_network(context, stage)
-    load_weights(network, content, checkpoint)
-    guide = content["meta"].get("guide_fingerprint")
-    return LoadedStage(context.precision.place(network), sha256, content["epoch"], content["validation"], guide)
-
-
-def blank_network(context: RunContext, stage: StageSettings) -> nn.Module:
-    """The stage's network, whose weights are to come: it needs none of ImageNet's."""
-    blank = replace(network_spec(context, stage), pretrained=False, freeze_backbone=False, norm_momentum=None)
-    return build_network(blank, context.settings.download)
-
-
-def check_answers(context: RunContext, stage: StageSettings, network: nn.Module, checkpoint: Path) -> None:
-    """`KdxError` where a loaded network gives no numbers for the first images of the validation split."""
-    few = Split(*context.dataset.val.first(FEW))
-    logits = logits_of(
-        network, stage_batches(context, stage, "val", replace(context.dataset, val=few)), context.precision
-    )
-    require_numbers(logits, f"{checkpoint}: the network")
 
 
 def train_stage(
@@ -125,10 +83,7 @@ def train_stage(
 
     What a run that died left in `folder`, or else in `earlier`, is resumed.
     """
-    parts = build_parts(context, stage, {role: teacher.network for role, teacher in teachers.items()}, start)
-    layers = parts.teacher_layers
-    asked = {role: _teacher(context, stage, role, known, layers[role]) for role, known in teachers.items()}
-    trainer = make_trainer(context, stage, parts, asked)
+    trainer = _trainer_under(teachers, context, stage, start)
     lineage = as_recorded([teacher.fingerprint for teacher in teachers.values()])
     meta = {"role": stage.role, "fingerprint": own, "guide_fingerprint": lineage}
     keeper = _keeper(context, stage, folder, trainer, meta, stop)
@@ -136,35 +91,35 @@ def train_stage(
     _resume(trainer, keeper, earlier)
     write_json(folder / "logs" / f"{file_stem(stage)}_config.json", meta | {"config": stage.config})
     with closing(keeper.logger), _memory_errors(stage):
-        best = trainer.fit(keeper, _drawing(context, stage, parts.learner.network, folder))
+        best = trainer.fit(keeper, drawing_while_trained(context, stage, trainer.learner.network, folder))
     checkpoint = folder / "checkpoints" / best.file
     chosen = load_network(context, stage, checkpoint)
     images = stage_batches(context, stage, "test")
-    said = {role: teacher.of_split("test", images) for role, teacher in asked.items() if role not in stage.headless}
+    classifying = {role: teacher for role, teacher in trainer.teachers.items() if role not in stage.headless}
+    said = {role: teacher.of_split("test", images) for role, teacher in classifying.items()}
     scores = scores_on_test(context, stage, chosen.network, said) if chosen.classifies else {}
     test = scores | {"epoch": best.epoch}
     write_json(folder / "test_metrics.json", test)
     draw_feature_maps(context, stage, chosen.network, folder / "visualizations")
     seconds = sum(row["epoch_time_sec"] for row in trainer.progress.history)
-    return Outcome(
-        checkpoint,
-        chosen.sha256,
-        best.epoch,
-        chosen.validation,
-        test,
-        count_parameters(chosen.network),
-        seconds,
-        lineage,
-    )
+    return Outcome.of(chosen, checkpoint, test, seconds)
 
 
 def train_beside(context: RunContext, stage: StageSettings, teachers: Mapping[str, FinishedTeacher]) -> None:
     """Train a stage as another rank than 0, in whose state it begins; nothing is left of it."""
-    parts = build_parts(context, stage, {role: teacher.network for role, teacher in teachers.items()})
+    trainer = _trainer_under(teachers, context, stage)
+    with _memory_errors(stage):
+        trainer.fit(Bystander())
+
+
+def _trainer_under(
+    teachers: Mapping[str, FinishedTeacher], context: RunContext, stage: StageSettings, start: Start | None = None
+) -> Trainer:
+    """The stage's trainer under its teachers, whose logits are kept where that is wanted."""
+    parts = build_parts(context, stage, {role: known.network for role, known in teachers.items()}, start)
     layers = parts.teacher_layers
     asked = {role: _teacher(context, stage, role, known, layers[role]) for role, known in teachers.items()}
-    with _memory_errors(stage):
-        make_trainer(context, stage, parts, asked).fit(Bystander())
+    return make_trainer(context, stage, parts, asked)
 
 
 def _teacher(context: RunContext, stage: StageSettings, role: str, known: FinishedTeacher, layers: Layers) -> Teacher:
@@ -255,41 +210,6 @@ def _resume(trainer: Trainer, keeper: Keeper, earlier: Path | None) -> None:
             where = from_here(source.parent)
             log.info("%s: resumed after epoch %d%s of %s", trainer.name, progress.epochs, step, where)
             return
-
-
-def draw_feature_maps(
-    context: RunContext, stage: StageSettings, network: nn.Module, folder: Path, split: str = "test"
-) -> None:
-    """`feature_maps_*.png` in `folder` of images of each class of a split, or `attention_*.png` of a transformer."""
-    requested = context.settings.visualize
-    if not requested.samples:
-        return
-    from kdx.visualize.attention import attends, save_attention_maps  # imports matplotlib
-    from kdx.visualize.feature_maps import last_map_layer, save_feature_maps
-
-    few = Split(*getattr(context.dataset, split).of_each_class(requested.samples))
-    batches = stage_batches(context, stage, split, replace(context.dataset, val=few, test=few))
-    layer = requested.layer or last_map_layer(network, next(batches.epoch(0)).images)
-    pairs = ((batch.images, batch.labels) for batch in batches.epoch(0))
-    if layer is not None:
-        save_feature_maps(network, pairs, layer, folder, requested.samples)
-    elif attends(network):
-        save_attention_maps(network, pairs, folder, requested.samples)
-
-
-def _drawing(
-    context: RunContext, stage: StageSettings, network: nn.Module, folder: Path
-) -> Callable[[int], None] | None:
-    """What draws feature maps of validation images every `visualize.every` epochs."""
-    every = context.settings.visualize.every
-    if not every:
-        return None
-
-    def draw(epoch: int) -> None:
-        if is_due(epoch, every):
-            draw_feature_maps(context, stage, network, folder / "visualizations" / f"epoch_{epoch:04d}", "val")
-
-    return draw
 
 
 def scores_on_test(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdx.chain.context import RunContext
 from kdx.checkpoint import load_checkpoint
 from kdx.config.schema import StageSettings
-from kdx.errors import KdxError
+from kdx.errors import KdxError, errors_of
 from kdx.files import from_here
 from kdx.models.features import classifier_of
 from kdx.models.foreign import COUNTER, is_kdx_file, read_weights, take_fitting
@@ -32,13 +32,11 @@ def start_of_file(context: RunContext, stage: StageSettings) -> Start | None:
     """The start that a stage's `start` names as a file, of kdx or of anybody; None where it names none."""
     if stage.start is None:
         return None
-    path, key = Path(stage.start), f"stage.{stage.role}.start={stage.start}"
-    try:
+    path = Path(stage.start)
+    with errors_of(f"stage.{stage.role}.start"):
         if not is_kdx_file(path):
             return Start(read_weights(path, stage.checkpoint_key), from_here(path))
         content = load_checkpoint(path)
-    except KdxError as error:
-        raise KdxError(f"{key}: {str(error).removeprefix(f'{path}: ')}") from error
     meta: Mapping[str, Any] = content.get("meta", {})
     other = meta.get("class_names") != list(context.dataset.class_names)
     return Start(content["model"], from_here(path), other)
