@@ -42,39 +42,24 @@ def setup_reproducibility(seed: int, deterministic: bool = True, threads: int | 
         torch.set_num_threads(threads)
 
 
-def random_state() -> dict[str, Any]:
-    """The state of all global generators as plain values and tensors."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (
-            str(name),
-            torch.from_numpy(np.asarray(keys).astype(np.int64)),
-            int(position),
-            int(has_gauss),
-            float(cached),
-        ),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Undo whatever was drawn since `random_state()`; of the cards that it knew, on those that are here."""
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    for number, kept in enumerate(state["cuda"][:cards]):
-        torch.cuda.set_rng_state(kept, number)
-
-
 class RandomState:
-    """The global generators as one entry of a training's state."""
+    """All global generators as one entry of a training's state: plain values and tensors."""
 
     def state_dict(self) -> dict[str, Any]:
-        return random_state()
+        name, keys, *rest = np.random.get_state()
+        return {
+            "python": random.getstate(),
+            "numpy": (str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        restore_random_state(state)
+        """Undo whatever was drawn since; of the cards that were there, on those that are here."""
+        random.setstate(state["python"])
+        name, keys, *rest = state["numpy"]
+        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+        torch.set_rng_state(state["torch"])
+        cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        for number, kept in enumerate(state["cuda"][:cards]):
+            torch.cuda.set_rng_state(kept, number)

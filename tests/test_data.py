@@ -10,7 +10,8 @@ from medmnist import INFO
 from PIL import Image
 
 from kdx.data.dataset import Dataset, Split, from_arrays
-from kdx.data.imagefolder import decoded_batches, load_imagefolder
+from kdx.data.decoding import decoded_batches
+from kdx.data.imagefolder import load_imagefolder
 from kdx.data.sources import carve, load_cifar, load_digits, load_medmnist
 from kdx.errors import KdxError
 from tests import tiny

@@ -456,11 +456,11 @@ def listed_in(folder: Path) -> str:
 def test_data_sets_are_listed_and_verified(tmp_path: Path) -> None:
     listed = listed_in(tmp_path)
     assert listed.count("\n") == 16 and "chestmnist" in listed and "CC BY" in listed
-    assert prepare(["digits"], tmp_path, 28, download=False) == (
+    assert prepare("digits", tmp_path, 28, download=False) == (
         "digits: sound; 1257/180/360 images of 1x8x8, 10 classes"
     )
     with pytest.raises(KdxError, match="pneumoniamnist.npz is not there and download=false"):
-        prepare(["pneumoniamnist"], tmp_path, 28, download=False)
+        prepare("pneumoniamnist", tmp_path, 28, download=False)
 
 
 def test_the_list_tells_classes_and_imbalance_of_what_is_there(tmp_path: Path) -> None:

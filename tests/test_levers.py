@@ -275,7 +275,7 @@ def test_no_graph_is_captured_in_inference_mode(tmp_path: Path, graphs: bool) ->
     """Training graphs after such a one fail (PyTorch issue 135892). The bits are the same in either mode."""
     wish = "reduce-overhead" if graphs else "default"
     modes, trainers = set(), []
-    for precision in (choose_precision("off", CPU), choose_precision("off", CPU, compile_wish=wish)):
+    for precision in (choose_precision("off", CPU), choose_precision("off", CPU, compile_mode=wish)):
         network, guide = thin(), thin()
         for asked in (network, guide):
             asked.register_forward_hook(

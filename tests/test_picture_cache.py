@@ -13,7 +13,8 @@ from kdx.config.settings import read_settings
 from kdx.data import picture_cache
 from kdx.data.batches import Batches, Preprocessing, mean_and_std
 from kdx.data.dataset import Dataset
-from kdx.data.imagefolder import DecodedFiles, load_imagefolder
+from kdx.data.decoding import DecodedFiles
+from kdx.data.imagefolder import load_imagefolder
 from kdx.data.picture_cache import CachedPictures
 from kdx.deploy.run_loader import load_data, load_stage
 from kdx.errors import KdxError
@@ -145,7 +146,7 @@ def test_auto_takes_memory_then_disk_then_none(pictures: Path, monkeypatch: pyte
     assert kind() == "Tensor"
     assert kind(in_memory_gb=0.0) == "CachedPictures"
     assert kind(in_memory_gb=0.0, cache_dir=None) == "DecodedFiles"
-    monkeypatch.setattr("kdx.data.imagefolder.free_bytes", lambda folder: 60_000)
+    monkeypatch.setattr("kdx.data.decoding.free_bytes", lambda folder: 60_000)
     assert kind(in_memory_gb=0.0) == "DecodedFiles"  # 31,800 bytes would leave less than that
 
 

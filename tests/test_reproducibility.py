@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdx.data.batches import Batches, Preprocessing
-from kdx.reproducibility import derive_seed, generator, random_state, restore_random_state, setup_reproducibility
+from kdx.reproducibility import RandomState, derive_seed, generator, setup_reproducibility
 from tests import tiny
 
 
@@ -17,10 +17,10 @@ def draws() -> tuple[float, float, float]:
 
 def test_state_goes_back_for_every_generator_and_is_plain_data() -> None:
     setup_reproducibility(3)
-    state = random_state()
+    state = RandomState().state_dict()
     first = draws()
     assert draws() != first
-    restore_random_state(state)
+    RandomState().load_state_dict(state)
     assert draws() == first
 
 
@@ -29,11 +29,11 @@ def test_a_state_of_two_cards_goes_back_where_there_are_fewer_or_more(
     cards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     restored: dict[int, str] = {}
-    kept = random_state() | {"cuda": ["of the first", "of the second"]}
+    kept = RandomState().state_dict() | {"cuda": ["of the first", "of the second"]}
     monkeypatch.setattr("torch.cuda.is_available", lambda: cards > 0)
     monkeypatch.setattr("torch.cuda.device_count", lambda: cards)
     monkeypatch.setattr("torch.cuda.set_rng_state", lambda state, number: restored.update({number: state}))
-    restore_random_state(kept)
+    RandomState().load_state_dict(kept)
     assert restored == dict(list(enumerate(kept["cuda"]))[:cards])
 
 

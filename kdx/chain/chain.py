@@ -19,8 +19,8 @@ from kdx.chain.start import Start, start_of_file
 from kdx.chain.team import Team, team_of, threads_divided
 from kdx.checkpoint import load_checkpoint
 from kdx.config.schema import Settings, StageSettings
+from kdx.data.decoding import worker_errors
 from kdx.data.description import log_description
-from kdx.data.imagefolder import worker_errors
 from kdx.files import from_here, make_folder
 from kdx.memory import full_cleanup, keep_freed_memory
 from kdx.models.networks import count_parameters

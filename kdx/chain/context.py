@@ -45,9 +45,7 @@ class RunContext:
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width of the images that networks see."""
-        height, width = self.dataset.image_shape[1:]
-        resize = self.preprocessing.resize
-        return (resize, resize) if resize else (height, width)
+        return self.preprocessing.seen_size(self.dataset.image_shape[1:])
 
     def surroundings(self) -> dict[str, Any]:
         """What may change the last bits of a result without being part of its fingerprint."""

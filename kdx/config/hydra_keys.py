@@ -56,7 +56,7 @@ def check_hydra_keys(config: DictConfig) -> None:
     problems.raise_if_any()
 
 
-def _check_launcher(launcher: Mapping[str, Any], problems: Problems) -> None:
+def _check_launcher(launcher: Mapping[Any, Any], problems: Problems) -> None:
     known = [name.partition(".")[2] for name in HYDRA_KEYS if name.startswith("launcher.")]
     for name in launcher:
         if name not in known:

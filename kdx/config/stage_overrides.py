@@ -1,4 +1,4 @@
-"""`stage.<role>.<group>.<key>=value` as a user types it, in Hydra's own words, and back."""
+"""Overrides in Hydra's own words: `stage.<role>.<group>.<key>=value` as a user types it, and back; odd values."""
 
 import dataclasses
 import re
@@ -25,3 +25,8 @@ def to_hydra(override: str) -> str:
 def from_hydra(override: str) -> str:
     """An override as it was typed."""
     return re.sub(r"^\+(\+|\w+@)?(?=stage\.[^.=]+\.)", "", override)
+
+
+def quoted(text: str) -> str:
+    """A value, such as a path, as Hydra's grammar takes it whatever it contains."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

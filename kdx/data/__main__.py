@@ -53,7 +53,7 @@ def handle_data_sets(words: list[str], data_dir: str | None, size: str, **action
         return
     check_names(wanted)
     for name in wanted:  # each is told when it is done: a download may take long
-        yield prepare([name], root, pixels, download=action == "prepare")
+        yield prepare(name, root, pixels, download=action == "prepare")
 
 
 COMMAND = Command(USAGE, handle_data_sets, KEYS, words=("[list|prepare|verify [NAME...]]",))

@@ -16,7 +16,7 @@ from kdx.data.augment.frame import Frame
 from kdx.data.augment.views import Views
 from kdx.data.balance import balanced_order, balanced_size
 from kdx.data.dataset import FileImages, Split
-from kdx.data.imagefolder import decoded_batches
+from kdx.data.decoding import decoded_batches
 from kdx.data.mixing import Mixing
 from kdx.data.picture_cache import CachedPictures, Joined
 from kdx.errors import KdxError
@@ -38,6 +38,10 @@ class Preprocessing:
     @property
     def channels(self) -> int:
         return len(self.mean)
+
+    def seen_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width that networks see of images of a size."""
+        return (self.resize, self.resize) if self.resize else size
 
     def on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         """`normalise` with these numbers on `device`, so that no batch waits for them to be moved there."""
@@ -220,11 +224,10 @@ class Batches:
     def _frame(self, images: Tensor | FileImages) -> Frame:
         """The size of the images as they lie there and as networks see them, and their mean colour."""
         height, width = images.shape[-2:]
-        resize = self.preprocessing.resize
         mean = 255 * torch.tensor(self.preprocessing.mean, device=self.device).view(-1, 1, 1)
         channels = images.shape[-3]
         colour = mean if len(mean) == channels else mean.mean(dim=0, keepdim=True)  # grey images have three means
-        return Frame((height, width), (resize, resize) if resize else (height, width), colour)
+        return Frame((height, width), self.preprocessing.seen_size((height, width)), colour)
 
 
 def images_an_epoch(labels: Tensor, balance: bool) -> int:

@@ -54,7 +54,7 @@ def _balance_of(name: str, root: Path, size: int) -> list[str]:
         return ["/".join(3 * [str(CIFAR[name][0])]), "1.0/1.0/1.0"]
     if name == "digits":
         data = load_digits()
-        counts = [counts_of(split, data).tolist() for split in (data.train, data.val, data.test)]
+        counts = [counts_of(split, data).tolist() for split in data.splits.values()]
     else:
         path = medmnist_file(name, size, root)
         if not path.exists():
@@ -84,19 +84,16 @@ def check_names(wanted: Sequence[str]) -> None:
             raise KdxError(f"{name}: no such data set{suggest(name, known)}; choose {', '.join(known)}")
 
 
-def prepare(wanted: Sequence[str], root: Path, size: int, download: bool = True) -> str:
-    """Fetch (or only check) data sets and tell what they hold; a line each."""
+def prepare(name: str, root: Path, size: int, download: bool) -> str:
+    """Fetch (or only check) a data set and tell what it holds, in a line."""
     from medmnist import INFO
 
-    lines = []
-    for name in wanted:
-        data = load(name, root, size, download)
-        if name in INFO:
-            path = medmnist_file(name, size, root)
-            expected = INFO[name]["MD5" if size == 28 else f"MD5_{size}"]
-            if md5_of(path) != expected:
-                raise KdxError(f"{path}: its md5 is not {expected}: delete it and fetch it again")
-        counts = "/".join(str(len(split)) for split in (data.train, data.val, data.test))
-        shape = "x".join(map(str, data.image_shape))
-        lines.append(f"{name}: sound; {counts} images of {shape}, {data.num_classes} classes")
-    return "\n".join(lines)
+    data = load(name, root, size, download)
+    if name in INFO:
+        path = medmnist_file(name, size, root)
+        expected = INFO[name]["MD5" if size == 28 else f"MD5_{size}"]
+        if md5_of(path) != expected:
+            raise KdxError(f"{path}: its md5 is not {expected}: delete it and fetch it again")
+    counts = "/".join(str(len(split)) for split in data.splits.values())
+    shape = "x".join(map(str, data.image_shape))
+    return f"{name}: sound; {counts} images of {shape}, {data.num_classes} classes"

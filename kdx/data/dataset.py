@@ -107,6 +107,11 @@ class Dataset:
         return len(self.class_names)
 
     @property
+    def splits(self) -> dict[str, Split]:
+        """Its splits by name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         images = self.train.images

@@ -33,7 +33,7 @@ def describe(data: Dataset) -> list[str]:
     size = f"{height}x{width} {'grey' if channels == 1 else 'colour'}"
     lines = [
         f"{name}: {len(split)} images of {size}: {counts_text(counts_of(split, data).tolist(), data.class_names)}"
-        for name, split in _splits(data)
+        for name, split in data.splits.items()
     ]
     if data.unlabelled is not None:
         whence = f"from {data.unlabelled.folder}, for distilled stages only"
@@ -50,7 +50,7 @@ def notes_of(data: Dataset) -> Iterator[str]:
 def oddities(data: Dataset) -> Iterator[str]:
     """Classes without an image, and splits whose pixels are all alike or nearly black."""
     what = "label" if data.task == MULTI_LABEL else "class"
-    for name, split in _splits(data):
+    for name, split in data.splits.items():
         counts = counts_of(split, data)
         absent = [data.class_names[i] for i in torch.nonzero(counts == 0).flatten().tolist()]
         if absent:
@@ -82,10 +82,6 @@ def _range(split: Split, indices: Iterable[int]) -> tuple[int, int]:
     images = (split.images[index] for index in indices)
     ends = [(int(image.min()), int(image.max())) for image in images]
     return min(low for low, _ in ends), max(high for _, high in ends)
-
-
-def _splits(data: Dataset) -> Sequence[tuple[str, Split]]:
-    return (("train", data.train), ("val", data.val), ("test", data.test))
 
 
 def counts_text(counts: Sequence[int], class_names: Sequence[str]) -> str:

@@ -74,25 +74,22 @@ def list_split(folder: Path, class_names: list[str]) -> Listing:
     for label, name in enumerate(class_names):
         for path, depth in _files(folder / name) if os.path.isdir(folder / name) else ():
             if not _is_picture(path.name):
-                listing.unread[path.suffix.lower() or "(no suffix)"] += 1
+                listing.unread[_suffix(path)] += 1
                 continue
             listing.paths.append(path)
             listing.labels.append(label)
             listing.deeper += depth > 0
     if not listing.paths:
-        raise KdxError(f"{folder}: no image in any class folder{_unread(listing.unread, '; not read: ')}")
+        unread = f"; not read: {suffixes(listing.unread)}" if listing.unread else ""
+        raise KdxError(f"{folder}: no image in any class folder{unread}")
     return listing
 
 
 def pictures_below(folder: Path) -> tuple[list[Path], Counter[str]]:
     """The pictures of a folder and its folders, sorted, and how many other files there are, by suffix."""
-    paths, unread = [], Counter[str]()
-    for path, _ in _files(folder):
-        if _is_picture(path.name):
-            paths.append(path)
-        else:
-            unread[path.suffix.lower() or "(no suffix)"] += 1
-    return paths, unread
+    files = [path for path, _ in _files(folder)]
+    unread = Counter(_suffix(path) for path in files if not _is_picture(path.name))
+    return [path for path in files if _is_picture(path.name)], unread
 
 
 def folders_beside(path: str) -> tuple[Path, ...]:
@@ -124,7 +121,7 @@ def listing_notes(listings: dict[str, Listing], root: Path) -> Iterator[str]:
     """What a user should know of the files that are not read, or read from where they are not expected."""
     unread = sum((listing.unread for listing in listings.values()), Counter[str]())
     if unread:
-        yield f"{root}: not read in the class folders: {_unread(unread)}; read are {' '.join(SUFFIXES)}"
+        yield f"{root}: not read in the class folders: {suffixes(unread)}; read are {' '.join(SUFFIXES)}"
     for split, listing in listings.items():
         if listing.deeper:
             yield f"{split}: {listing.deeper} images lie deeper than in their class's folder and are read as its own"
@@ -132,8 +129,13 @@ def listing_notes(listings: dict[str, Listing], root: Path) -> Iterator[str]:
             yield f"{split}: {listing.outside} images lie in no class's folder and are not read"
 
 
-def _unread(counts: Counter[str], before: str = "") -> str:
-    return before + ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5)) if counts else ""
+def suffixes(counts: Counter[str]) -> str:
+    """Files by suffix, the most frequent ones."""
+    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5))
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower() or "(no suffix)"
 
 
 def _is_picture(name: str) -> bool:

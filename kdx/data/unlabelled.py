@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from kdx.data.dataset import Dataset, Split, Unlabelled
-from kdx.data.folders import class_folder_of, pictures_below
-from kdx.data.imagefolder import DecodedFiles, hash_files, kept
+from kdx.data.decoding import DecodedFiles, kept
+from kdx.data.folders import class_folder_of, pictures_below, suffixes
+from kdx.data.imagefolder import hash_files
 from kdx.data.picture_cache import CachedPictures, Joined
 from kdx.data.pictures import READER
 from kdx.errors import KdxError
@@ -34,7 +35,7 @@ def add_unlabelled(
     if channels not in (1, 3):
         raise KdxError(f"{KEY}={folder}: pictures have 1 or 3 channels, and the images of {data.name} {channels}")
     paths, unread = pictures_below(Path(folder))
-    passed_over = ", ".join(f"{count} {suffix}" for suffix, count in unread.most_common(5))
+    passed_over = suffixes(unread)
     if not paths:
         raise KdxError(f"{KEY}={folder}: no picture in it or below" + (f"; not read: {passed_over}" if unread else ""))
     in_bytes, _ = hash_files({"unlabelled": (paths, np.zeros(len(paths), dtype=np.int64))}, [], None)
@@ -43,7 +44,7 @@ def add_unlabelled(
     images = kept({"unlabelled": pictures}, digest, cache, in_memory_gb, cache_dir, num_workers)["unlabelled"]
     found = Unlabelled(folder, images, digest)
     notes = [f"{folder}: not read: {passed_over}"] if unread else []
-    for name, split in (("train", data.train), ("val", data.val), ("test", data.test)):
+    for name, split in data.splits.items():
         again = _repeated(found, split)
         if again:
             notes.append(f"{again} of the {len(paths)} pictures in {folder} are in {name}, too (the same pixels)")

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdx.data.folders import pictures_below
+from kdx.data.folders import pictures_below, suffixes
 from kdx.deploy.load import Card, Model, answers, load_model, picture_for, ranking
 from kdx.errors import KdxError
 from kdx.files import write_atomic
@@ -64,11 +64,10 @@ def find_pictures(names: Iterable[str]) -> Iterator[Path | KdxError]:
         except KdxError as error:
             yield error
             continue
-        passed_over = ", ".join(f"{count} {suffix}" for suffix, count in unread.most_common(5))
         if not paths:
-            yield KdxError(f"{path}: no picture in this folder" + (f"; not read: {passed_over}" if unread else ""))
+            yield KdxError(f"{path}: no picture in this folder" + (f"; not read: {suffixes(unread)}" if unread else ""))
         elif unread:
-            print(f"{harmless(str(path))}: not read: {harmless(passed_over)}", file=sys.stderr)
+            print(f"{harmless(str(path))}: not read: {harmless(suffixes(unread))}", file=sys.stderr)
         yield from paths
 
 

@@ -14,6 +14,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
+from kdx.config.stage_overrides import quoted
 from kdx.files import write_json
 from kdx.process import end_with_parent
 from kdx.signals import heard_signals, ignored, stop_ignoring
@@ -125,7 +126,7 @@ class JobProcesses:
             self.changing.notify_all()
 
     def _arguments(self, job: Job) -> list[str]:
-        arguments = [*self.program.base, *job.overrides, f"hydra.run.dir={_quoted(str(job.folder))}", "hydra.mode=RUN"]
+        arguments = [*self.program.base, *job.overrides, f"hydra.run.dir={quoted(str(job.folder))}", "hydra.mode=RUN"]
         defaults = {"resume": "true", "report": "false"}
         if self.threads is not None:
             defaults["threads"] = str(self.threads)
@@ -195,8 +196,3 @@ def _work(
         os.dup2(descriptor, 2)
     sys.argv = ["kdx", *arguments]
     main()
-
-
-def _quoted(text: str) -> str:
-    """A path as Hydra's grammar takes it whatever it contains."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

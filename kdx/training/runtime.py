@@ -53,7 +53,7 @@ class Precision:
 
 
 def choose_precision(
-    amp: str, device: torch.device, channels_last: bool | None = None, compile_wish: str = "off"
+    amp: str, device: torch.device, channels_last: bool | None = None, compile_mode: str = "off"
 ) -> Precision:
     """`auto` is bf16 where the device computes it natively, else fp16 on CUDA, else off.
 
@@ -64,7 +64,7 @@ def choose_precision(
     half = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
     if channels_last is None:
         channels_last = device.type == "cpu" or (device.type == "cuda" and half is not None)
-    return Precision(device, half, channels_last, cuda_graphs=compile_wish == "reduce-overhead")
+    return Precision(device, half, channels_last, cuda_graphs=compile_mode == "reduce-overhead")
 
 
 def choose_compile(requested: str, device: torch.device, steps: int) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 from kdx.command import Command, Count, Flag, Key, Text, run_command
 from kdx.compose import compose_one
 from kdx.config.schema import Settings
+from kdx.config.stage_overrides import quoted
 from kdx.errors import KdxError
 from kdx.run import CONF
 from kdx.text import harmless
@@ -94,7 +95,7 @@ def _settings(keys: Mapping[str, str | None], seed: int) -> Settings:
         if key == "dataset.augment":
             value = value if value[:1] in ("[", "{") else f"[{value}]"
         elif key in ("data_dir", "dataset.path"):
-            value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+            value = quoted(value)
         overrides.append(f"{key}={value}")
     base = [] if keys["config_dir"] is None else ["--config-dir", keys["config_dir"]]
     return compose_one(CONF, base, overrides)

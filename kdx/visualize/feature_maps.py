@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kdx.errors import KdxError
 from kdx.files import write_atomic
+from kdx.models.features import eval_mode
 from kdx.models.networks import capture_features
 
 
@@ -57,12 +58,10 @@ def extract_and_visualize_features(
     """
     image = input_tensor if input_tensor.ndim == 4 else input_tensor[None]
     features = features_of(model, image[:1], layer_name)
-    if features.ndim == 4:
-        visualize_feature_maps(features, num_maps, f"{layer_name} {tuple(features.shape[1:])}", save_path)
-    else:
-        raise KdxError(
-            f"layer={layer_name}: gives {tuple(features.shape)}, no maps (1, C, H, W); choose an earlier layer"
-        )
+    if features.ndim != 4:
+        shape = tuple(features.shape)
+        raise KdxError(f"layer={layer_name}: gives {shape}, no maps (1, C, H, W); choose an earlier layer")
+    visualize_feature_maps(features, num_maps, f"{layer_name} {tuple(features.shape[1:])}", save_path)
     return features
 
 
@@ -104,13 +103,8 @@ def last_map_layer(model: nn.Module, input_tensor: Tensor) -> str | None:
 
 
 def features_of(model: nn.Module, image: Tensor, layer: str) -> Tensor:
-    was_training = model.training
-    model.eval()
-    try:
-        with capture_features(model, layer) as seen, torch.no_grad():
-            model(image)
-    finally:
-        model.train(was_training)
+    with eval_mode(model), capture_features(model, layer) as seen, torch.no_grad():
+        model(image)
     if not seen:
         raise KdxError(f"layer={layer}: the network does not call it")
     return seen[0]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kdx.deploy.load import needs
+from kdx.models.features import eval_mode
 
 
 def grad_cam(model: nn.Module, image: Tensor, layer: str, label: Tensor) -> Tensor:
@@ -14,11 +15,6 @@ def grad_cam(model: nn.Module, image: Tensor, layer: str, label: Tensor) -> Tens
     except ImportError:
         raise needs("grad-cam", "cam", "cam=true") from None
     target = int(label) if label.ndim == 0 else int(label.long().argmax())  # of a multi-label image its first label
-    was_training = model.training
-    model.eval()
-    try:
-        with GradCAM(model=model, target_layers=[model.get_submodule(layer)]) as cam:
-            heat = cam(input_tensor=image, targets=[ClassifierOutputTarget(target)])
-    finally:
-        model.train(was_training)
+    with eval_mode(model), GradCAM(model=model, target_layers=[model.get_submodule(layer)]) as cam:
+        heat = cam(input_tensor=image, targets=[ClassifierOutputTarget(target)])
     return torch.from_numpy(heat[0])

@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from kdx.data.imagefolder import decoded_batches, worker_errors
+from kdx.data.decoding import decoded_batches, worker_errors
 from kdx.errors import KdxError
 from tests.conftest import TINY, Start, finish
 from tests.faults.test_kills import in_child
@@ -68,7 +68,7 @@ def test_worker_killed_while_a_step_computes_is_one_clear_error(tmp_path: Path) 
 
 
 def test_hanging_worker_becomes_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdx.data.imagefolder.WORKER_TIMEOUT", 1)
+    monkeypatch.setattr("kdx.data.decoding.WORKER_TIMEOUT", 1)
     with pytest.raises(KdxError, match="num_workers=2: decoding stopped .*timed out"):
         list(decoded_batches(Images("sleeps", tmp_path), ORDER, 2))
 
