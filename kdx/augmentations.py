@@ -6,7 +6,7 @@ In conf they are a text, `crop, flip`: Hydra replaces a text by either, and no l
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from kdx.ranges import Interval, Real, Rule, Words, key
 
@@ -93,11 +93,7 @@ class Cutmix:
 
 
 Augmentation = Crop | Flip | Jitter | Rotate | ResizedCrop | Erase | Trivial | Mixup | Cutmix
-KINDS: tuple[type[Augmentation], ...] = (
-    *(Crop, Flip, Jitter, Rotate, ResizedCrop, Erase, Trivial),
-    *(Mixup, Cutmix),
-)
-BY_NAME: dict[str, type[Augmentation]] = {kind.name: kind for kind in KINDS}
+BY_NAME: dict[str, type[Augmentation]] = {kind.name: kind for kind in get_args(Augmentation)}
 MIXING = (Mixup, Cutmix)
 SINCE_FIRST = (Crop, Flip, Jitter)  # fingerprints hold their names alone, and their numbers come from one generator
 

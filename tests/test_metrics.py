@@ -14,7 +14,7 @@ import torchmetrics.functional.classification as tmf
 from medmnist.evaluator import getACC, getAUC
 
 from kdx.errors import KdxError
-from kdx.metrics.auc import area_under_curve
+from kdx.metrics.auc import auc_of_logits
 from kdx.metrics.classification import epoch_scores, full_scores
 from kdx.metrics.logits import predict, probabilities, require_numbers
 from kdx.tasks import MULTI_LABEL, TASKS
@@ -87,14 +87,12 @@ def test_auc_and_accuracy_agree_with_medmnist(task: str) -> None:
 def test_confident_logits_do_not_tie() -> None:
     """float32 would round both probabilities to 1 and lose their order."""
     logits = torch.tensor([[0.0, 20.0], [0.0, 21.0], [1.0, 0.0]])
-    assert area_under_curve(probabilities(logits, "binary-class"), torch.tensor([0, 1, 0]), "binary-class") == 1.0
+    assert auc_of_logits(logits, torch.tensor([0, 1, 0]), "binary-class") == 1.0
 
 
 def test_auc_without_negatives_is_none() -> None:
     logits = random_logits(4, 2)
-    assert (
-        area_under_curve(probabilities(logits, "binary-class"), torch.ones(4, dtype=torch.long), "binary-class") is None
-    )
+    assert auc_of_logits(logits, torch.ones(4, dtype=torch.long), "binary-class") is None
 
 
 def test_multi_label_confusion_is_per_label() -> None:

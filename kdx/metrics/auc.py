@@ -1,6 +1,6 @@
 """The area under the ROC curve, class by class, by torchmetrics."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -24,14 +24,22 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def area_under_curve(scores: Tensor, labels: Tensor, task: str) -> float | None:
-    """AUC of probabilities (N, C); None where no class has both positive and negative images."""
-    return _mean_area(scores.cpu().unbind(dim=1), labels.cpu(), task)
-
-
 def auc_of_logits(logits: Tensor, labels: Tensor, task: str) -> float | None:
-    """`area_under_curve` of the probabilities of logits (N, C), which are not held in float64 all at once."""
-    return _mean_area(_columns(logits, task), labels, task)
+    """The mean AUC of the classes' probabilities from logits (N, C); None where no class has both kinds of images.
+
+    torchmetrics' sort needs O(N) a class, and the probabilities are not held in float64 all at once.
+    """
+    import torchmetrics.functional.classification as tmf  # seconds, and needed at a stage's end only
+
+    areas = []
+    with one_thread():
+        for number, column in enumerate(_columns(logits, task)):
+            if task == BINARY and number != 1:
+                continue
+            truth = _truth(labels, task, number)
+            if 0 < int(truth.sum()) < len(truth):
+                areas.append(float(tmf.binary_auroc(column, truth, validate_args=False)))
+    return min(1.0, sum(areas) / len(areas)) if areas else None  # float32 sums end a little above 1, too
 
 
 def has_auc(labels: Tensor, task: str, num_classes: int) -> bool:
@@ -44,21 +52,6 @@ def has_auc(labels: Tensor, task: str, num_classes: int) -> bool:
 def _truth(labels: Tensor, task: str, number: int) -> Tensor:
     """0 or 1 for each image: whether it is of a class, or has a label."""
     return (labels[:, number] == 1 if task == MULTI_LABEL else labels == number).long()
-
-
-def _mean_area(columns: Iterable[Tensor], labels: Tensor, task: str) -> float | None:
-    """The mean AUC of each class's scores (N,), of those that have one; torchmetrics' sort needs O(N) a class."""
-    import torchmetrics.functional.classification as tmf  # seconds, and needed at a stage's end only
-
-    areas = []
-    with one_thread():
-        for number, column in enumerate(columns):
-            if task == BINARY and number != 1:
-                continue
-            truth = _truth(labels, task, number)
-            if 0 < int(truth.sum()) < len(truth):
-                areas.append(float(tmf.binary_auroc(column, truth, validate_args=False)))
-    return min(1.0, sum(areas) / len(areas)) if areas else None  # float32 sums end a little above 1, too
 
 
 def _columns(logits: Tensor, task: str) -> Iterator[Tensor]:

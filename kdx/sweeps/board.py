@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdx.errors import KdxError
 from kdx.recipe import DECIMALS
-from kdx.results import SWEEP, SweepJob, read_sweep, write_sweep
+from kdx.results import SweepJob, read_sweep, write_sweep
 from kdx.sweeps.jobs import Job, JobEnd, finished_before
 from kdx.sweeps.words import about_left
 
@@ -22,7 +22,6 @@ class Board:
 
     def __init__(self, sweep_dir: Path, jobs: Sequence[Job]) -> None:
         self.folder = sweep_dir
-        self.path = sweep_dir / SWEEP
         self.jobs = list(jobs)
         self.common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
         self.done: dict[int, JobEnd] = {}

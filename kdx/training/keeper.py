@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import nn
 
 from kdx.checkpoint import (
@@ -216,7 +217,5 @@ class Bystander:
 
 def load_checkpoint_bytes(buffer: io.BytesIO) -> dict[str, Any]:
     """The content of a serialised checkpoint that is still in memory."""
-    import torch
-
     buffer.seek(0)
     return torch.load(buffer, map_location="cpu", weights_only=True)
