@@ -13,7 +13,7 @@ from tests.conftest import REPO
 MODULES = sorted((REPO / "kdx").rglob("*.py"))
 FOUNDATION = {"errors", "files", "checkpoint", "memory", "reproducibility", "epoch_log", "tasks", "text"}
 FOUNDATION |= {"process", "signals", "streams", "users_code", "torchrun"}  # how a process ends, what it prints to
-FOUNDATION |= {"ranges", "augmentations", "recipe"}  # what a number may be, and those of a training
+FOUNDATION |= {"ranges", "augmentations", "recipe", "method_numbers"}  # what a number may be, and those of a training
 COMMANDS = {
     "run",
     "search",

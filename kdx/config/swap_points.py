@@ -1,53 +1,19 @@
 """What the keys of the shipped optimizers, schedulers, losses and data sources may be. Imports no torch."""
 
 from kdx.config.schema import CACHE, LEARNING_RATE, NAME, PIXELS
-from kdx.ranges import Choice, Either, Flag, Folder, ListOf, Nullable, Ramp, Real, Rule, Text, Whole
+from kdx.method_numbers import FACTOR, KD, MAYBE_FLAG, METHOD, NOT_NEGATIVE
+from kdx.ranges import Choice, Flag, Folder, ListOf, Nullable, Real, Rule, Text, Whole
 
 TARGET = Nullable(Text(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "the dotted name of a callable is needed", 300))
-MAYBE_FLAG = Nullable(Flag())
 MANY = 1_000_000_000
 SHARE = Real(least=0, below=1)
 COUNT = Whole(1, MANY)
-NOT_NEGATIVE = Real(least=0, most=1000)
 SMALL = Real(above=0, most=1)
-FACTOR = Real(above=0, most=1000)
 
 # Of any _target_, a user's own included: what Hydra or kdx itself reads.
 ANY: dict[str, Rule] = {"_target_": TARGET, "_partial_": Flag(), "_recursive_": Flag()}
 
-KD: dict[str, Rule] = {
-    "hard": Nullable(Ramp()),
-    "weight": Nullable(Ramp()),
-    "temperature": Real(above=0, most=10_000),
-    "alpha": Real(least=0, most=1),
-    "standardise": MAYBE_FLAG,
-}
-LAYERS = Either((Text(needed="the name of a layer, or stages, last_map, pooled is needed"), ListOf(Text(), fewest=1)))
 SHARED_BY_ALPHA = (".Hinton", ".KnowledgeDistillationLoss")  # alpha of the soft loss, 1 - alpha of the hard one
-METHOD: dict[str, Rule] = {  # of the others in kdx.losses, whose alpha is a weight like any other
-    **KD,
-    "alpha": NOT_NEGATIVE,
-    "beta": NOT_NEGATIVE,
-    "gamma": NOT_NEGATIVE,
-    "alpha_temperature": KD["temperature"],
-    "temperatures": ListOf(KD["temperature"], fewest=1),
-    "power": Real(above=0, most=100),
-    "start": KD["temperature"],
-    "span": KD["temperature"],
-    "theta": Real(least=-100, most=100),
-    "ramp": Real(least=0, most=1),
-    "reduction": Choice(("mean", "batchmean")),
-    "layers": LAYERS,
-    "teacher_layers": Nullable(LAYERS),
-    "hint": Whole(-1000, 1000),
-    "distance": NOT_NEGATIVE,
-    "angle": NOT_NEGATIVE,
-    "dim": Whole(1, 65_536),
-    "hidden": Whole(1, 65_536),
-    "variance": FACTOR,
-    "negatives": Whole(1, 1_000_000),
-    "momentum": Real(least=0, most=1),
-}
 OPTIMIZER: dict[str, Rule] = {
     "weight_decay": NOT_NEGATIVE,
     "momentum": SHARE,

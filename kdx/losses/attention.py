@@ -5,7 +5,7 @@ from torch import Tensor
 
 from kdx.losses.objective import Facts, Lesson, Objective, Words, total
 from kdx.losses.pairs import check_pairs, one_map_each, to_one_size
-from kdx.losses.ranges import count
+from kdx.method_numbers import check_numbers
 from kdx.models.features import Outputs
 
 
@@ -34,7 +34,9 @@ class AttentionTransfer(Objective):
 
     def __init__(self, layers: Words = "stages", teacher_layers: Words | None = None, power: int = 2) -> None:
         super().__init__()
-        count(power=power)
+        check_numbers(power=power)
+        if not isinstance(power, int):
+            raise ValueError(f"power={power}: a whole number is needed, of which maps below 0 have powers, too")
         self.look_at(layers, teacher_layers)
         self.power = power
 

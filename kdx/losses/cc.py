@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from kdx.losses.objective import Facts, Lesson, Objective, Words, no_loss
 from kdx.losses.pairs import one_pair
-from kdx.losses.ranges import count
+from kdx.method_numbers import check_numbers
 from kdx.models.features import Outputs
 
 
@@ -25,7 +25,7 @@ class CorrelationCongruence(Objective):
 
     def __init__(self, layers: Words = "pooled", teacher_layers: Words | None = None, dim: int = 128) -> None:
         super().__init__()
-        count(dim=dim)
+        check_numbers(dim=dim)
         self.look_at(layers, teacher_layers)
         self.dim = dim
 

@@ -10,7 +10,7 @@ from kdx.errors import KdxError
 from kdx.losses.draws import draw_others
 from kdx.losses.objective import Facts, Lesson, Objective, Words, total
 from kdx.losses.pairs import one_pair
-from kdx.losses.ranges import above_zero, count, share
+from kdx.method_numbers import check_numbers
 from kdx.models.features import Outputs
 
 EPS = 1e-7
@@ -86,9 +86,7 @@ class CRD(Objective):
         momentum: float = 0.5,
     ) -> None:
         super().__init__()
-        count(dim=dim, negatives=negatives)
-        above_zero(temperature=temperature)
-        share(momentum=momentum)
+        check_numbers(dim=dim, negatives=negatives, temperature=temperature, momentum=momentum)
         self.look_at(layers, teacher_layers)
         self.dim, self.negatives = dim, negatives
         self.temperature, self.momentum = temperature, momentum

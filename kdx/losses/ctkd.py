@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from kdx.losses.hinton import soft_loss, soft_loss_per_label
 from kdx.losses.objective import Lesson, Objective
-from kdx.losses.ranges import above_zero, finite, share
 from kdx.losses.standardisation import compared_logits, refusal_of_standardised
+from kdx.method_numbers import check_numbers
 from kdx.models.features import Outputs
 
 
@@ -42,9 +42,7 @@ class CTKD(Objective):
         standardise: bool = False,
     ) -> None:
         super().__init__()
-        above_zero(start=start, span=span)
-        finite(theta=theta)
-        share(ramp=ramp)
+        check_numbers(start=start, span=span, theta=theta, ramp=ramp)
         self.start, self.span, self.ramp, self.standardise = start, span, ramp, standardise
         self.theta = nn.Parameter(torch.tensor(float(theta)))
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kdx.losses.objective import Lesson, Objective, no_loss, refusal_of_two_classes
-from kdx.losses.ranges import above_zero, not_negative
+from kdx.method_numbers import check_numbers
 from kdx.models.features import Outputs
 from kdx.tasks import SINGLE_LABEL
 
@@ -41,8 +41,7 @@ class DIST(Objective):
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__()
-        not_negative(beta=beta, gamma=gamma)
-        above_zero(temperature=temperature)
+        check_numbers(beta=beta, gamma=gamma, temperature=temperature)
         self.beta, self.gamma, self.temperature = beta, gamma, temperature
 
     def refusal(self, task: str, num_classes: int) -> str | None:

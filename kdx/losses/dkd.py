@@ -4,8 +4,8 @@ from torch import Tensor
 
 from kdx.losses.log_space import kl, log_softmax_within, mask_of, one_and_rest
 from kdx.losses.objective import Lesson, Objective, refusal_of_two_classes
-from kdx.losses.ranges import above_zero, not_negative
 from kdx.losses.standardisation import compared_logits, refusal_of_standardised
+from kdx.method_numbers import check_numbers
 from kdx.models.features import Outputs
 from kdx.tasks import SINGLE_LABEL
 
@@ -38,8 +38,7 @@ class DKD(Objective):
         self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, standardise: bool = False
     ) -> None:
         super().__init__()
-        not_negative(alpha=alpha, beta=beta)
-        above_zero(temperature=temperature)
+        check_numbers(alpha=alpha, beta=beta, temperature=temperature)
         self.alpha, self.beta, self.temperature, self.standardise = alpha, beta, temperature, standardise
 
     def refusal(self, task: str, num_classes: int) -> str | None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from kdx.errors import KdxError
 from kdx.losses.objective import Facts, Lesson, Objective, Words
 from kdx.losses.pairs import averaged, check_pairs, fitting_mode, one_map_each
+from kdx.method_numbers import check_numbers
 from kdx.models.features import Outputs
 
 LARGEST_KERNEL = 7  # without padding, to shrink a map by up to 6 pixels; beyond that the map is averaged down
@@ -56,8 +57,7 @@ class FitNet(Objective):
 
     def __init__(self, layers: Words = "stages", teacher_layers: Words | None = None, hint: int = -2) -> None:
         super().__init__()
-        if not isinstance(hint, int):
-            raise ValueError(f"hint={hint}: the number of a layer is needed, e.g. -2, the last but one")
+        check_numbers(hint=hint)
         self.look_at(layers, teacher_layers)
         self.hint = hint
 

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdx.losses.objective import Lesson, Objective
-from kdx.losses.ranges import above_zero
 from kdx.losses.standardisation import compared_logits, refusal_of_standardised
+from kdx.method_numbers import check_numbers
 from kdx.models.features import Outputs
 
 
@@ -47,7 +47,7 @@ class Hinton(Objective):
 
     def __init__(self, temperature: float = 4.0, standardise: bool = False) -> None:
         super().__init__()
-        above_zero(temperature=temperature)
+        check_numbers(temperature=temperature)
         self.temperature, self.standardise = temperature, bool(standardise)
 
     def refusal(self, task: str, num_classes: int) -> str | None:

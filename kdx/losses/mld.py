@@ -4,10 +4,9 @@ from torch import Tensor
 
 from kdx.losses.log_space import binary_kl
 from kdx.losses.objective import Lesson, Objective
+from kdx.method_numbers import check_numbers
 from kdx.models.features import Outputs
 from kdx.tasks import MULTI_LABEL
-
-REDUCTIONS = ("mean", "batchmean")
 
 
 def multi_label_loss(student: Tensor, teacher: Tensor, reduction: str) -> Tensor:
@@ -32,8 +31,7 @@ class MLD(Objective):
 
     def __init__(self, reduction: str = "mean") -> None:
         super().__init__()
-        if reduction not in REDUCTIONS:
-            raise ValueError(f"reduction={reduction}: choose {' or '.join(REDUCTIONS)}")
+        check_numbers(reduction=reduction)
         self.reduction = reduction
 
     def forward(self, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:

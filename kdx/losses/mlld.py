@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kdx.losses.hinton import soft_loss
 from kdx.losses.objective import Lesson, Objective, total
-from kdx.losses.ranges import above_zero
+from kdx.method_numbers import check_numbers
 from kdx.models.features import Outputs
 from kdx.tasks import SINGLE_LABEL
 
@@ -39,10 +39,7 @@ class MLLD(Objective):
 
     def __init__(self, temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0)) -> None:
         super().__init__()
-        if isinstance(temperatures, str) or not isinstance(temperatures, Sequence) or not temperatures:
-            raise ValueError(f"temperatures={temperatures}: a list of numbers is needed")
-        for temperature in temperatures:
-            above_zero(temperatures=temperature)
+        check_numbers(temperatures=temperatures)
         self.temperatures = tuple(temperatures)
 
     def forward(self, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from kdx.losses.log_space import log_softmax_within, mask_of
 from kdx.losses.objective import Lesson, Objective
-from kdx.losses.ranges import above_zero, not_negative
+from kdx.method_numbers import check_numbers
 from kdx.models.features import Outputs
 from kdx.tasks import SINGLE_LABEL
 
@@ -35,8 +35,7 @@ class NKD(Objective):
 
     def __init__(self, gamma: float = 1.5, temperature: float = 1.0) -> None:
         super().__init__()
-        not_negative(gamma=gamma)
-        above_zero(temperature=temperature)
+        check_numbers(gamma=gamma, temperature=temperature)
         self.gamma, self.temperature = gamma, temperature
 
     def forward(self, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:

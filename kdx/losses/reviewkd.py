@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdx.losses.objective import Facts, Lesson, Objective, Words, total
 from kdx.losses.pairs import averaged, check_pairs, fitting_mode, one_map_each
-from kdx.losses.ranges import count
+from kdx.method_numbers import check_numbers
 from kdx.models.features import LAST_MAP, POOLED, Outputs
 
 LEVELS = (4, 2, 1)  # sides of the averaged maps that count too, each half as much as the one before
@@ -74,7 +74,7 @@ class ReviewKD(Objective):
         self, layers: Words = ("stages", "pooled"), teacher_layers: Words | None = None, hidden: int = 512
     ) -> None:
         super().__init__()
-        count(hidden=hidden)
+        check_numbers(hidden=hidden)
         self.look_at(layers, teacher_layers)
         self.hidden = hidden
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kdx.losses.objective import Facts, Lesson, Objective, Words, no_loss
 from kdx.losses.pairs import one_pair
-from kdx.losses.ranges import not_negative
+from kdx.method_numbers import check_numbers
 from kdx.models.features import Outputs
 
 EPS = 1e-12  # of a squared distance
@@ -50,7 +50,7 @@ class RKD(Objective):
         angle: float = 50.0,
     ) -> None:
         super().__init__()
-        not_negative(distance=distance, angle=angle)
+        check_numbers(distance=distance, angle=angle)
         self.look_at(layers, teacher_layers)
         self.distance, self.angle = distance, angle
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from kdx.losses.log_space import kl, log_softmax_within, one_and_rest
 from kdx.losses.objective import Lesson, Objective, refusal_of_two_classes
-from kdx.losses.ranges import above_zero, not_negative
+from kdx.method_numbers import check_numbers
 from kdx.models.features import Outputs
 from kdx.tasks import SINGLE_LABEL
 
@@ -38,8 +38,7 @@ class RLD(Objective):
         self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, alpha_temperature: float = 1.0
     ) -> None:
         super().__init__()
-        not_negative(alpha=alpha, beta=beta)
-        above_zero(temperature=temperature, alpha_temperature=alpha_temperature)
+        check_numbers(alpha=alpha, beta=beta, temperature=temperature, alpha_temperature=alpha_temperature)
         self.alpha, self.beta = alpha, beta
         self.temperature, self.alpha_temperature = temperature, alpha_temperature
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from kdx.losses.log_space import binary_kl, kl
 from kdx.losses.objective import Lesson, Objective
-from kdx.losses.ranges import above_zero
+from kdx.method_numbers import check_numbers
 from kdx.models.features import Outputs
 
 
@@ -35,7 +35,7 @@ class TTM(Objective):
 
     def __init__(self, power: float = 0.1) -> None:
         super().__init__()
-        above_zero(power=power)
+        check_numbers(power=power)
         self.power = power
 
     def forward(self, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:

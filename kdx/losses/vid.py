@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdx.losses.objective import Facts, Lesson, Objective, Words, total
 from kdx.losses.pairs import check_pairs, one_map_each, to_one_size
-from kdx.losses.ranges import above_zero
+from kdx.method_numbers import check_numbers
 from kdx.models.features import Outputs
 
 EPS = 1e-5  # the least variance
@@ -50,7 +50,7 @@ class VID(Objective):
 
     def __init__(self, layers: Words = "stages", teacher_layers: Words | None = None, variance: float = 5.0) -> None:
         super().__init__()
-        above_zero(variance=variance)
+        check_numbers(variance=variance)
         if variance <= EPS:
             raise ValueError(f"variance={variance}: more than {EPS} is needed")
         self.look_at(layers, teacher_layers)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdx.losses.objective import Lesson, Objective
-from kdx.losses.ranges import above_zero
+from kdx.method_numbers import check_numbers
 from kdx.models.features import Outputs
 from kdx.tasks import SINGLE_LABEL
 
@@ -38,7 +38,7 @@ class WSLD(Objective):
 
     def __init__(self, temperature: float = 2.0) -> None:
         super().__init__()
-        above_zero(temperature=temperature)
+        check_numbers(temperature=temperature)
         self.temperature = temperature
 
     def forward(self, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:
