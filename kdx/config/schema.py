@@ -159,7 +159,6 @@ class StageSettings:
     teachers: tuple[str, ...]  # the roles that teach it
     several: str  # how more than one of them is used: mean or each
     recipe: Recipe
-    lr: float
     pretrained: bool
     freeze_backbone: bool
     checkpoint: str | None

@@ -213,30 +213,31 @@ def _group_of_stage(group: str, usual: DictConfig, own: DictConfig) -> Any:
     return OmegaConf.merge(OmegaConf.create(kept), own)
 
 
-def _stage(config: DictConfig, role: str) -> StageSettings:
-    """The config with the role's own values in the place of the global ones, resolved."""
+def _staged(config: Any, role: str) -> dict[str, Any]:
+    """A config, which is changed, with a role's own values in the place of the global ones, resolved."""
     own = config.stage[role]
+    for group in GROUPS:
+        if own.get(group) is not None:
+            config[group] = _group_of_stage(group, config[group], own[group])
+    for field in dataclasses.fields(Recipe):
+        if own.get(field.name) is not None:
+            config[field.name] = own[field.name]
+    if own.get("lr") is not None:
+        OmegaConf.update(config, "optimizer.lr", own.lr, force_add=True)
+    for name in ("pretrained", "freeze_backbone"):
+        if own.get(name) is not None:
+            config.model[name] = own[name]
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
-    def staged(copied: Any) -> Any:
-        for group in GROUPS:
-            if own.get(group) is not None:
-                copied[group] = _group_of_stage(group, copied[group], copied.stage[role][group])
-        for field in dataclasses.fields(Recipe):
-            if own.get(field.name) is not None:
-                copied[field.name] = copied.stage[role][field.name]
-        if own.get("lr") is not None:
-            OmegaConf.update(copied, "optimizer.lr", own.lr, force_add=True)
-        for name in ("pretrained", "freeze_backbone"):
-            if own.get(name) is not None:
-                copied.model[name] = own[name]
-        return OmegaConf.to_container(copied, resolve=True)
 
-    resolved = staged(copy.deepcopy(config))
-    as_written = staged(OmegaConf.create(keep_environment(OmegaConf.to_container(config, resolve=False))))
+def _stage(config: DictConfig, role: str) -> StageSettings:
+    """A role's stage: its own values in the place of the global ones."""
+    own = config.stage[role]
+    resolved = _staged(copy.deepcopy(config), role)
     kd = resolved["kd"]
-    teachers = teachers_of(own) if kd.get("_target_") is not None else ()
     cache_logits = kd.pop("cache_logits", False)  # no number of the loss: changes what it costs only
-    several, start = kd.pop("teachers", "mean"), own.get("start")
+    several, start = kd.pop("teachers", "mean"), own.start
+    teachers = teachers_of(own) if kd.get("_target_") is not None else ()
     starts_from_role = start in roles_of(config.stage)
     return StageSettings(
         role=role,
@@ -244,19 +245,15 @@ def _stage(config: DictConfig, role: str) -> StageSettings:
         teachers=teachers,
         several=several,
         recipe=Recipe(**{field.name: resolved[field.name] for field in dataclasses.fields(Recipe)}),
-        lr=resolved["optimizer"].get("lr", 0.0),
         pretrained=resolved["model"]["pretrained"],
         freeze_backbone=resolved["model"]["freeze_backbone"],
-        checkpoint=own.get("checkpoint"),
-        checkpoint_key=own.get("checkpoint_key"),
-        checkpoint_check=own.get("checkpoint_check", True),
         cache_logits=cache_logits,
         kd=kd if teachers else {},
         optimizer=resolved["optimizer"],
         scheduler=resolved["scheduler"],
-        config=as_written,
+        config=_staged(OmegaConf.create(keep_environment(OmegaConf.to_container(config, resolve=False))), role),
         start=None if starts_from_role else start,
         start_role=start if starts_from_role else None,
-        head=own.get("head", True),
-        headless=tuple(teacher for teacher in teachers if not config.stage[teacher].get("head", True)),
+        headless=tuple(teacher for teacher in teachers if not config.stage[teacher].head),
+        **{name: own[name] for name in ("checkpoint", "checkpoint_key", "checkpoint_check", "head")},
     )

@@ -60,10 +60,7 @@ class JobProcesses:
         self.stopping = False
 
     def run(self, job: Job, give_up: GiveUp | None = None) -> JobEnd | None:
-        """Start a job and wait for its end; None where all jobs are asked to stop. Blocks its thread.
-
-        `give_up` is asked every second: once it gives a reason, the job is ended, and failed for that reason.
-        """
+        """As `Executor.run`; the process is a fork of the server."""
         slot = self.slots.get()
         try:
             process = self._start(job, slot)

@@ -8,13 +8,8 @@ from kdx.augmentations import Jitter
 from kdx.data.augment.frame import Frame, Rows
 
 
-def draw_jitter(count: int, frame: Frame, options: Jitter, draw: torch.Generator) -> Tensor:
-    """Numbers (count, 2) in 0-1: brightness and contrast from least to most."""
-    return torch.rand(count, 2, generator=draw)
-
-
 def jitter(images: Tensor, numbers: Rows, options: Jitter, frame: Frame) -> Tensor:
-    """Float images of other brightness and contrast."""
+    """Float images of other brightness and contrast, by numbers (B, 2) of 0-1 from least to most."""
     change = 2 * numbers.there - 1
     brightness = (1 + options.brightness * change[:, 0]).view(-1, 1, 1, 1)
     contrast = (1 + options.contrast * change[:, 1]).view(-1, 1, 1, 1)

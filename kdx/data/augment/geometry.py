@@ -8,13 +8,8 @@ from kdx.augmentations import Crop, Flip, Rotate
 from kdx.data.augment.frame import Frame, Rows
 
 
-def draw_crop(count: int, frame: Frame, options: Crop, draw: torch.Generator) -> Tensor:
-    """Places (count, 2) in 0-1, down and to the right."""
-    return torch.rand(count, 2, generator=draw)
-
-
 def crop(images: Tensor, places: Rows, options: Crop, frame: Frame) -> Tensor:
-    """A frame of zeros around the images, and their own size cut out of it at the places."""
+    """A frame of zeros around the images, and their own size cut out of it at places of 0-1, down and to the right."""
     height, width = images.shape[-2:]
     pad = max(1, int(height * options.padding))
     padded = F.pad(images, (pad, pad, pad, pad))
@@ -22,11 +17,6 @@ def crop(images: Tensor, places: Rows, options: Crop, frame: Frame) -> Tensor:
     offset = (places.there * (2 * pad + 1)).long().clamp(max=2 * pad)
     rows = torch.arange(len(images), device=images.device)
     return windows[rows, :, offset[:, 0], offset[:, 1]]
-
-
-def draw_flip(count: int, frame: Frame, options: Flip, draw: torch.Generator) -> Tensor:
-    """Numbers (count, 1) in 0-1."""
-    return torch.rand(count, 1, generator=draw)
 
 
 def flip(images: Tensor, numbers: Rows, options: Flip, frame: Frame) -> Tensor:

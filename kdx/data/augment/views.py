@@ -8,29 +8,36 @@ import torch
 from torch import Tensor
 
 from kdx.augmentations import MIXING, SINCE_FIRST, Augmentation, Crop, Erase, Flip, Jitter, ResizedCrop, Rotate, Trivial
-from kdx.data.augment.colour import draw_jitter, jitter
+from kdx.data.augment.colour import jitter
 from kdx.data.augment.erase import draw_erased, erase
 from kdx.data.augment.frame import Frame, Rows
-from kdx.data.augment.geometry import crop, draw_crop, draw_flip, draw_rotation, flip, rotate
+from kdx.data.augment.geometry import crop, draw_rotation, flip, rotate
 from kdx.data.augment.resized_crop import draw_resized_crop, resized_crop
 from kdx.data.augment.trivial import draw_trivial, trivial
 from kdx.reproducibility import generator
+
+Draw = Callable[[int, Frame, Any, torch.Generator], Tensor]
+
+
+def _uniform(columns: int) -> Draw:
+    """Draws numbers (count, columns) in 0-1."""
+    return lambda count, frame, options, draw: torch.rand(count, columns, generator=draw)
 
 
 class Step(NamedTuple):
     """One augmentation: the numbers (count, k) of images, drawn on the host; a batch to which they are applied."""
 
-    draw: Callable[[int, Frame, Any, torch.Generator], Tensor]
+    draw: Draw
     apply: Callable[[Tensor, Rows, Any, Frame], Tensor]
 
 
 STEPS: dict[type[Augmentation], Step] = {  # in this order, whatever that of the configuration
     ResizedCrop: Step(draw_resized_crop, resized_crop),
-    Crop: Step(draw_crop, crop),
-    Flip: Step(draw_flip, flip),
+    Crop: Step(_uniform(2), crop),
+    Flip: Step(_uniform(1), flip),
     Rotate: Step(draw_rotation, rotate),
     Trivial: Step(draw_trivial, trivial),
-    Jitter: Step(draw_jitter, jitter),  # makes floats
+    Jitter: Step(_uniform(2), jitter),  # makes floats
     Erase: Step(draw_erased, erase),
 }
 
