@@ -1,7 +1,7 @@
 """Which stages to reuse, load or train, decided and checked before anything is trained."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ def check_plan(context: RunContext, plan: Sequence[PlannedStage], run_dir: Path)
     return loaded
 
 
-def _note_surroundings(role: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+def _note_surroundings(role: str, here: dict[str, Any], there: dict[str, Any]) -> None:
     """Say in what a reused stage was made otherwise, where its fingerprint does not tell."""
     unlike = [key for key in here | there if there.get(key) != here.get(key)]
     if unlike:
