@@ -163,7 +163,7 @@ def test_fingerprints_change_with_what_changes_weights_only(override: str) -> No
 def test_every_key_is_classified_above() -> None:
     """A new setting must say whether it changes weights."""
     words = " ".join(CHANGES)
-    known = {"stages", "deliver", "reuse", "missing", "dataset_name", "source", "stem"}
+    known = {"stages", "deliver", "reuse", "missing", "dataset_name", "source", "stem", "torchrun"}
     known.add("unlabelled")  # needs a folder: tests/test_unlabelled.py
     for name in Settings.__dataclass_fields__:
         assert name in known or name.rstrip("s") in words, name
