@@ -323,7 +323,7 @@ def test_network_is_freed_when_nobody_needs_it_any_more(tiny_run, monkeypatch: p
 def test_reused_guide_is_read_from_its_file_once(tiny_run, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_run("stage.deliver=assistant")
     read = []
-    for module in ("stage", "parts"):
+    for module in ("loaded", "parts"):
         monkeypatch.setattr(
             f"kdx.chain.{module}.build_network", lambda *given: read.append(given) or build_network(*given)
         )
