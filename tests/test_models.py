@@ -4,9 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from kdx.errors import KdxError
+from kdx.losses import AttentionTransfer
+from kdx.losses.objective import Facts
 from kdx.models.batch_norm import momentum_for, set_momentum, slow_momentum
 from kdx.models.features import Watched, resolve_layers
 from kdx.models.networks import (
@@ -203,6 +205,50 @@ def test_small_stem_of_any_cnn_keeps_every_weight(name: str, size: int, side: in
     check_network(network, spec, (size, size))
     maps = Watched(network.eval(), resolve_layers(network, ("stages",), torch.zeros(1, 3, size, size)))
     assert side in {stage.shape[2] for stage in maps(torch.zeros(1, 3, size, size)).features["stages"]}
+
+
+class OwnTransformer(nn.Module):
+    """A user's own, with `prefix` tokens that stand for no place, of which it says nothing."""
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, stride=8)
+        self.tokens = nn.Parameter(torch.zeros(1, prefix, 16))
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(4))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.tokens.expand(len(images), -1, -1), tokens], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.head(tokens.mean(dim=1))
+
+
+VIT = {"image_size": 32, "patch_size": 8, "num_layers": 4, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
+SWIN = {"patch_size": [4, 4], "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": [4, 4]}
+
+
+@pytest.mark.parametrize(
+    ("made", "shapes"),
+    [
+        (torchvision.models.VisionTransformer(**VIT), [(16, 4, 4)] * 4),
+        (torchvision.models.SwinTransformer(**SWIN), [(16, 8, 8), (32, 4, 4)]),
+        (OwnTransformer(0), [(16, 4, 4)] * 4),
+        (OwnTransformer(1), [(17, 16)] * 4),
+    ],
+)
+def test_a_transformers_maps_are_its_blocks_and_not_its_patches(made: nn.Module, shapes, monkeypatch) -> None:
+    """The convolution that cuts an image into patches gives a map, too, of which a teacher has nothing to say."""
+    monkeypatch.setattr(torchvision.models, "get_model", lambda *a, **k: made)
+    network, images = build_network(NetworkSpec("vit_b_16", 3)), torch.rand(2, 3, 32, 32)
+    layers = resolve_layers(network, ("stages", "last_map"), images)
+    with torch.no_grad():
+        seen = Watched(network.eval(), layers)(images)
+    assert [tuple(maps.shape[1:]) for maps in seen.features["stages"]] == shapes
+    if len(shapes[0]) == 2:
+        with pytest.raises(KdxError, match=r"maps \(B, C, H, W\) are needed, .*; num_prefix_tokens of the network"):
+            AttentionTransfer().prepare(Facts("multi-class", 3, 10, seen, seen))
 
 
 def test_small_stem_of_a_resnet_with_imagenet_weights_keeps_its_convolution() -> None:

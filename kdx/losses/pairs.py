@@ -27,7 +27,9 @@ def check_pairs(student: Sequence[Tensor], teacher: Sequence[Tensor], instead: s
     for features in (*student, *teacher):
         if dims is not None and features.ndim != dims:
             wanted = "maps (B, C, H, W)" if dims == 4 else "vectors (B, D)"
-            raise KdxError(f"layers: {wanted} are needed, a layer gives {tuple(features.shape)}")
+            hint = "; num_prefix_tokens of the network has to say how many of them stand for no place"
+            told = f"a layer gives {tuple(features.shape)}{hint if features.ndim == 3 else ''}"
+            raise KdxError(f"layers: {wanted} are needed, {told}")
 
 
 def one_pair(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """What a network says and what its layers see: logits with the features of named layers."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -104,7 +104,7 @@ def resolve_layers(network: nn.Module, words: Sequence[str], images: Tensor) -> 
 def map_of(network: nn.Module) -> Callable[[Tensor], Tensor]:
     """What makes a map (B, C, H, W) of a layer's output: of tokens (B, T, C), or of channels that come last.
 
-    Tokens that stand for no place, such as the class token, are left out.
+    Tokens that stand for no place, such as the class token, are left out: a network's `num_prefix_tokens`.
     """
     prefix, last = getattr(network, "num_prefix_tokens", 0), getattr(network, "output_fmt", "") == "NHWC"
 
@@ -186,17 +186,47 @@ def _stages(network: nn.Module, calls: Mapping[str, _Call]) -> tuple[str, ...]:
     if told:
         return told
     blocks = {name for name, module in network.named_modules() if any(True for _ in module.children())}
-    for chosen in (blocks, calls.keys()):
-        last: dict[tuple[int, ...], str] = {}
-        for name, call in calls.items():
-            if name in chosen and len(call.shape) == 4 and call.intact and _has_weights(network, name):
-                if min(call.shape[2:]) > 1 or "." not in name:  # squeeze-and-excitation gives one pixel within a block
-                    last[tuple(call.shape[2:])] = name
-        if len(last) > 1:
-            return tuple(last.values())
+    last = _last_maps(network, calls, blocks)
+    if len(last) > 1:
+        return last
+    tokens = _token_blocks(network, calls, blocks)
+    if tokens:  # the only maps are those of the patches, before the first of them
+        return _four_of(tokens)
+    last = _last_maps(network, calls, calls.keys())
     if not last:
         raise KdxError(f"{type(network).__name__} has no layer that gives maps (B, C, H, W); name layers that it has")
+    return last
+
+
+def _last_maps(network: nn.Module, calls: Mapping[str, _Call], chosen: Collection[str]) -> tuple[str, ...]:
+    """The last of the chosen layers at each resolution."""
+    first, last = _first_side(network), dict[tuple[int, ...], str]()
+    for name, call in calls.items():
+        if name in chosen and len(call.shape) == 4 and call.intact and _has_weights(network, name):
+            sides = tuple(call.shape[first : first + 2])
+            if min(sides) > 1 or "." not in name:  # squeeze-and-excitation gives one pixel within a block
+                last[sides] = name
     return tuple(last.values())
+
+
+def _token_blocks(network: nn.Module, calls: Mapping[str, _Call], blocks: Collection[str]) -> list[str]:
+    """The blocks of a list that give tokens (B, T, C), all as many; none where they are fewer than two."""
+    lists = {name for name, module in network.named_modules() if isinstance(module, nn.Sequential | nn.ModuleList)}
+    members = [name for name in calls if name in blocks and name.rpartition(".")[0] in lists]
+    names = [name for name in members if len(calls[name].shape) == 3 and calls[name].intact]
+    outer = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+    equal = [name for name in outer if calls[name].shape == calls[outer[-1]].shape]
+    return equal if len(equal) > 1 else []
+
+
+def _four_of(names: Sequence[str]) -> tuple[str, ...]:
+    """The last name of each quarter."""
+    return tuple(dict.fromkeys(names[(len(names) * part + 3) // 4 - 1] for part in range(1, 5)))
+
+
+def _first_side(network: nn.Module) -> int:
+    """The dimension of a map's height: 1 where channels come last."""
+    return 1 if getattr(network, "output_fmt", "") == "NHWC" else 2
 
 
 def _told_stages(network: nn.Module, calls: Mapping[str, _Call]) -> tuple[str, ...]:
@@ -204,8 +234,8 @@ def _told_stages(network: nn.Module, calls: Mapping[str, _Call]) -> tuple[str, .
     names = [str(info["module"]) for info in getattr(network, "feature_info", None) or () if "module" in info]
     names = [name for name in names if name in calls and calls[name].intact and _is_block(network, name)]
     if any(len(calls[name].shape) == 3 for name in names):
-        return tuple(dict.fromkeys(names[(len(names) * part + 3) // 4 - 1] for part in range(1, 5)))
-    first = 1 if getattr(network, "output_fmt", "") == "NHWC" else 2
+        return _four_of(names)
+    first = _first_side(network)
     places = {name: tuple(calls[name].shape[first : first + 2]) for name in names}
     last = {size: name for name, size in places.items() if min(size, default=0) > 1}
     return tuple(last.values()) if len(last) > 1 else ()

@@ -188,13 +188,23 @@ def _torchvision_network(spec: NetworkSpec, download: bool) -> nn.Module:
         )
     extra = {"aux_logits": False, "init_weights": True} if spec.name in ("googlenet", "inception_v3") else {}
     if not spec.pretrained:
-        return torchvision.models.get_model(spec.name, weights=None, num_classes=spec.num_classes, **extra)
+        made = torchvision.models.get_model(spec.name, weights=None, num_classes=spec.num_classes, **extra)
+        return _with_layout(made)
     if extra:
         raise KdxError(f"model '{spec.name}' with pretrained=true: its ImageNet weights need auxiliary classifiers")
     state = torch.load(_imagenet_file(spec.name, download), map_location="cpu", weights_only=True)
     network = torchvision.models.get_model(spec.name, weights=None)
     network.load_state_dict(state)
     _replace_classifier(network, spec.num_classes)
+    return _with_layout(network)
+
+
+def _with_layout(network: nn.Module) -> nn.Module:
+    """A torchvision network that says, in timm's words, how its layers' outputs are maps."""
+    if isinstance(network, torchvision.models.VisionTransformer):
+        network.num_prefix_tokens = 1  # the class token
+    elif isinstance(network, torchvision.models.SwinTransformer):
+        network.output_fmt = "NHWC"
     return network
 
 
