@@ -38,6 +38,10 @@ from kdx.training.evaluation import logits_of
 RESNETS = Case("resnet34", "resnet18", "small", images=256, batch_size=64)
 THIN = Case()
 TOGETHER = replace(THIN, images=1024)
+MEMORY = {  # what an epoch needs at most: of the ViT trio the teacher's, the largest of its three networks
+    "ResNet-34 -> 18, batch 64, 32 px": replace(RESNETS, images=128),
+    "ViT-S alone, batch 32, 64 px": Case(None, "kdx.vit:small", images=64, batch_size=32, size=64),
+}
 
 
 def loop(rounds: int) -> Iterator[Row]:
@@ -250,20 +254,20 @@ def scaling(rounds: int) -> Iterator[Row]:
 
 def memory(rounds: int) -> Iterator[Row]:
     """(f) How much an epoch adds to the memory of a process that has imported everything."""
-    case = replace(RESNETS, images=128)
-    cases = {
-        "bare loop": (case, False),
-        "kdx": (case, False),
-        "kdx micro_batches=4": (replace(case, micro_batches=4), False),
-        "kdx activation_checkpointing": (case, True),
-        "kdx both": (replace(case, micro_batches=4), True),
-        "kdx bf16": (replace(case, half=torch.bfloat16, channels_last=True), False),
-    }
-    first = None
-    for name, (setting, recompute) in cases.items():
-        used = _in_own_process(_peak_of_an_epoch, name == "bare loop", setting, recompute)
-        first = first or used
-        yield Row("memory, ResNet-34 -> 18, batch 64, 32 px", name, used, "MB", used / first)
+    for what, case in MEMORY.items():
+        cases = {
+            "bare loop": (case, False),
+            "kdx": (case, False),
+            "kdx micro_batches=4": (replace(case, micro_batches=4), False),
+            "kdx activation_checkpointing": (case, True),
+            "kdx both": (replace(case, micro_batches=4), True),
+            "kdx bf16": (replace(case, half=torch.bfloat16, channels_last=True), False),
+        }
+        first = None
+        for name, (setting, recompute) in cases.items():
+            used = _in_own_process(_peak_of_an_epoch, name == "bare loop", setting, recompute)
+            first = first or used
+            yield Row(f"memory, {what}", name, used, "MB", used / first)
 
 
 def _peak_of_an_epoch(bare: bool, case: Case, recompute: bool) -> float:

@@ -65,7 +65,8 @@ class Case:
 
     def network(self, name: str) -> nn.Module:
         torch.manual_seed(0)
-        return self.precision().place(build_network(NetworkSpec(name, self.classes, stem=self.stem)))
+        spec = NetworkSpec(name, self.classes, stem=self.stem, image_size=(self.size, self.size))
+        return self.precision().place(build_network(spec))
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(network.parameters(), fused=self.fused)
