@@ -11,7 +11,8 @@ import torch
 
 from kdx import cli
 from kdx.compose import compose_line
-from kdx.config.settings import build, read_settings
+from kdx.config.build import build
+from kdx.config.settings import read_settings
 from kdx.search import as_overrides
 from tests.conftest import CONF, REPO, compose_config
 

@@ -103,9 +103,9 @@ def test_rooms_import_in_the_allowed_directions(path: Path) -> None:
 def test_only_the_border_knows_hydra() -> None:
     knowing = {place(path) for path in MODULES if any(name.split(".")[0] == "hydra" for name in imports_of(path))}
     plugins = {f"plugins.hydra_plugins.{name}" for name in ("kdx_launcher", "kdx_sweeper")}
-    assert knowing == {"run", "cli", "compose", "explain", "config_loader", "config.settings", *plugins}
+    assert knowing == {"run", "cli", "compose", "explain", "config_loader", "config.build", *plugins}
     calling = [place(path) for path in MODULES if re.search(r"\binstantiate\(", path.read_text())]
-    assert calling == ["config.settings"]
+    assert calling == ["config.build"]
 
 
 def test_commands_start_before_torch() -> None:

@@ -10,8 +10,8 @@ import torch
 from kdx.augmentations import Flip, plain_augment
 from kdx.chain.code import Sources
 from kdx.chain.index import fingerprint
+from kdx.config.build import build
 from kdx.config.schema import Settings, StageSettings
-from kdx.config.settings import build
 from kdx.data.batches import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, mean_and_std
 from kdx.data.dataset import Dataset
 from kdx.data.unlabelled import add_unlabelled

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from kdx.config.build import arguments_of, build
 from kdx.config.schema import StageSettings
-from kdx.config.settings import arguments_of, build
 from kdx.config.swap_points import COMBINED, HINTON, OF_STAGE, TERMS
 from kdx.data.dataset import Dataset
 from kdx.errors import KdxError

@@ -6,8 +6,8 @@ import torch
 
 from kdx.chain.batches import updates_per_epoch
 from kdx.chain.context import RunContext
+from kdx.config.build import arguments_of, build
 from kdx.config.schema import StageSettings
-from kdx.config.settings import arguments_of, build
 from kdx.errors import KdxError
 from kdx.metrics.selection import Selection
 from kdx.training.learner import Learner
