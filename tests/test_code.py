@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from kdx.chain.code import Sources
+from kdx.chain.context import make_run_context, stage_fingerprint
 from kdx.errors import KdxError
 from kdx.losses import Hinton
-from tests.conftest import TinyRun
+from tests import tiny
+from tests.conftest import TinyRun, settings_of
 
 MINE = {
     "__init__.py": "",
@@ -171,6 +173,29 @@ def test_formula_of_ours_has_a_version(tiny_run, monkeypatch: pytest.MonkeyPatch
     assert tiny_run(*chain).statuses() == {"teacher": "reused", "student": "trained"}
     monkeypatch.setattr(sys.modules["kdx.models.thin"], "VERSION", 2, raising=False)
     assert tiny_run(*chain).statuses() == {"teacher": "trained", "student": "trained"}
+
+
+@pytest.mark.parametrize(
+    ("student", "method", "counts"),
+    [
+        ("vit_b_16", "fitnet", True),
+        ("tests.tiny:network", "reviewkd", True),
+        ("tests.tiny:network", "hinton", False),
+        ("resnet18", "fitnet", False),
+        ("kdx.vit:mini", "fitnet", False),
+        ("vit_b_16", "hinton", False),
+    ],
+)
+def test_what_words_for_layers_mean_in_a_network_has_a_version(
+    student: str, method: str, counts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where kdx itself has to find the layers of what may be a transformer."""
+    only = ["dataset.size=32", "model.teacher=resnet18", "model.assistant=resnet18", f"model.student={student}"]
+    settings = settings_of(*only, f"kd={method}")
+    context = make_run_context(settings, tiny.dataset())
+    before = stage_fingerprint(context, settings.stage("student"), "guide")
+    monkeypatch.setattr(sys.modules["kdx.chain.context"], "FOUND_LAYERS_VERSION", 3)
+    assert (stage_fingerprint(context, settings.stage("student"), "guide") != before) == counts
 
 
 FORMS = {  # how a module takes in `thing` of own/parts/thing.py: files, target

@@ -19,6 +19,7 @@ from kdx.errors import KdxError
 from kdx.files import hash_file
 from kdx.metrics.selection import Selection
 from kdx.models.batch_norm import momentum_for
+from kdx.models.features import FOUND_LAYERS_VERSION, LAST_MAP, STAGES
 from kdx.models.networks import NetworkSpec
 from kdx.models.stem import resolve_stem
 from kdx.recipe import Recipe, changed
@@ -148,6 +149,8 @@ def stage_fingerprint(
         facts["code"] |= context.sources.of_node(node)
     if stage.distilled:
         facts |= {"kd": stage.kd, "guide": guide_fingerprint}
+        if _looks_where_kdx_finds(context, stage):
+            facts["found_layers"] = FOUND_LAYERS_VERSION
         if len(stage.teachers) > 1:
             facts["several"] = stage.several
         if context.dataset.unlabelled is not None:
@@ -157,6 +160,21 @@ def stage_fingerprint(
     elif stage.start_role is not None:
         facts["start"] = start
     return fingerprint(facts)
+
+
+def _looks_where_kdx_finds(context: RunContext, stage: StageSettings) -> bool:
+    """Whether its method names layers by words of which kdx finds out what they mean in what may be a transformer."""
+    networks = [stage.network, *(context.settings.stage(role).network for role in stage.teachers)]
+    found = any(
+        name.startswith(("vit_", "swin_")) or (":" in name and not name.startswith("kdx.")) for name in networks
+    )
+    return found and bool({STAGES, LAST_MAP} & _words(stage.kd))
+
+
+def _words(node: Any) -> set[str]:
+    """The texts in a config, at any depth."""
+    inside = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return ({node} if isinstance(node, str) else set()).union(*map(_words, inside))
 
 
 def _as_on_one_device(context: RunContext, recipe: Recipe) -> Recipe:

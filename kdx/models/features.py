@@ -12,6 +12,9 @@ from torch.utils.hooks import RemovableHandle
 from kdx.errors import KdxError, suggest
 
 STAGES, LAST_MAP, POOLED = "stages", "last_map", "pooled"
+# Of what the first two stand for in what may be a transformer and does not say it as timm's do: raise it when that
+# changes, and what was distilled by it is not reused. 2: the blocks of transformers, not the cut into patches.
+FOUND_LAYERS_VERSION = 2
 ALIASES = (STAGES, LAST_MAP, POOLED)
 
 Layers = Mapping[str, Sequence[str]]  # the dotted names that each word stands for in one network
