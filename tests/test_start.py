@@ -52,9 +52,9 @@ def test_start_from_files_of_kdx_and_of_others_with_other_classes(tiny_run, tmp_
 
 
 def test_a_teacher_from_elsewhere_whose_backbone_is_frozen_learns_its_classifier_alone(
-    tiny_run, tmp_path: Path
+    tiny_run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither its weights nor its batch-norm's statistics move, while the student's do."""
+    """Neither its weights nor its batch-norm's statistics move, while the student's do. Random ones are told."""
     first = tiny_run("stage.deliver=teacher", "epochs=1")
     weights = weights_of(first.checkpoint("teacher"))
     torch.save(weights, tmp_path / "w.pth")
@@ -62,7 +62,9 @@ def test_a_teacher_from_elsewhere_whose_backbone_is_frozen_learns_its_classifier
     run = tiny_run(*named, "stage.teacher.freeze_backbone=true")
     taught, student = (weights_of(run.checkpoint(role)) for role in ("teacher", "student"))
     assert {key for key in taught if not torch.equal(taught[key], weights[key])} == {"head.weight", "head.bias"}
-    assert student["norm.num_batches_tracked"] > 0
+    assert student["norm.num_batches_tracked"] > 0 and "random weights" not in caplog.text
+    tiny_run("stage.deliver=teacher", "stage.teacher.freeze_backbone=true")
+    assert "stage.teacher: freeze_backbone=true keeps random weights" in caplog.text
 
 
 def renamed():
