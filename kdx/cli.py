@@ -111,7 +111,7 @@ def run_job(config: DictConfig, before: FolderBefore | None, followers: Follower
 
         gc.freeze()  # what the imports made stays: every collection between stages would go through it, 0.3 s
         with users_errors():
-            result = run_chain(settings, run_dir, list(map(from_hydra, hydra_config.overrides.task)), followers)
+            result = run_chain(settings, run_dir, list(map(from_hydra, _overrides(hydra_config))), followers)
     except KdxError as error:
         _tell(str(error))
         if _wants_traceback() or not single:
@@ -213,6 +213,12 @@ def check_jobs(conf: Path, arguments: Sequence[str] | None = None) -> Checked:
     return Checked()
 
 
+def _overrides(hydra: Any) -> list[str]:
+    """The overrides of a job as they were typed: a `${...}` in one is not looked up, which a later one may replace."""
+    typed: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    return list(map(str, typed))
+
+
 def _folder_before(config: DictConfig) -> FolderBefore | None:
     """What a run finds in its folder; unknown where the folder's name depends on what Hydra only knows later."""
     try:
@@ -237,7 +243,7 @@ def _check_sweep(loader: Any, config: DictConfig) -> None:
     if "BasicSweeper" not in config.hydra.sweeper._target_:
         return  # other sweepers choose their jobs as they go
     params = [to_hydra(f"{key}={value}") for key, value in (config.hydra.sweeper.params or {}).items()]
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *config.hydra.overrides.task])
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *_overrides(config.hydra)])
     for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
         job = loader.load_sweep_config(config, list(overrides))
         try:

@@ -190,12 +190,13 @@ def test_any_value_of_any_key_is_a_run_or_one_line(forks: Forks, arguments: list
         ("hydra.run.dir=.", "refused"),  # the folder that the command was started in went, too
         ("stage.teacher.checkpoint=5", "refused"),  # a number as a path
         ("model.student=5", "refused"),
+        ("dataset.name=${oc.env:NOT_THERE} dataset.name=mine", "runs"),  # looked up in the overrides as typed
         ("dataset=imagefolder", "refused"),  # met when the data is read, after Hydra made the run's folder
     ],
 )
 def test_what_was_found_stays_mended(forks: Forks, change: str, expected: str) -> None:
-    base = [o for o in TINY if not (o.startswith("dataset") and change.startswith("dataset"))]
-    end = forks.run([*base, "download=false", "plan=true", change])
+    base = [o for o in TINY if not (o.startswith("dataset") and change.startswith("dataset="))]
+    end = forks.run([*base, "download=false", "plan=true", *change.split()])
     assert verdict(end) == expected, end
 
 
