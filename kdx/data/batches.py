@@ -173,7 +173,7 @@ class Batches:
         return not self.augment
 
     def epoch(self, number: int, start: int = 0, every: int = 1) -> Iterator[Batch]:
-        """The batches of epoch `number`, from batch `start` on, or `every` so-manieth of them.
+        """The batches of epoch `number`, from batch `start` on, in steps of `every`.
 
         Order and augmentation go to the device once an epoch; the loop itself moves nothing there.
         """
