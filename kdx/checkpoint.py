@@ -47,6 +47,7 @@ class Metadata(TypedDict, total=False):
     image_shape: Annotated[list[Annotated[int, Meta(ge=1, le=16384)]], Meta(min_length=3, max_length=3)]
     preprocessing: Preparation
     head: bool
+    classifies: bool  # False: no label enters its loss, and its classifier learns nothing
     role: str
     fingerprint: str
     guide_fingerprint: str | list[str] | None

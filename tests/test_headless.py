@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdx import export
+from kdx.checkpoint import load_checkpoint, save_checkpoint
 from kdx.deploy.load import CARD, load_model
 from kdx.errors import KdxError
 from kdx.models.features import Watched, resolve_layers
@@ -108,6 +109,10 @@ def test_who_learnt_no_classifier_has_no_accuracy_anywhere(tiny_run, tmp_path: P
     for what in (run.folder, run.checkpoint("student"), run.folder / "student/checkpoints/latest.pth", *shipped):
         with pytest.raises(KdxError, match="has learnt no classifier, since no label entered its loss"):
             load_model(what, "student", "tests.tiny:network", trust=True)
+    latest = run.folder / "student/checkpoints/latest.pth"
+    save_checkpoint(latest, load_checkpoint(latest) | {"validation": {}})  # as it is within the first epoch
+    with pytest.raises(KdxError, match="has learnt no classifier, since no label entered its loss"):
+        load_model(latest, network="tests.tiny:network")
     weights = load_file(shipped[-1])
     card = {key: value for key, value in json.loads(card_of(shipped[-1])).items() if key != "classifies"}
     save_file(weights, shipped[-1], metadata={CARD: json.dumps(card)})  # as it was written before cards said so

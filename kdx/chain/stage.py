@@ -85,7 +85,8 @@ def train_stage(
     """
     trainer = _trainer_under(teachers, context, stage, start)
     lineage = as_recorded([teacher.fingerprint for teacher in teachers.values()])
-    meta = {"role": stage.role, "fingerprint": own, "guide_fingerprint": lineage}
+    meta: dict[str, Any] = {"role": stage.role, "fingerprint": own, "guide_fingerprint": lineage}
+    meta |= {} if trainer.learner.objective.teaches_classes else {"classifies": False}
     keeper = _keeper(context, stage, folder, trainer, meta, stop)
     _leave_clean_script(folder)
     _resume(trainer, keeper, earlier)

@@ -170,11 +170,12 @@ def open_model(path: Path, role: str, network: str | None, trust: bool) -> tuple
         raise KdxError(f"{path}: torch runs code that such a file holds: say trust=true if you know where it is from")
     if path.suffix == ".pth":
         content = load_checkpoint(path)
-        scores = content.get("validation")
+        scores = content.get("validation")  # none in the first epoch; older files tell it by these only
         built = network_of(content.get("meta", {}), path, network)
         load_weights(built, content, path)
         card = Card.of(content["meta"], path)
-        return _in_torch(built, replace(card, classifies=not scores or "accuracy" in scores), path)
+        learnt = not scores or "accuracy" in scores
+        return _in_torch(built, replace(card, classifies=card.classifies and learnt), path)
     return {".onnx": _from_onnx, ".pt2": _from_pt2, ".safetensors": _from_safetensors}[path.suffix](path, network)
 
 
