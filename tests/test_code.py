@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from kdx.chain.code import Sources
-from kdx.chain.context import make_run_context, stage_fingerprint
+from kdx.chain.context import make_run_context
+from kdx.chain.fingerprints import stage_fingerprint
 from kdx.errors import KdxError
 from kdx.losses import Hinton
 from tests import tiny
@@ -194,7 +195,7 @@ def test_what_words_for_layers_mean_in_a_network_has_a_version(
     settings = settings_of(*only, f"kd={method}")
     context = make_run_context(settings, tiny.dataset())
     before = stage_fingerprint(context, settings.stage("student"), "guide")
-    monkeypatch.setattr(sys.modules["kdx.chain.context"], "FOUND_LAYERS_VERSION", 3)
+    monkeypatch.setattr(sys.modules["kdx.chain.fingerprints"], "FOUND_LAYERS_VERSION", 3)
     assert (stage_fingerprint(context, settings.stage("student"), "guide") != before) == counts
 
 

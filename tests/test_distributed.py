@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from kdx.chain.context import load_dataset, make_run_context, stage_fingerprint
+from kdx.chain.context import load_dataset, make_run_context
+from kdx.chain.fingerprints import stage_fingerprint
 from kdx.errors import KdxError
 from kdx.losses.cc import CorrelationCongruence
 from kdx.losses.crd import CRD

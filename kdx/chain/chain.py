@@ -7,7 +7,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kdx.chain.context import RunContext, load_dataset, make_run_context, network_code
+from kdx.chain.context import RunContext, load_dataset, make_run_context
+from kdx.chain.fingerprints import network_code
 from kdx.chain.finished import refuse_other_run
 from kdx.chain.foreign import file_import
 from kdx.chain.index import FinishedStage, StageIndex, own_folder

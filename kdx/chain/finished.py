@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kdx.chain.context import RunContext, stage_fingerprint
+from kdx.chain.context import RunContext
+from kdx.chain.fingerprints import stage_fingerprint
 from kdx.chain.index import StageIndex
 from kdx.chain.plan import PlannedStage, make_plan
 from kdx.errors import KdxError

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from kdx.chain.batches import stage_batches
-from kdx.chain.context import RunContext, metadata, network_code, network_spec
+from kdx.chain.context import RunContext, metadata, network_spec
 from kdx.chain.drawing import draw_feature_maps
+from kdx.chain.fingerprints import network_code
 from kdx.chain.index import fingerprint
 from kdx.chain.loaded import LoadedStage, blank_network
 from kdx.chain.stage import Outcome, file_stem, scores_on_test

@@ -8,7 +8,8 @@ import torch
 
 from kdx.augmentations import plain_augment
 from kdx.chain.batches import train_size, unlabelled_of, updates_per_epoch
-from kdx.chain.context import RunContext, data_code, metadata, network_code
+from kdx.chain.context import RunContext, metadata
+from kdx.chain.fingerprints import data_code, network_code
 from kdx.chain.index import fingerprint
 from kdx.checkpoint import versions
 from kdx.config.schema import StageSettings

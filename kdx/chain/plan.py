@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from kdx.chain.check import check_stage
-from kdx.chain.context import RunContext, as_recorded, metadata, network_code, stage_fingerprint
+from kdx.chain.context import RunContext, metadata
+from kdx.chain.fingerprints import as_recorded, network_code, stage_fingerprint
 from kdx.chain.foreign import as_imported, import_fingerprint, import_network
 from kdx.chain.headless import headless_source, import_features
 from kdx.chain.index import FinishedStage, StageIndex, fingerprint

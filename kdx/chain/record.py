@@ -11,7 +11,8 @@ from typing import Any, cast
 from torch import nn
 
 import kdx
-from kdx.chain.context import RunContext, as_recorded, network_spec, start_hash
+from kdx.chain.context import RunContext, network_spec
+from kdx.chain.fingerprints import as_recorded, start_hash
 from kdx.chain.plan import PlannedStage
 from kdx.chain.stage import Outcome
 from kdx.checkpoint import versions

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import kdx
 from kdx.chain.batches import stage_batches
-from kdx.chain.context import RunContext, as_recorded, metadata
+from kdx.chain.context import RunContext, metadata
 from kdx.chain.drawing import draw_feature_maps, drawing_while_trained
+from kdx.chain.fingerprints import as_recorded
 from kdx.chain.loaded import LoadedStage, load_network
 from kdx.chain.logits import compile_mode, logits_folder
 from kdx.chain.parts import Parts, build_parts

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,11 @@ class Preprocessing:
     @property
     def channels(self) -> int:
         return len(self.mean)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """Its numbers as records and fingerprints hold them."""
+        return {"mean": list(self.mean), "std": list(self.std), "resize": self.resize}
 
     def seen_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width that networks see of images of a size."""

@@ -9,7 +9,8 @@ import torch
 
 from kdx import losses
 from kdx.chain.check import check_stage
-from kdx.chain.context import load_dataset, make_run_context, stage_fingerprint
+from kdx.chain.context import load_dataset, make_run_context
+from kdx.chain.fingerprints import stage_fingerprint
 from kdx.chain.objective import build_objective, build_terms
 from kdx.errors import KdxError
 from kdx.losses.distillation import Distillation, Term, Weight
