@@ -86,6 +86,13 @@ def test_a_network_of_one_size_says_which() -> None:
         check_network(build_network(spec), spec, (28, 28), called="model.teacher=vit_b_32:")
 
 
+def test_a_method_of_layers_leaves_it_to_the_network_to_say_which_images_it_takes(tiny_run) -> None:
+    stage = ["stage=student", "stage.student.guide=teacher", "model.student=vgg11", "kd=pkt", "kd.layers=pooled"]
+    told = "^model.student=vgg11: fails on 8x8 images: .*; set dataset.resize=32$"
+    with pytest.raises(KdxError, match=told):
+        tiny_run(*stage, "plan=true")
+
+
 class Slow(nn.Module):
     def __init__(self, momentum: float | None) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from typing import TypeVar
 from torch import nn
 
 from kdx.chain.context import RunContext, network_spec
+from kdx.chain.loaded import blank_network
 from kdx.chain.logits import compile_mode
 from kdx.chain.optimizer import span_of
 from kdx.chain.parts import Parts, build_parts
@@ -49,7 +50,7 @@ def check_stage(
     check_tracker(context.settings.logger)
     data = context.dataset
     Selection.resolve(stage.recipe.select, data.task).check(data.val.labels, data.task, data.num_classes)
-    parts = _attempt(lambda: build_parts(context, stage, teachers, start), stage)
+    parts = _attempt(lambda: _build(context, stage, teachers, start), stage)
     if parts.started is not None:
         log.info("%s: %s", stage.role, parts.started)
     if not parts.learner.objective.teaches_classes:
@@ -71,6 +72,17 @@ def check_stage(
         told = "freeze_backbone=true keeps random weights; take some from elsewhere by pretrained=true or start="
         log.warning("stage.%s: %s", stage.role, told)
     return network
+
+
+def _build(context: RunContext, stage: StageSettings, teachers: Mapping[str, nn.Module], start: Start | None) -> Parts:
+    """The stage's parts. Where making them fails in the network, its own check says what images it takes."""
+    try:
+        return build_parts(context, stage, teachers, start)
+    except KdxError:
+        raise
+    except Exception:
+        _check_network(context, stage, blank_network(context, stage))
+        raise
 
 
 def _try_step(context: RunContext, stage: StageSettings, parts: Parts, teachers: Mapping[str, nn.Module]) -> None:
