@@ -12,6 +12,7 @@ from kdx.chain.context import make_run_context
 from kdx.chain.fingerprints import stage_fingerprint
 from kdx.errors import KdxError
 from kdx.losses import Hinton
+from kdx.losses.objective import Objective
 from tests import tiny
 from tests.conftest import TinyRun, settings_of
 
@@ -176,6 +177,16 @@ def test_formula_of_ours_has_a_version(tiny_run, monkeypatch: pytest.MonkeyPatch
     assert tiny_run(*chain).statuses() == {"teacher": "trained", "student": "trained"}
 
 
+class Silent(Objective):
+    """Its words for layers stand in no config."""
+
+    layers = ("pooled",)
+    teacher_layers = ("last_map",)
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+
+
 @pytest.mark.parametrize(
     ("student", "method", "counts"),
     [
@@ -185,6 +196,8 @@ def test_formula_of_ours_has_a_version(tiny_run, monkeypatch: pytest.MonkeyPatch
         ("resnet18", "fitnet", False),
         ("kdx.vit:mini", "fitnet", False),
         ("vit_b_16", "hinton", False),
+        ("vit_b_16", "own", True),
+        ("vit_b_16", "sp", False),
     ],
 )
 def test_what_words_for_layers_mean_in_a_network_has_a_version(
@@ -192,7 +205,11 @@ def test_what_words_for_layers_mean_in_a_network_has_a_version(
 ) -> None:
     """Where kdx itself has to find the layers of what may be a transformer."""
     only = ["dataset.size=32", "model.teacher=resnet18", "model.assistant=resnet18", f"model.student={student}"]
-    settings = settings_of(*only, f"kd={method}")
+    kinds = {
+        "own": ["kd=hinton", "kd._target_=tests.test_code.Silent", "~kd.alpha"],
+        "sp": ["kd=sp", "kd.layers=pooled"],
+    }
+    settings = settings_of(*only, *kinds.get(method, [f"kd={method}"]))
     context = make_run_context(settings, tiny.dataset())
     before = stage_fingerprint(context, settings.stage("student"), "guide")
     monkeypatch.setattr(sys.modules["kdx.chain.fingerprints"], "FOUND_LAYERS_VERSION", 3)

@@ -8,12 +8,13 @@ from typing import Any
 from kdx.augmentations import plain_augment
 from kdx.chain.context import RunContext, network_spec
 from kdx.chain.index import fingerprint
+from kdx.chain.objective import build_terms
 from kdx.config.schema import StageSettings
 from kdx.errors import KdxError
 from kdx.files import hash_file
 from kdx.metrics.selection import Selection
 from kdx.models.features import FOUND_LAYERS_VERSION, LAST_MAP, STAGES
-from kdx.models.networks import NetworkSpec
+from kdx.models.networks import NetworkSpec, may_be_transformer
 from kdx.recipe import Recipe, changed
 
 
@@ -88,16 +89,9 @@ def data_code(context: RunContext) -> dict[str, str]:
 def _looks_where_kdx_finds(context: RunContext, stage: StageSettings) -> bool:
     """Whether its method names layers by words of which kdx finds out what they mean in what may be a transformer."""
     networks = [stage.network, *(context.settings.stage(role).network for role in stage.teachers)]
-    found = any(
-        name.startswith(("vit_", "swin_")) or (":" in name and not name.startswith("kdx.")) for name in networks
-    )
-    return found and bool({STAGES, LAST_MAP} & _words(stage.kd))
-
-
-def _words(node: Any) -> set[str]:
-    """The texts in a config, at any depth."""
-    inside = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    return ({node} if isinstance(node, str) else set()).union(*map(_words, inside))
+    methods = [term.method for term in build_terms(stage.kd)[1].values()]
+    words = {word for method in methods for word in (*method.layers, *method.words_of_teacher)}
+    return bool({STAGES, LAST_MAP} & words) and any(map(may_be_transformer, networks))
 
 
 def _as_on_one_device(context: RunContext, recipe: Recipe) -> Recipe:

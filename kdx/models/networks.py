@@ -199,6 +199,11 @@ def _torchvision_network(spec: NetworkSpec, download: bool) -> nn.Module:
     return _with_layout(network)
 
 
+def may_be_transformer(name: str) -> bool:
+    """Whether kdx itself must find out which of its layers give maps: torchvision's transformers, a user's network."""
+    return name.startswith(("vit_", "swin_")) or (":" in name and not name.startswith("kdx."))
+
+
 def _with_layout(network: nn.Module) -> nn.Module:
     """A torchvision network that says, in timm's words, how its layers' outputs are maps."""
     if isinstance(network, torchvision.models.VisionTransformer):
