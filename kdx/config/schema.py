@@ -35,13 +35,9 @@ RULES = {field.name: field.metadata["rule"] for field in fields(Recipe)}
 class RoleKeys:
     guide: Any = key(Anything(), None)  # the role that teaches this one, or a list of them
     checkpoint: str | None = key(Folder(), None)  # a file that stands in for training, of kdx or of anybody
-    checkpoint_key: str | None = key(
-        Text(), None
-    )  # where in a file of somebody else's the weights lie; null = as usual
+    checkpoint_key: str | None = key(Text(), None)  # where in somebody else's file the weights lie; null = as usual
     checkpoint_check: bool = key(Flag(), True)  # false: such weights are taken also where they answer at chance
-    head: bool = key(
-        Flag(), True
-    )  # false: a network without a classifier, which is not trained and teaches features only
+    head: bool = key(Flag(), True)  # false: a network without a classifier; it is not trained and teaches features only
     start: str | None = key(Folder(), None)  # a role, or a file, whose weights the stage starts from, all that fit
     pretrained: bool | None = key(Flag(), None)  # null = the global value, here and below
     freeze_backbone: bool | None = key(Flag(), None)
@@ -112,15 +108,9 @@ class SearchSchema:
 
 
 @dataclass
-class Schema(Recipe):
-    dataset: DatasetSchema = key(Group(DatasetSchema), DatasetSchema)
-    model: dict[str, Any] = key(Group())
-    stage: dict[str, Any] = key(Group())
-    kd: dict[str, Any] = key(Group())
-    optimizer: dict[str, Any] = key(Group())
-    scheduler: dict[str, Any] = key(Group())
-    experiment: Any = key(Anything(), None)
-    search: dict[str, Any] | None = key(Group(SearchSchema), None)
+class RunKeys:
+    """The keys of a whole run that its settings hold as they are."""
+
     amp: str = key(Choice(("auto", "bf16", "fp16", "off")))
     device: str = key(Text(r"auto|cpu|mps|cuda(:\d{1,3})?", "choose auto, cpu, cuda, cuda:<number> or mps"))
     devices: Any = key(DEVICES, 1)  # so many, or their numbers
@@ -140,9 +130,23 @@ class Schema(Recipe):
     report: bool = key(Flag())
     logger: str = key(Choice(("none", "tensorboard", "mlflow", "wandb")))
     visualize: VisualizeSchema = key(Group(VisualizeSchema), VisualizeSchema)
-    data_dir: str = key(Folder())
     download: bool = key(Flag())
     output_dir: str = key(Folder(own=True))
+
+
+@dataclass
+class Schema(RunKeys, Recipe):
+    """Every key of a composed config."""
+
+    dataset: DatasetSchema = key(Group(DatasetSchema), DatasetSchema)
+    model: dict[str, Any] = key(Group())
+    stage: dict[str, Any] = key(Group())
+    kd: dict[str, Any] = key(Group())
+    optimizer: dict[str, Any] = key(Group())
+    scheduler: dict[str, Any] = key(Group())
+    experiment: Any = key(Anything(), None)
+    search: dict[str, Any] | None = key(Group(SearchSchema), None)
+    data_dir: str = key(Folder())
 
 
 def world_of(devices: int | Sequence[int]) -> int:
@@ -195,8 +199,8 @@ class UnlabelledSettings:
     in_memory_gb: float
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(kw_only=True)
+class Settings(RunKeys):
     """A run as configured. `stages` come teachers first."""
 
     stages: tuple[StageSettings, ...]
@@ -211,27 +215,6 @@ class Settings:
     unlabelled: UnlabelledSettings | None
     normalize: str | dict[str, Any]
     stem: str
-    amp: str
-    device: str
-    devices: int | list[int]
-    sync_batchnorm: bool
-    channels_last: bool | None
-    compile: str
-    activation_checkpointing: bool
-    num_workers: int
-    log_interval: int
-    save_interval: int
-    checkpoint_every_steps: int
-    seed: int
-    deterministic: bool
-    threads: int | None
-    plan: bool
-    resume: bool
-    report: bool
-    logger: str
-    visualize: VisualizeSchema
-    download: bool
-    output_dir: str
     torchrun: World | None = None  # this process among torchrun's, whose number is then that of devices
 
     @property

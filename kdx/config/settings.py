@@ -21,7 +21,7 @@ from kdx.config.checks import (
 from kdx.config.folder_name import start_name
 from kdx.config.problems import Problems
 from kdx.config.roles import roles_of, teachers_of
-from kdx.config.schema import RoleSchema, Schema, Settings, StageSettings
+from kdx.config.schema import RoleSchema, RunKeys, Schema, Settings, StageSettings
 from kdx.config.swap_points import GROUPS, KEYS_OF_KDX
 from kdx.config.unlabelled import check_unlabelled, read_unlabelled
 from kdx.errors import KdxError
@@ -67,7 +67,7 @@ def read_settings(config: DictConfig) -> Settings:
         normalize=dataset["normalize"],
         stem=config.model.stem,
         torchrun=torchrun,
-        **{name: getattr(typed, name) for name in Settings.__dataclass_fields__ if name in Schema.__dataclass_fields__},
+        **{field.name: getattr(typed, field.name) for field in dataclasses.fields(RunKeys)},
     )
 
 

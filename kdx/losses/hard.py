@@ -42,10 +42,9 @@ class HardLoss(nn.Module):
 
     def counts(self, targets: Tensor, known: Tensor | None) -> Tensor | None:
         """What each image (B,) counts in the mean over a batch: 0 where its label is hidden; None for 1 everywhere."""
-        weighted = (
-            self.weights is not None and not self.multi_label and targets.ndim == 1
-        )  # of shares, the mean is plain
-        counts = self.weights[targets] if self.weights is not None and weighted else None
+        counts = None
+        if self.weights is not None and not self.multi_label and targets.ndim == 1:  # of shares, the mean is plain
+            counts = self.weights[targets]
         if known is None:
             return counts
         return known.float() if counts is None else counts * known
