@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import pytest
 from kdx.errors import KdxError
 from kdx.report.__main__ import main
 from kdx.report.html import REPORT, table
+from kdx.report.run import conclusions
 from kdx.report.sweep import write_report
-from kdx.results import configurations, grouped, load_sweep, swept_keys
+from kdx.results import configurations, grouped, load_sweep, read_run, swept_keys
 from kdx.sweeps import pages
 
 
@@ -115,6 +117,17 @@ def test_gain_is_told_also_where_distillation_loses(tmp_path: Path) -> None:
     assert "without distillation (85.00 (n=1)), of the best distilled one, kd=hinton: -15.00 (n=1)" in text
 
 
+@pytest.mark.parametrize(
+    ("student", "told"),
+    [(4, "2.5 times fewer weights"), (10, "as many weights"), (25, "2.5 times as many weights")],
+)
+def test_a_runs_page_says_how_large_the_student_is_beside_its_teacher(tmp_path: Path, student: int, told: str) -> None:
+    write_job(tmp_path, 0, ["seed=0"], val=90, test=80)
+    stages = read_run(tmp_path / "0").stages
+    stages["student"] = replace(stages["student"], parameters=student, guide="teacher")
+    assert conclusions(stages)[-1] == f"That is 85.1 % of the teacher's 94.00 % with {told}."
+
+
 def test_report_of_a_running_sweep_and_of_no_sweep(tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit), pytest.raises(KdxError, match="holds no sweep"):
         main([str(tmp_path)])
@@ -126,8 +139,8 @@ def test_report_of_a_running_sweep_and_of_no_sweep(tmp_path: Path, capsys) -> No
     (tmp_path / "sweep.json").write_text(json.dumps({"jobs": jobs}))
     write_job(tmp_path, 0, ["seed=0"], val=90, test=80)
     write_report(tmp_path)
-    assert "1 of 2 jobs finished" in (tmp_path / "sweep.md").read_text()
-    assert "| 1 | seed=1 | open |" in (tmp_path / "sweep.md").read_text()
+    text = (tmp_path / "sweep.md").read_text()
+    assert "1 of 2 jobs finished, 1 not begun." in text and "Unfinished" not in text
 
 
 def test_heat_map_of_two_keys_and_a_wrong_one(tmp_path: Path) -> None:

@@ -53,12 +53,17 @@ def conclusions(stages: Stages) -> list[str]:
     if first_role is not None and stages[first_role].classifies:
         first = stages[first_role]
         share = 100 * last.test["accuracy"] / max(first.test["accuracy"], 1e-9)
-        smaller = first.parameters / max(last.parameters, 1)
-        lines.append(
-            f"That is {share:.1f} % of the {first_role}'s {first.test['accuracy']:.2f} % "
-            f"with {smaller:.1f} times fewer weights."
-        )
+        weights = _compared(last.parameters, first.parameters)
+        lines.append(f"That is {share:.1f} % of the {first_role}'s {first.test['accuracy']:.2f} % with {weights}.")
     return lines
+
+
+def _compared(own: int, others: int) -> str:
+    """How many weights a network has beside another, in words."""
+    times = others / max(own, 1)
+    if f"{times:.1f}" == "1.0":
+        return "as many weights"
+    return f"{times:.1f} times fewer weights" if times > 1 else f"{1 / times:.1f} times as many weights"
 
 
 def _first_teacher(stages: Stages, role: str) -> str | None:

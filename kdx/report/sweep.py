@@ -27,6 +27,7 @@ from kdx.report.sweep_pictures import WORDS, budget_pictures, pictures_of
 from kdx.report.tables import aligned, markdown
 from kdx.results import (
     FINISHED,
+    OPEN,
     Configuration,
     as_text,
     best_of,
@@ -62,7 +63,7 @@ def write_report(
     comparisons = compare(groups)
     tables, conclusions = _tables(frame, groups, comparisons), _conclusions(groups, comparisons)
     title = f"Sweep {folder.name}"
-    counted = f"{(frame['status'] == FINISHED).sum()} of {len(frame)} jobs finished"
+    counted = _counted(frame)
     write_atomic(folder / "sweep.csv", sweep_csv(frame, comparisons).encode())
     text = [f"# {markdown_text(title)}", counted + ".", *map(markdown_text, conclusions)]
     text += [part for heading, table in tables.items() for part in (f"## {heading}", markdown(*table))]
@@ -80,6 +81,11 @@ def write_report(
     return "\n".join(["", *shown, *map(harmless, conclusions), "", harmless(told)])
 
 
+def _counted(frame: "pd.DataFrame") -> str:
+    finished, unbegun = ((frame["status"] == status).sum() for status in (FINISHED, OPEN))
+    return f"{finished} of {len(frame)} jobs finished" + (f", {unbegun} not begun" if unbegun else "")
+
+
 def _tables(
     frame: "pd.DataFrame", groups: Sequence[Configuration], comparisons: Sequence[Comparison]
 ) -> dict[str, Table]:
@@ -93,8 +99,9 @@ def _tables(
     budget = budget_of(groups)
     if budget is not None:
         tables[BUDGET] = budget_table(budget)
-    if not (frame["status"] == FINISHED).all():
-        tables["Unfinished jobs"] = _failure_table(frame)
+    begun = frame[~frame["status"].isin([FINISHED, OPEN])]
+    if len(begun):
+        tables["Unfinished jobs"] = _unfinished_table(begun, swept_keys(frame) or override_keys(frame))
     return {**tables, JOBS: _job_table(frame)}
 
 
@@ -193,7 +200,8 @@ def _job_table(frame: "pd.DataFrame") -> Table:
         trained = " ".join(role for role, status in statuses.items() if status == "trained")
         reused = " ".join(role for role, status in statuses.items() if status != "trained")
         values = [as_text(run[key]) for key in keys]
-        cells = [_page_of(job, run), *values, run["status"], *done, trained, reused, f"{run['seconds']:.0f}"]
+        cells = [_page_of(job, run), *values, run["status"], *done, trained, reused]
+        cells.append("" if run["status"] == OPEN else f"{run['seconds']:.0f}")
         rows.append(cells + ([as_text(run["worker"])] if on_cluster else []))
     return ["job", *keys, "state", *shown, "95 % interval", "trained", "reused", "s", *(["ran on"] * on_cluster)], rows
 
@@ -204,11 +212,10 @@ def _page_of(job: str, run: dict[str, Any]) -> str:
     return page.Linked(job, f"{job}/{REPORT if own.exists() else ''}") if own.parent.exists() else job
 
 
-def _failure_table(frame: "pd.DataFrame") -> Table:
+def _unfinished_table(begun: "pd.DataFrame", keys: Sequence[str]) -> Table:
     rows = []
-    for job, run in jobs_of(frame[frame["status"] != FINISHED]):
-        values = {key: as_text(run[key]) for key in override_keys(frame)}
-        given = " ".join(f"{key}={value}" for key, value in values.items() if value)
+    for job, run in jobs_of(begun):
+        given = " ".join(f"{key}={as_text(run[key])}" for key in keys if as_text(run[key]))
         rows.append([_page_of(job, run), given, run["status"], run["reason"] or ""])
     return ["job", "overrides", "state", "why"], rows
 

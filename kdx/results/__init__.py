@@ -18,6 +18,7 @@ from kdx.results.groups import selection_of as selection_of
 from kdx.results.logs import read_csv as read_csv
 from kdx.results.logs import read_log as read_log
 from kdx.results.overrides import as_text as as_text
+from kdx.results.records import OPEN as OPEN
 from kdx.results.records import SUMMARY as SUMMARY
 from kdx.results.records import SWEEP as SWEEP
 from kdx.results.records import NetworkCosts as NetworkCosts

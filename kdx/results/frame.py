@@ -10,6 +10,7 @@ from kdx.errors import KdxError
 from kdx.results.logs import log_of_last_stage, read_csv, read_log
 from kdx.results.overrides import as_text, typed_overrides
 from kdx.results.records import (
+    OPEN,
     SUMMARY,
     SWEEP,
     NetworkCosts,
@@ -173,7 +174,7 @@ def _row(folder: Path, listed: SweepJob | None) -> dict[str, Any]:
     row |= {key: value for key, value in overrides.items() if key not in COLUMNS or key in row}
     row |= {"dataset": data[0].name, "data_hash": data[0].hash} if data else {}
     row |= {"folder": str(folder), "reason": job.reason or run.error, "worker": job.worker}
-    row["status"] = run.status if job.state == "open" or run.status == UNREADABLE else job.state
+    row["status"] = run.status if job.state == OPEN or run.status == UNREADABLE else job.state
     if run.status == UNREADABLE:
         row["reason"] = run.error
     row["delivered"] = run.delivered if row["status"] == FINISHED else None

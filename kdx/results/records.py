@@ -13,6 +13,7 @@ from kdx.files import as_record, read_json, read_record, write_json
 from kdx.recipe import ACCURACY, SCORES
 
 SUMMARY = "summary.json"
+OPEN = "open"  # the state of a job, or a run, of which nothing is there yet
 SWEEP = "sweep.json"
 COSTS = "costs.json"
 COUNTED = ("parameters", "multiply_adds")
@@ -165,7 +166,7 @@ class Origin:
 class Run:
     """A run as summary.json tells it, where each stage that is done is a key of its own beside these."""
 
-    status: str = "open"
+    status: str = OPEN
     error: str | None = None
     overrides: list[str] = field(default_factory=list)
     plan: list[PlanEntry] = field(default_factory=list)
@@ -193,7 +194,7 @@ class SweepJob:
 
     overrides: list[str]
     folder: str = ""
-    state: str = "open"
+    state: str = OPEN
     seconds: NotNegative | None = None
     value: float | None = None
     reason: str | None = None
