@@ -1,4 +1,4 @@
-"""The README's commands, as they stand there."""
+"""The commands of README.md and of the pages that it leads to, as they stand there."""
 
 import importlib
 import re
@@ -17,9 +17,11 @@ from kdx.search import as_overrides
 from tests.conftest import CONF, REPO, compose_config
 
 README = (REPO / "README.md").read_text()
+LINKS = re.findall(r"\]\(([^)]+)\)", README)
 COMMANDS = [
     line.split("#")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for text in (README, *((REPO / link).read_text() for link in dict.fromkeys(LINKS)))
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     for line in block.splitlines()
     if line.split("#")[0].strip()
 ]
@@ -51,6 +53,12 @@ def test_command_is_valid(command: str, tmp_path: Path, monkeypatch: pytest.Monk
         (tmp_path / "more_pictures").mkdir()  # the folder that a command names has to be there
         monkeypatch.chdir(tmp_path)
         cli.check_jobs(CONF, arguments)
+
+
+def test_every_page_is_led_to() -> None:
+    assert {*LINKS} == {
+        str(page.relative_to(REPO)) for place in ("conf", "scripts") for page in (REPO / place).rglob("*.md")
+    }
 
 
 def test_the_ci_runs_the_readmes_own_commands() -> None:
