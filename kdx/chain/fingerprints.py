@@ -89,9 +89,10 @@ def data_code(context: RunContext) -> dict[str, str]:
 def _looks_where_kdx_finds(context: RunContext, stage: StageSettings) -> bool:
     """Whether its method names layers by words of which kdx finds out what they mean in what may be a transformer."""
     networks = [stage.network, *(context.settings.stage(role).network for role in stage.teachers)]
+    if not any(map(may_be_transformer, networks)):
+        return False
     methods = [term.method for term in build_terms(stage.kd)[1].values()]
-    words = {word for method in methods for word in (*method.layers, *method.words_of_teacher)}
-    return bool({STAGES, LAST_MAP} & words) and any(map(may_be_transformer, networks))
+    return any({STAGES, LAST_MAP} & {*method.layers, *method.words_of_teacher} for method in methods)
 
 
 def _as_on_one_device(context: RunContext, recipe: Recipe) -> Recipe:

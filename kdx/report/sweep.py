@@ -215,7 +215,7 @@ def _page_of(job: str, run: dict[str, Any]) -> str:
 def _unfinished_table(begun: "pd.DataFrame", keys: Sequence[str]) -> Table:
     rows = []
     for job, run in jobs_of(begun):
-        given = " ".join(f"{key}={as_text(run[key])}" for key in keys if as_text(run[key]))
+        given = " ".join(f"{key}={value}" for key in keys if (value := as_text(run[key])))
         rows.append([_page_of(job, run), given, run["status"], run["reason"] or ""])
     return ["job", "overrides", "state", "why"], rows
 
