@@ -489,7 +489,7 @@ def test_class_names_with_dollars_are_drawn(tmp_path: Path) -> None:
     from kdx.report.plots import curves, heat_map
 
     assert "a$_$b" in heat_map(["a$_$b"], ["a$_$b"], {("a$_$b", "a$_$b"): 1.0}, ("true", "said"))
-    assert "<svg" in curves({"a$_$b": [(1, 2)], "c": [(1, 2)]}, "x", "y")
+    assert "<svg" in curves([("a$_$b", [(1, 2)]), ("c", [(1, 2)])], "x", "y")
 
 
 def test_costs_that_cannot_be_measured_do_not_fail_a_run(tmp_path: Path, monkeypatch, caplog) -> None:

@@ -15,6 +15,7 @@ from kdx.report.__main__ import main
 from kdx.report.html import REPORT, table
 from kdx.report.run import conclusions
 from kdx.report.sweep import write_report
+from kdx.report.sweep_pictures import brief_names
 from kdx.results import configurations, grouped, load_sweep, read_run, swept_keys
 from kdx.sweeps import pages
 
@@ -156,6 +157,29 @@ def test_heat_map_of_two_keys_and_a_wrong_one(tmp_path: Path) -> None:
     assert "over kd.alpha and kd.temperature" in (tmp_path / "report.html").read_text()
     with pytest.raises(KdxError, match="seed: not swept here; choose two of kd.temperature, kd.alpha"):
         write_report(tmp_path, "seed")
+
+
+def test_curves_of_one_configuration_share_a_colour_and_a_name(tmp_path: Path) -> None:
+    for number, (share, seed) in enumerate([(0.02, 0), (0.02, 1), (0.05, 0), (0.05, 1)]):
+        write_job(tmp_path, number, [f"stage.student.labelled={share}", f"seed={seed}"], 90, 80)
+    write_report(tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    drawn = html[html.index("All jobs") :].split("</svg>")[0]
+    assert drawn.count(">labelled=0.02<") == drawn.count(">labelled=0.05<") == 1 and "seed" not in drawn
+    lines = re.findall(r'<g id="line2d_\d+">\s*<path [^>]*clip-path[^>]*stroke: (#\w+); stroke-width: 1.2', drawn)
+    assert lines[0] == lines[1] != lines[2] == lines[3] and len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [
+        (["kd", "stage.student.labelled"], ["kd", "labelled"]),
+        (["stage.student.epochs", "stage.teacher.epochs"], ["student.epochs", "teacher.epochs"]),
+        (["kd.temperature", "stage.student.kd.temperature"], ["kd.temperature", "student.kd.temperature"]),
+    ],
+)
+def test_names_of_keys_are_as_short_as_can_be_told_apart(keys: list[str], names: list[str]) -> None:
+    assert list(brief_names(keys).values()) == names
 
 
 def test_a_column_of_sentences_wraps_and_stands_left() -> None:

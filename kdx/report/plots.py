@@ -2,11 +2,13 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from kdx.errors import KdxError
 from kdx.text import harmless
 
 FAR = 20  # times the least cost: above, costs stand on a logarithmic axis
+MOST_NAMES = 12  # of a legend
 LONGEST_LABEL = 32  # characters; longer ones leave no room for the drawing
 
 
@@ -42,14 +44,18 @@ def heat_map(
     return _svg(figure)
 
 
-def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x_name: str, y_name: str) -> str:
-    """Named lines of (x, y) points; the legend is left out where it would cover the lines."""
+def curves(lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], x_name: str, y_name: str) -> str:
+    """Named lines of (x, y) points, those of one name in one colour; no legend where it would cover the lines."""
     figure, axes = _figure(6.4, 3.6)
-    for name, points in lines.items():
+    names = list(dict.fromkeys(name for name, _ in lines))
+    colours = _colours(len(names))
+    for place, (name, points) in enumerate(lines):
+        label = plain_text(name) if name not in [known for known, _ in lines[:place]] else None
         axes.plot(
             [x for x, _ in points],
             [y for _, y in points],
-            label=plain_text(name),
+            label=label,
+            color=colours[names.index(name)],
             linewidth=1.2,
             marker=".",
             markersize=3,
@@ -58,7 +64,7 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x_name: str, y_na
     axes.set_ylabel(y_name)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    if 1 < len(lines) <= 12:
+    if 1 < len(names) <= MOST_NAMES:
         axes.legend(fontsize=7)
     return _svg(figure)
 
@@ -105,6 +111,14 @@ def plain_text(text: str) -> str:
     if len(text) > LONGEST_LABEL:
         text = text[: LONGEST_LABEL - 9] + "…" + text[-8:]
     return text.replace("$", r"\$")
+
+
+def _colours(count: int) -> list[Any]:
+    """As many colours, the same again from the twenty-first on."""
+    import matplotlib
+
+    known = matplotlib.colormaps["tab10" if count <= 10 else "tab20"].colors  # type: ignore[attr-defined]
+    return [known[place % len(known)] for place in range(count)]
 
 
 def _figure(width: float, height: float):  # type: ignore[no-untyped-def]

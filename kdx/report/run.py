@@ -134,7 +134,11 @@ def _curves(run_dir: Path, stages: Stages) -> list[str]:
         "loss": ("cross-entropy", "Loss by the labels on the validation split, comparable among stages."),
         "gap": ("loss", "What each stage minimised, on the training and the validation split."),
     }
-    pictures = [page.picture(curves(drawn[key], "epoch", y), text) for key, (y, text) in axes.items() if drawn[key]]
+    pictures = [
+        page.picture(curves(list(drawn[key].items()), "epoch", y), text)
+        for key, (y, text) in axes.items()
+        if drawn[key]
+    ]
     return [page.heading("Epochs"), *pictures] if pictures else []
 
 

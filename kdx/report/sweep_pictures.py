@@ -1,5 +1,6 @@
 """The drawings of a sweep's page: curves, the heat map over two keys, and what students reach for what they cost."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from kdx.report.gains import NAMES
 from kdx.report.plots import curves, front, heat_map
 from kdx.report.sweep_csv import jobs_of
 from kdx.results import Configuration, as_text, grid, read_csv, selection_of, swept_keys
+from kdx.results.frame import SEED
 from kdx.results.logs import log_of_last_stage
 
 if TYPE_CHECKING:
@@ -25,22 +27,35 @@ WORDS = {ACCURACY: "accuracy", AUC: "AUC", F1: "F1", LOSS: "loss"}
 def pictures_of(
     frame: "pd.DataFrame", groups: Sequence[Configuration], rows_key: str | None, columns_key: str | None
 ) -> list[str]:
-    """The heat map over two swept keys, and the curves of all jobs."""
+    """The heat map over two swept keys, and the curves of all jobs, those of a configuration in one colour."""
     parts = []
     drawn = _heat_map(frame, groups, rows_key, columns_key)
     if drawn is not None:
         parts += [page.heading(f"Mean validation {WORDS[selection_of(groups)[0]]}"), drawn]
-    lines, keys, select = {}, swept_keys(frame), selection_of(groups)[0]
+    lines, select = [], selection_of(groups)[0]
+    names = brief_names([key for key in swept_keys(frame) if key != SEED])
     for job, run in jobs_of(frame):
         points = _points_of(run, f"val_{IN_LOG[select]}")
         if points:
-            name = job + " " + " ".join(f"{key}={as_text(run[key])}" for key in keys)
-            lines[name] = points
+            values = " ".join(f"{name}={as_text(run[key])}" for key, name in names.items())
+            lines.append((values or f"job {job}", points))
     if lines:
         drawing = curves(lines, "epoch", f"validation {WORDS[select]}{_unit(select)}")
-        caption = f"Validation {WORDS[select]} of each job's last stage."
+        of_one = ", those of a configuration in one colour" if names else ""
+        caption = f"Validation {WORDS[select]} of each job's last stage{of_one}."
         parts += [page.heading("All jobs"), page.picture(drawing, caption)]
     return parts
+
+
+def brief_names(keys: Sequence[str]) -> dict[str, str]:
+    """Each key's shortest end of whole words that is no other's: `labelled` of `stage.student.labelled`."""
+
+    def ends(key: str) -> list[str]:
+        words = key.split(".")
+        return [".".join(words[start:]) for start in reversed(range(len(words)))]
+
+    taken = Counter(end for key in keys for end in ends(key))
+    return {key: next((end for end in ends(key) if taken[end] == 1), key) for key in keys}
 
 
 def budget_pictures(groups: Sequence[Configuration]) -> list[str]:
