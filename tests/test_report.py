@@ -170,6 +170,17 @@ def test_curves_of_one_configuration_share_a_colour_and_a_name(tmp_path: Path) -
     assert lines[0] == lines[1] != lines[2] == lines[3] and len(lines) == 4
 
 
+def test_differences_are_drawn_with_their_intervals(tmp_path: Path) -> None:
+    tests = {"none": (80, 80.5), "hinton": (82, 82.6), "dkd": (80.5, 79.5)}
+    for number, (kd, seed) in enumerate((kd, seed) for kd in tests for seed in (0, 1)):
+        write_job(tmp_path, number, [f"kd={kd}", f"seed={seed}"], 90, tests[kd][seed])
+    write_report(tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    drawn = html[html.index("Gain over no distillation") :].split("</table>")[1].split("</svg>")[0]
+    assert drawn.index(">kd=hinton<") < drawn.index(">kd=dkd<") and ">kd=none<" not in drawn  # the largest first
+    assert "difference in test accuracy, points" in drawn
+
+
 @pytest.mark.parametrize(
     ("keys", "names"),
     [

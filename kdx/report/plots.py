@@ -88,6 +88,20 @@ def front(points: Sequence[tuple[str, float, float, bool]], names: tuple[str, st
     return _svg(figure)
 
 
+def intervals(rows: Sequence[tuple[str, float, float, float, bool]], x_name: str) -> str:
+    """Named (middle, low, high) one below the other beside a line at zero; filled where the last value is true."""
+    figure, axes = _figure(6.4, 0.9 + 0.26 * len(rows))
+    axes.axvline(0, color="#888888", linewidth=1)
+    for place, (_, middle, low, high, filled) in enumerate(rows):
+        axes.plot([low, high], [place, place], color="#4477aa", linewidth=1.2)
+        axes.plot([middle], [place], marker="o", color="#4477aa", markerfacecolor="#4477aa" if filled else "white")
+    axes.set_yticks(range(len(rows)), [plain_text(name) for name, *_ in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
+    axes.set_xlabel(x_name)
+    axes.grid(alpha=0.3, axis="x")
+    return _svg(figure)
+
+
 def bars_and_line(
     x: Sequence[float], y: Sequence[float], counts: Sequence[int], names: tuple[str, str], bins: int = 15
 ) -> str:

@@ -23,7 +23,7 @@ from kdx.report.gains import (
 )
 from kdx.report.html import REPORT
 from kdx.report.sweep_csv import SCORES, jobs_of, sweep_csv, wilson_of
-from kdx.report.sweep_pictures import WORDS, budget_pictures, pictures_of
+from kdx.report.sweep_pictures import WORDS, budget_pictures, gain_picture, pictures_of
 from kdx.report.tables import aligned, markdown
 from kdx.results import (
     FINISHED,
@@ -74,6 +74,7 @@ def write_report(
     for heading, table in tables.items():
         parts += drawn if heading == JOBS else []  # the longest table comes last
         parts += [page.heading(heading), page.table(heading.split()[0].lower(), *table)]
+        parts += gain_picture(comparisons) if heading in (GAINS, OTHERS) else []
         parts += budget_pictures(groups) if heading == BUDGET else []
     write_atomic(folder / REPORT, page.page(title, parts, reload).encode())
     shown = [part for heading, table in tables.items() if heading != JOBS for part in (heading, aligned(*table), "")]

@@ -1,4 +1,4 @@
-"""The drawings of a sweep's page: curves, the heat map over two keys, and what students reach for what they cost."""
+"""The drawings of a sweep's page: curves, a heat map, gains with intervals, what students reach for what they cost."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from kdx.recipe import ACCURACY, AUC, DECIMALS, F1, LOSS
 from kdx.recipe import SCORES as IN_LOG
 from kdx.report import html as page
 from kdx.report.budget import COSTS, budget_of
-from kdx.report.gains import NAMES
-from kdx.report.plots import curves, front, heat_map
+from kdx.report.gains import NAMES, ON_TEST, Comparison
+from kdx.report.plots import curves, front, heat_map, intervals
 from kdx.report.sweep_csv import jobs_of
 from kdx.results import Configuration, as_text, grid, read_csv, selection_of, swept_keys
 from kdx.results.frame import SEED
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 GRID = ("kd.temperature", "kd.alpha")  # drawn as a heat map where both were swept
+MOST_INTERVALS = 60  # of one picture
 WORDS = {ACCURACY: "accuracy", AUC: "AUC", F1: "F1", LOSS: "loss"}
 
 
@@ -56,6 +57,25 @@ def brief_names(keys: Sequence[str]) -> dict[str, str]:
 
     taken = Counter(end for key in keys for end in ends(key))
     return {key: next((end for end in ends(key) if taken[end] == 1), key) for key in keys}
+
+
+def gain_picture(comparisons: Sequence[Comparison]) -> list[str]:
+    """The difference of every comparison with its interval, the largest first; of two and more."""
+    names = brief_names(list(dict.fromkeys(key for comparison in comparisons for key in comparison.one.values)))
+    rows = []
+    for comparison in comparisons:
+        found = comparison.difference
+        if found is not None and found.low is not None and found.high is not None:
+            values = {names[key]: as_text(value) for key, value in comparison.one.values.items()}
+            told = " ".join(f"{name}={value}" for name, value in values.items() if value)
+            rows.append((told, found.mean, found.low, found.high, found.shown))
+    if not 1 < len(rows) <= MOST_INTERVALS:
+        return []
+    score = comparisons[0].score
+    rows.sort(key=lambda row: -row[1])
+    unit = "" if score == ON_TEST[AUC] else ", points"
+    caption = "Differences with their 95 % intervals; filled: shown, after Holm's correction."
+    return [page.picture(intervals(rows, f"difference in test {NAMES[score]}{unit}"), caption)]
 
 
 def budget_pictures(groups: Sequence[Configuration]) -> list[str]:
