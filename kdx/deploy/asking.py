@@ -49,7 +49,7 @@ def predict_pictures(
     if output is not None:
         head = ["picture", *(f"{what}{place}" for place in range(1, top + 1) for what in ("class", "share"))]
         write_atomic(Path(output), csv_text([head, *rows]).encode())
-        yield f"wrote {harmless(output)} ({len(rows)} pictures)"
+        yield f"wrote {harmless(output)} ({len(rows)} picture{'' if len(rows) == 1 else 's'})"
 
 
 def find_pictures(names: Iterable[str]) -> Iterator[Path | KdxError]:
