@@ -68,10 +68,14 @@ class Real:
 
 @dataclass(frozen=True)
 class Flag:
-    """true or false; a number is neither."""
+    """true or false, or one of some words; a number is none of them."""
+
+    words: tuple[str, ...] = ()
 
     def problem(self, value: Any) -> str | None:
-        return None if isinstance(value, bool) else "choose true, false"
+        if isinstance(value, bool) or (isinstance(value, str) and value in self.words):
+            return None
+        return f"choose {', '.join(('true', 'false', *self.words))}"
 
 
 @dataclass(frozen=True)

@@ -186,4 +186,5 @@ def test_kept_logits_of_mixed_images_are_refused() -> None:
     with pytest.raises(KdxError, match=r"kd.cache_logits=true: logits of mixed images .* choose false, or .* mixup"):
         settings_of("dataset.augment={mixup:{}}", "kd.cache_logits=true")
     assert settings_of("dataset.augment={trivial:{}}", "kd.cache_logits=true").stage("student").cache_logits
+    assert settings_of("dataset.augment=[mixup]", "kd.cache_logits=auto").augment == (Mixup(),)
     assert settings_of("dataset.augment=[mixup]", "kd.cache_logits=true", "kd=none").augment == (Mixup(),)

@@ -11,8 +11,11 @@ from kdx.chain.batches import train_size, unlabelled_of, updates_per_epoch
 from kdx.chain.context import RunContext, metadata
 from kdx.chain.fingerprints import data_code, network_code
 from kdx.chain.index import fingerprint
+from kdx.chain.objective import build_terms
 from kdx.checkpoint import versions
+from kdx.config.augment import why_not_kept
 from kdx.config.schema import StageSettings
+from kdx.config.swap_points import AUTO
 from kdx.training.runtime import choose_compile
 
 
@@ -22,6 +25,13 @@ def compile_mode(context: RunContext, stage: StageSettings) -> str | None:
         return None
     steps = stage.recipe.epochs * updates_per_epoch(context, stage)
     return choose_compile(settings.compile, context.device, steps)
+
+
+def keeps_logits(context: RunContext, stage: StageSettings, looks_at_layers: bool) -> bool:
+    """Whether a teacher's logits are kept: under `auto` where they can be, and no method looks at its layers."""
+    if stage.cache_logits != AUTO:
+        return bool(stage.cache_logits)
+    return not looks_at_layers and why_not_kept(context.settings.augment, context.settings.balance) is None
 
 
 def logits_folder(context: RunContext, stage: StageSettings, teacher: str, teacher_sha256: str) -> Path:
@@ -50,7 +60,8 @@ def logits_to_come(context: RunContext, stage: StageSettings, known: Mapping[str
 
     `known` has the sha256 of the teachers that are there; of one that is to be trained nothing is kept yet.
     """
-    if not stage.cache_logits:
+    methods = [term.method for term in build_terms(stage.kd)[1].values()] if stage.distilled else []
+    if not methods or not keeps_logits(context, stage, any(method.words_of_teacher for method in methods)):
         return 0
     data, views = context.dataset, stage.recipe.epochs if context.settings.augment else 1
     everything = 4 * data.num_classes * (views * train_size(context, stage) + len(data.val) + len(data.test))

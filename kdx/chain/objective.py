@@ -37,8 +37,8 @@ def build_objective(stage: StageSettings, hard_loss: HardLoss, dataset: Dataset)
         if stage.headless and not term.method.words_of_teacher:
             told = f"by stage.{stage.headless[0]}.head=false none; choose a method of features, e.g. pkt, crd, fitnet"
             raise KdxError(f"{term.key}: {name} compares logits, and the {stage.headless[0]} has {told}")
-        if stage.cache_logits and term.method.layers:
-            told = f"{name} looks at layers of the teacher, and logits only are kept; choose false"
+        if stage.cache_logits is True and term.method.layers:
+            told = f"{name} looks at layers of the teacher, and logits only are kept; choose false, or auto"
             raise KdxError(f"kd.cache_logits=true: {told}")
     if stage.headless and len(stage.teachers) > 1:
         raise KdxError(f"stage.{stage.role}.guide: the {stage.headless[0]} has no classifier and teaches alone")

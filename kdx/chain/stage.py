@@ -17,7 +17,7 @@ from kdx.chain.context import RunContext, metadata
 from kdx.chain.drawing import draw_feature_maps, drawing_while_trained
 from kdx.chain.fingerprints import as_recorded
 from kdx.chain.loaded import LoadedStage, load_network
-from kdx.chain.logits import compile_mode, logits_folder
+from kdx.chain.logits import compile_mode, keeps_logits, logits_folder
 from kdx.chain.parts import Parts, build_parts
 from kdx.chain.start import Start
 from kdx.checkpoint import versions
@@ -126,7 +126,7 @@ def _trainer_under(
 
 def _teacher(context: RunContext, stage: StageSettings, role: str, known: FinishedTeacher, layers: Layers) -> Teacher:
     cache = None
-    if stage.cache_logits:
+    if keeps_logits(context, stage, bool(layers)):
         cache = LogitsCache(logits_folder(context, stage, role, known.sha256), context.dataset.num_classes)
     return Teacher(known.network, context.precision, layers, cache, context.ranks)
 

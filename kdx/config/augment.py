@@ -37,13 +37,17 @@ def check_augment(config: Mapping[str, Any], problems: Problems) -> None:
 def check_kept_logits(
     augment: Sequence[Augmentation], balance: bool, stages: Iterable[StageSettings], problems: Problems
 ) -> None:
+    """Whether logits can be kept where that is demanded."""
+    needed = why_not_kept(augment, balance)
+    if needed is not None and any(stage.distilled and stage.cache_logits is True for stage in stages):
+        problems.add("kd.cache_logits", "true", needed)
+
+
+def why_not_kept(augment: Sequence[Augmentation], balance: bool) -> str | None:
     """Logits are kept of images by number: of none that are mixed, nor of one that looks different twice an epoch."""
-    if not any(stage.distilled and stage.cache_logits for stage in stages):
-        return
     mixing = [options.name for options in augment if isinstance(options, MIXING)]
     if mixing:
-        needed = f"logits of mixed images are not kept; choose false, or leave {' and '.join(mixing)} out of {KEY}"
-        problems.add("kd.cache_logits", "true", needed)
-    elif augment and balance:
-        needed = "dataset.balance=true shows an image in several views an epoch; choose false, or dataset.augment=none"
-        problems.add("kd.cache_logits", "true", needed)
+        return f"logits of mixed images are not kept; choose false, or leave {' and '.join(mixing)} out of {KEY}"
+    if augment and balance:
+        return "dataset.balance=true shows an image in several views an epoch; choose false, or dataset.augment=none"
+    return None

@@ -168,7 +168,7 @@ class StageSettings:
     checkpoint: str | None
     checkpoint_key: str | None
     checkpoint_check: bool
-    cache_logits: bool
+    cache_logits: bool | str  # or auto
     kd: dict[str, Any]
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]

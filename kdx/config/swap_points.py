@@ -79,10 +79,11 @@ TERMS = "kd.terms"  # of COMBINED: methods by names of the user's
 TERM_NAME = Text(r"[A-Za-z]\w*", "a word that names a term is needed", 64)
 # Said once beside a method or `terms`: kdx's own, not a method's numbers.
 OF_STAGE = ("hard", "lr", "cache_logits", "teachers")
+AUTO = "auto"  # kd.cache_logits: where logits are all that the methods look at, and may be kept
 OF_COMBINED = ("_target_", "terms", *OF_STAGE)
 GROUPS = ("kd", "optimizer", "scheduler")  # whose keys a stage may have of its own
 KEYS_OF_KDX: dict[str, dict[str, Rule]] = {  # which kdx reads itself, whatever the _target_
-    "kd": {"cache_logits": Flag(), "teachers": Choice(("mean", "each")), "lr": Nullable(LEARNING_RATE)},
+    "kd": {"cache_logits": Flag((AUTO,)), "teachers": Choice(("mean", "each")), "lr": Nullable(LEARNING_RATE)},
     "optimizer": {"lr": LEARNING_RATE, "decay": Choice(("all", "weights"))},
     "scheduler": {"warmup": Real(least=0, most=100_000), "every": Nullable(Choice(("update", "epoch")))},
     "dataset.source": {},

@@ -84,6 +84,7 @@ def test_logits_cannot_stand_for_features(name: str) -> None:
     if name not in BY_FEATURES:
         assert not build_objective(stage, hard, tiny.dataset()).layers
         return
+    build_objective(settings_of(f"kd={name}", "kd.cache_logits=auto").stage("student"), hard, tiny.dataset())
     with pytest.raises(KdxError, match="^kd.cache_logits=true: .*looks at layers of the teacher") as caught:
         build_objective(stage, hard, tiny.dataset())
     assert "\n" not in str(caught.value)
@@ -98,12 +99,17 @@ def test_a_sweep_over_methods_asks_the_teacher_once_a_view(
     monkeypatch.setattr(Teacher, "ask", lambda self, images: asked.append(len(images)) or ask(self, images))
     student = ["stage=student", "stage.student.guide=teacher"]
     counts, ends = [], {}
-    for name in ("hinton", "dkd", "dist", "wttm"):
+    for name, keep in {"hinton": "auto", "dkd": "true", "dist": "auto", "wttm": "auto"}.items():
         before = sum(asked)
-        ends[name] = tiny_run(*student, f"kd={name}", "kd.cache_logits=true")
+        ends[name] = tiny_run(*student, f"kd={name}", f"kd.cache_logits={keep}")
         counts.append(sum(asked) - before)
     trial_steps = 2  # the images of the step that tries a stage
     assert counts == [2 * 30 + trial_steps, *[trial_steps] * 3]  # two epochs of 30 images
+    for name, more in {"at": [], "hinton": ["dataset.augment=[mixup]"]}.items():  # of these nothing can be kept
+        before = sum(asked)
+        tiny_run(*student, f"kd={name}", "kd.cache_logits=auto", *more)
+        counts.append(sum(asked) - before)
+    assert min(counts[-2:]) >= 2 * 30 + trial_steps
     alone = tiny_run(
         *student, "kd=dist", "stage.reuse=never", "stage.teacher.checkpoint=" + str(ends["dist"].checkpoint("teacher"))
     )
