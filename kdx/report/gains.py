@@ -120,7 +120,8 @@ def summed_up(comparisons: Sequence[Comparison]) -> str:
     known = [comparison.difference for comparison in comparisons if comparison.difference is not None]
     gained, lost = (sum(each.shown and (each.mean > 0) is up for each in known) for up in (True, False))
     few = " (one seed each: none can)" if known and all(each.n < 2 for each in known) else ""
-    return f"Of {len(known)} configurations that were compared, {gained} show a gain and {lost} a loss{few}."
+    told = f"{gained} show{'s' if gained == 1 else ''} a gain and {lost} a loss"
+    return f"Of {len(known)} configurations that were compared, {told}{few}."
 
 
 def _against(comparison: Comparison) -> str:
