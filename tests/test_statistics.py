@@ -163,7 +163,7 @@ def test_where_the_area_selects_the_gain_is_in_area_with_four_decimals(
     assert "test AUC: +0.0202 (95 % interval +0.0179 to +0.0226" in text
     assert "| 0 | none | 0 | finished | 0.8000 | 79.00 | 80.00 |" in text
     ((lines, names),) = drawn
-    assert next(iter(lines.values())) == [(1, 0.7), (2, 0.8)] and names == ("epoch", "validation AUC")
+    assert lines[0] == ("kd=none", [(1, 0.7), (2, 0.8)]) and names == ("epoch", "validation AUC")
 
 
 def test_csv_and_frame_agree_with_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
