@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -270,7 +271,7 @@ def test_a_running_sweep_writes_its_page_and_those_of_its_jobs_again(
     monkeypatch.setattr(pages, "write_run_report", lambda folder: written.append(folder) or (folder / REPORT).touch())
     monkeypatch.setattr(pages, "end_with_parent", lambda: None)
     monkeypatch.setattr(pages.os, "nice", lambda by: None)
-    monkeypatch.setattr("kdx.report.sweep_pictures.curves", lambda *_: "")
+    monkeypatch.setattr(pages, "time", SimpleNamespace(monotonic=lambda: 0.0))  # however long drawing takes here
     waits: list[float] = []
 
     class Over:
