@@ -60,8 +60,10 @@ def logits_to_come(context: RunContext, stage: StageSettings, known: Mapping[str
 
     `known` has the sha256 of the teachers that are there; of one that is to be trained nothing is kept yet.
     """
-    methods = [term.method for term in build_terms(stage.kd)[1].values()] if stage.distilled else []
-    if not methods or not keeps_logits(context, stage, any(method.words_of_teacher for method in methods)):
+    if not (stage.distilled and stage.cache_logits):
+        return 0
+    methods = [term.method for term in build_terms(stage.kd)[1].values()]
+    if not keeps_logits(context, stage, any(method.words_of_teacher for method in methods)):
         return 0
     data, views = context.dataset, stage.recipe.epochs if context.settings.augment else 1
     everything = 4 * data.num_classes * (views * train_size(context, stage) + len(data.val) + len(data.test))
