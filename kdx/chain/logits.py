@@ -15,7 +15,7 @@ from kdx.chain.objective import build_terms
 from kdx.checkpoint import versions
 from kdx.config.augment import why_not_kept
 from kdx.config.schema import StageSettings
-from kdx.config.swap_points import AUTO
+from kdx.recipe import AUTO
 from kdx.training.runtime import choose_compile
 
 

@@ -3,6 +3,7 @@
 from kdx.config.schema import CACHE, LEARNING_RATE, NAME, PIXELS
 from kdx.method_numbers import FACTOR, KD, MAYBE_FLAG, METHOD, NOT_NEGATIVE
 from kdx.ranges import Choice, Flag, Folder, ListOf, Nullable, Real, Rule, Text, Whole
+from kdx.recipe import AUTO
 
 TARGET = Nullable(Text(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "the dotted name of a callable is needed", 300))
 MANY = 1_000_000_000
@@ -79,7 +80,6 @@ TERMS = "kd.terms"  # of COMBINED: methods by names of the user's
 TERM_NAME = Text(r"[A-Za-z]\w*", "a word that names a term is needed", 64)
 # Said once beside a method or `terms`: kdx's own, not a method's numbers.
 OF_STAGE = ("hard", "lr", "cache_logits", "teachers")
-AUTO = "auto"  # kd.cache_logits: where logits are all that the methods look at, and may be kept
 OF_COMBINED = ("_target_", "terms", *OF_STAGE)
 GROUPS = ("kd", "optimizer", "scheduler")  # whose keys a stage may have of its own
 KEYS_OF_KDX: dict[str, dict[str, Rule]] = {  # which kdx reads itself, whatever the _target_

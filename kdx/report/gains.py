@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kdx.recipe import ACCURACY, AUC, DECIMALS, F1
 from kdx.report.statistics import MOST_SEEDS, Difference, corrected, paired_difference, unpaired_difference
-from kdx.results import Configuration, as_text, grouped, is_of_distillation, selection_of
+from kdx.results import Configuration, as_text, grouped, is_of_distillation, keys_of, selection_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,7 +107,7 @@ def gains(frame: "pd.DataFrame") -> "pd.DataFrame":
 
 def gain_table(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
     """What was compared with what, its interval, and what follows; the scores are those of the seeds compared."""
-    keys = list(dict.fromkeys(key for comparison in comparisons for key in comparison.one.values))
+    keys = keys_of(comparison.one for comparison in comparisons)
     rows = []
     for comparison in comparisons:
         values = [as_text(comparison.one.values.get(key)) or "-" for key in keys]

@@ -48,24 +48,16 @@ def curves(lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], x_name: s
     """Named lines of (x, y) points, those of one name in one colour; no legend where it would cover the lines."""
     figure, axes = _figure(6.4, 3.6)
     names = list(dict.fromkeys(name for name, _ in lines))
-    colours = _colours(len(names))
-    for place, (name, points) in enumerate(lines):
-        label = plain_text(name) if name not in [known for known, _ in lines[:place]] else None
-        axes.plot(
-            [x for x, _ in points],
-            [y for _, y in points],
-            label=label,
-            color=colours[names.index(name)],
-            linewidth=1.2,
-            marker=".",
-            markersize=3,
-        )
+    colours, drawn = dict(zip(names, _colours(len(names)), strict=True)), {}
+    for name, points in lines:
+        x, y = [x for x, _ in points], [y for _, y in points]
+        (drawn[name],) = axes.plot(x, y, color=colours[name], linewidth=1.2, marker=".", markersize=3)
     axes.set_xlabel(x_name)
     axes.set_ylabel(y_name)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     if 1 < len(names) <= MOST_NAMES:
-        axes.legend(fontsize=7)
+        axes.legend(list(drawn.values()), list(map(plain_text, drawn)), fontsize=7)
     return _svg(figure)
 
 

@@ -32,6 +32,7 @@ from kdx.results import (
     as_text,
     best_of,
     grouped,
+    keys_of,
     load_sweep,
     override_keys,
     rank_of,
@@ -157,7 +158,7 @@ def _which(score: str) -> str:
 
 
 def _configuration_table(groups: Sequence[Configuration]) -> Table:
-    keys = list(dict.fromkeys(key for group in groups for key in group.values))
+    keys = keys_of(groups)
     select, column = selection_of(groups)
     chosen = [] if select == ACCURACY else [f"val {WORDS[select]}"]  # a column of its own, where it is not there
     header = [*keys, "n", *chosen, "val acc", "test acc", "test F1", "test AUC"]

@@ -13,7 +13,7 @@ from kdx.report.budget import COSTS, budget_of
 from kdx.report.gains import NAMES, ON_TEST, Comparison
 from kdx.report.plots import curves, front, heat_map, intervals
 from kdx.report.sweep_csv import jobs_of
-from kdx.results import Configuration, as_text, grid, read_csv, selection_of, swept_keys
+from kdx.results import Configuration, as_text, grid, keys_of, read_csv, selection_of, swept_keys
 from kdx.results.frame import SEED
 from kdx.results.logs import log_of_last_stage
 
@@ -61,13 +61,13 @@ def brief_names(keys: Sequence[str]) -> dict[str, str]:
 
 def gain_picture(comparisons: Sequence[Comparison]) -> list[str]:
     """The difference of every comparison with its interval, the largest first; of two and more."""
-    names = brief_names(list(dict.fromkeys(key for comparison in comparisons for key in comparison.one.values)))
+    names = brief_names(keys_of(comparison.one for comparison in comparisons))
     rows = []
     for comparison in comparisons:
         found = comparison.difference
         if found is not None and found.low is not None and found.high is not None:
-            values = {names[key]: as_text(value) for key, value in comparison.one.values.items()}
-            told = " ".join(f"{name}={value}" for name, value in values.items() if value)
+            values = comparison.one.values.items()
+            told = " ".join(f"{names[key]}={text}" for key, value in values if (text := as_text(value)))
             rows.append((told, found.mean, found.low, found.high, found.shown))
     if not 1 < len(rows) <= MOST_INTERVALS:
         return []
@@ -106,7 +106,7 @@ def _heat_map(
     frame: "pd.DataFrame", groups: Sequence[Configuration], rows_key: str | None, columns_key: str | None
 ) -> str | None:
     """Mean of what chooses on validation over two swept keys; the mean over all others."""
-    keys = list(dict.fromkeys(key for group in groups for key in group.values))
+    keys = keys_of(groups)
     for requested in (rows_key, columns_key):
         if requested is not None and requested not in keys:
             raise KdxError(f"{requested}: not swept here; choose two of {', '.join(keys)}")

@@ -13,6 +13,7 @@ from kdx.results.groups import configurations as configurations
 from kdx.results.groups import grid as grid
 from kdx.results.groups import grouped as grouped
 from kdx.results.groups import is_of_distillation as is_of_distillation
+from kdx.results.groups import keys_of as keys_of
 from kdx.results.groups import rank_of as rank_of
 from kdx.results.groups import selection_of as selection_of
 from kdx.results.logs import read_csv as read_csv

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +160,11 @@ def grouped(frame: "pd.DataFrame") -> list[Configuration]:
     return [Configuration(values[name], finished.iloc[positions]) for name, positions in groups.items()]
 
 
+def keys_of(groups: Iterable[Configuration]) -> list[str]:
+    """The keys that were swept, those of all configurations."""
+    return list(dict.fromkeys(key for group in groups for key in group.values))
+
+
 def configurations(frame: "pd.DataFrame", role: str | None = None) -> "pd.DataFrame":
     """A row a configuration, the best on validation first: its swept values, n, mean and std of each score over seeds.
 
@@ -174,7 +179,7 @@ def configurations(frame: "pd.DataFrame", role: str | None = None) -> "pd.DataFr
         stages = group.stages(role)[list(names)].astype(float)
         summed = {f"{name}_{how}": getattr(stages[name], how)() for name in names for how in ("mean", "std")}
         rows.append({**group.values, "n": len(stages), **summed})
-    keys = list(dict.fromkeys(key for group in groups for key in group.values))
+    keys = keys_of(groups)
     columns = [*keys, "n", *(f"{name}_{how}" for name in names for how in ("mean", "std"))]
     select, column = selection_of(groups)
     table = pd.DataFrame(rows, columns=columns)
