@@ -93,6 +93,8 @@ class EpochLogger:
         if "val_accuracy" in row:  # else no classifier learns
             trained += f" acc {row['train_accuracy']:.2f}"
             validated += f" acc {row['val_accuracy']:.2f} f1 {row['val_f1_score']:.2f}"
+        if "val_auc" in row:  # where it chooses the epoch
+            validated += f" auc {row['val_auc']:.4f}"
         log.info(
             "%s epoch %d/%d  %s  %s  lr %.2e  %.1f s%s",
             *(self.name, row["epoch"], self.epochs, trained, validated, row["learning_rate"]),

@@ -119,6 +119,19 @@ def test_train_and_validation_losses_are_the_same_quantity(tmp_path: Path, task:
             assert float(row[f"{split}_loss"]) == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.parametrize("task", ["multi-class", "multi-label"])
+def test_line_of_an_epoch_has_the_auc_where_it_chooses(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, task: str
+) -> None:
+    caplog.set_level("INFO", logger="kdx.epoch_log")
+    training = make_training(tmp_path, task=task, epochs=1)
+    training.fit()
+    (line,) = caplog.messages
+    (row,) = training.history
+    assert ("val_auc" in row) == (task == "multi-label")
+    assert f" auc {row['val_auc']:.4f}  lr " in line if task == "multi-label" else " auc " not in line
+
+
 def test_epoch_loss_weighs_batches_by_their_size(tmp_path: Path) -> None:
     """pitfall(8): 30 images in batches of 8 leave a last one of 6."""
 
