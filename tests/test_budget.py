@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,8 +66,12 @@ def test_no_student_is_close_or_has_a_teacher_or_its_costs_are_not_known(tmp_pat
         recommendation(budget)
     )
     known = json.loads((tmp_path / "far" / "costs.json").read_text())
-    (tmp_path / "far" / "costs.json").write_text(json.dumps({"networks": known["networks"][:2]}))
-    assert "has its teacher beside it" in recommendation(budget_of(grouped(load_sweep(tmp_path / "far"))))
+    shutil.copytree(tmp_path / "far", tmp_path / "lone")
+    for path in (tmp_path / "lone").glob("*/summary.json"):
+        path.write_text(
+            json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "teacher"})
+        )
+    assert "has its teacher beside it" in recommendation(budget_of(grouped(load_sweep(tmp_path / "lone"))))
     (tmp_path / "far" / "costs.json").write_text(json.dumps({"networks": known["networks"][1:]}))
     assert budget_of(grouped(load_sweep(tmp_path / "far"))) is None
     (tmp_path / "far" / "costs.json").write_text(
@@ -120,3 +125,25 @@ def test_each_network_is_measured_once_and_code_of_a_user_only_where_the_command
         again[number].efficiency["cpu"]["latency_ms_batch_1"] for number in (0, 1, 0)
     ]
     assert "model.student=tests.tiny:wide" in {group.name for group in grouped(frame)} and budget_of(grouped(frame))
+
+
+def test_a_student_without_costs_is_named_and_a_teacher_needs_none(tmp_path: Path) -> None:
+    students = {"small": (94.1, 80.0, 1.0, 10), "large": (95.0, 99.0, 4.0, 40), "own": (95.5, 99.5, 0.5, 3)}
+    sweep_of(tmp_path, **students)
+    path = tmp_path / "costs.json"
+    networks = json.loads(path.read_text())["networks"]
+    path.write_text(json.dumps({"networks": [each for each in networks if each["network"] not in ("own", "big")]}))
+    budget = budget_of(grouped(load_sweep(tmp_path)))
+    assert [student.network for student in budget.students] == ["small", "large"] and budget.teacher is not None
+    said = recommendation(budget)
+    assert said.startswith("Not among the students, as their costs were not measured: own. The smallest student within")
+    assert "big      teacher  1  95.00" in write_report(tmp_path)
+
+
+def test_students_of_different_data_have_no_common_front(tmp_path: Path) -> None:
+    sweep_of(tmp_path, small=(94.1, 80.0, 1.0, 10), large=(95.0, 99.0, 4.0, 40))
+    for number, name in enumerate(("easy", "hard")):
+        path = tmp_path / str(number) / "summary.json"
+        lineage = [{"what": "data", "name": name, "hash": name}]
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"lineage": lineage}))
+    assert budget_of(grouped(load_sweep(tmp_path))) is None

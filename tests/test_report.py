@@ -37,20 +37,26 @@ def stage(role: str, val: float, test: float, fingerprint: str) -> dict:
 
 
 def write_job(
-    folder: Path, number: int, overrides: list[str], val: float, test: float, status: str = "finished"
+    folder: Path, number: int, overrides: list[str], val: float, test: float, status: str = "finished", data: str = ""
 ) -> None:
+    """A job's record; `data` is the name and the hash of its data set, with a space between."""
     job = folder / str(number)
     (job / "student" / "logs").mkdir(parents=True)
     (job / "student" / "logs" / "resnet18_student_log.csv").write_text(f"epoch,val_accuracy\n1,{val - 5}\n2,{val}\n")
     alone = "none" + " ".join(word for word in overrides if word.startswith("seed="))
     done = {"teacher": stage("teacher", 95, 94, "t")} | (
-        {"student": stage("student", val, test, alone if "kd=none" in overrides else f"s{number}")}
+        {
+            "student": stage("student", val, test, alone if "kd=none" in overrides else f"s{number}")
+            | {"guide": None if {"kd=none", "stage.student.guide=null"} & {*overrides} else "teacher"}
+        }
         if status == "finished"
         else {}
     )
     plan = [{"role": "teacher", "action": "reuse"}, {"role": "student", "action": "train"}]
     error = "student: loss is nan in epoch 2, step 3" if status == "failed" else None
     told = {"status": status, "error": error, "overrides": overrides, "plan": plan, **done}
+    if data:
+        told["lineage"] = [{"what": "data", **dict(zip(("name", "hash"), data.split(), strict=True))}]
     (job / "summary.json").write_text(json.dumps(told))
 
 

@@ -84,6 +84,24 @@ def test_columns_keep_their_types_where_runs_differ(tmp_path: Path) -> None:
     assert frame["delivered"].tolist() == ["student", "student", None]
 
 
+def test_runs_beside_folders_with_numbers_are_loaded(tmp_path: Path) -> None:
+    write_job(tmp_path, 1, ["seed=1"], 90, 80)  # as hydra.run.dir=runs/1 leaves it
+    write_job(tmp_path / "deep" / "er", 2, ["seed=2"], 90, 80)
+    write_job(tmp_path, 3, ["seed=3"], 90, 80)
+    (tmp_path / "3").rename(tmp_path / "baseline")
+    assert sorted(load(tmp_path)["seed"]) == [1, 2, 3]
+
+
+def test_runs_selected_by_different_scores_are_ranked_by_accuracy(tmp_path: Path) -> None:
+    write_job(tmp_path, 0, ["kd=dkd", "seed=0"], 80, 80)
+    write_job(tmp_path, 1, ["kd=dkd", "seed=1"], 90, 80)
+    path = tmp_path / "1" / "summary.json"
+    told = json.loads(path.read_text())
+    told["student"] |= {"selected_by": "auc", "validation": told["student"]["validation"] | {"auc": 0.9}}
+    path.write_text(json.dumps(told))
+    assert "with 85.00 ± 7.07 (n=2) validation accuracy" in write_report(tmp_path)
+
+
 def test_groups_and_grids(tmp_path: Path) -> None:
     number = 0
     for temperature in (2, 10, 2.5):
@@ -109,6 +127,10 @@ def test_groups_and_grids(tmp_path: Path) -> None:
     for rows, columns in (("kd.alpha", "kd.alpha"), ("kd.alpha", "nix"), ("kd.alpha", "seed")):
         with pytest.raises(KdxError, match="choose two of kd.temperature, kd.alpha"):
             grid(frame, rows, columns)
+    with pytest.raises(KdxError, match="val_acuracy: choose one of val_selected, val_accuracy"):
+        grid(frame, "kd.temperature", "kd.alpha", "val_acuracy")
+    one_alpha = frame[frame["kd.alpha"] == 0.3]  # a value that all runs share is an axis of one
+    assert grid(one_alpha, "kd.temperature", "kd.alpha").shape == (3, 1)
     assert len(configurations(frame.head(1))) == 1 and not len(configurations(frame[frame["status"] == "failed"]))
     import pandas as pd
 

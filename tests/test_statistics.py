@@ -226,3 +226,107 @@ def test_folders_are_compared_by_what_both_have_else_by_their_best(
     with pytest.raises(SystemExit):
         main([str(tmp_path / "a"), str(tmp_path / "d")])
     assert "d: nothing to compare: no run has finished" in capsys.readouterr().err
+
+
+def test_equal_differences_count_among_the_comparisons() -> None:
+    found = paired_difference([82.0, 83.04], [80.0, 81.0])
+    equal = [paired_difference([79.0, 80.0], [80.0, 81.0])] * 9
+    assert found.shown and found.p == pytest.approx(0.0063, abs=1e-4)
+    among = corrected([found, *equal])[0]
+    assert among.family == 10 and among.corrected == pytest.approx(10 * found.p) and not among.shown
+
+
+def test_a_stage_that_several_seeds_share_is_no_arm_of_several(tmp_path: Path) -> None:
+    for number in range(3):
+        write_job(tmp_path, number, ["kd=none", f"seed={number}"], 80, 80)
+        write_job(tmp_path, number + 3, ["kd=dkd", f"seed={number + 3}"], 85, 85 + number / 10)
+    for path in tmp_path.glob("*/summary.json"):
+        path.write_text(re.sub('"noneseed=[0-9]"', '"none"', path.read_text()))
+    (comparison,) = compare(grouped(load_sweep(tmp_path)))
+    found = comparison.difference
+    assert (found.n, found.p, found.low, found.shown, found.paired) == (1, None, None, False, False)
+    assert found.mean == pytest.approx(5.1)
+
+
+@pytest.mark.parametrize(
+    "alone", ["stage.student.guide=null kd=dkd kd.alpha=1", "stage.student.guide=null kd.alpha=1", "kd=none stage.student.kd=null"]
+)  # fmt: skip
+def test_who_has_no_teacher_is_the_baseline_whatever_the_method_is_called(tmp_path: Path, alone: str) -> None:
+    taught = alone.replace("guide=null", "guide=teacher").replace("kd=null", "kd=dkd")
+    jobs(tmp_path, (alone, WELL), (taught, [82.1, 82.9, 81.2, 82.4]))
+    (comparison,) = compare(grouped(load_sweep(tmp_path)))
+    assert not comparison.reference.distilled and comparison.difference.mean == pytest.approx(2.025)
+
+
+def test_a_student_alone_that_starts_from_a_distilled_one_is_another_for_other_numbers(tmp_path: Path) -> None:
+    for number, (alpha, seed) in enumerate((alpha, seed) for alpha in (0.1, 0.9) for seed in (0, 1, 2)):
+        words = ["kd=none", "stage.student.start=assistant", f"stage.assistant.kd.alpha={alpha}", f"seed={seed}"]
+        write_job(tmp_path, number, words, 80, 80 + 10 * alpha + seed)
+        path = tmp_path / str(number) / "summary.json"
+        path.write_text(path.read_text().replace(f'"noneseed={seed}"', f'"s{number}"'))
+    assert [(list(group.values.values()), len(group.runs)) for group in grouped(load_sweep(tmp_path))] == [
+        ([0.1], 3),
+        ([0.9], 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("alone", "taught", "compared"),
+    [
+        ("digits a", "digits a", True),
+        ("digits a", "digits b", False),  # the file was replaced between
+        ("digits a", "breast b", False),
+        ("digits a", "", True),  # an older record tells no hash
+    ],
+)
+def test_scores_on_other_data_are_not_compared(tmp_path: Path, alone: str, taught: str, compared: bool) -> None:
+    for seed in range(3):
+        write_job(tmp_path, seed, ["kd=none", f"seed={seed}"], 80, 80 + seed / 10, data=alone)
+        write_job(tmp_path, seed + 3, ["kd=dkd", f"seed={seed}"], 90, 90 + seed / 7, data=taught)
+    (comparison,) = compare(grouped(load_sweep(tmp_path)))
+    assert (comparison.difference is not None) == compared
+    write_report(tmp_path)
+    text, rows = (tmp_path / "sweep.md").read_text(), csv.DictReader((tmp_path / "sweep.csv").read_text().splitlines())
+    assert ("not compared: other data" in text) != compared
+    assert [bool(row["gain"]) for row in rows] == [False] * 3 + [compared] * 3
+    assert ("nothing is best among different data sets" in text) == ("breast" in taught)
+
+
+def test_data_may_differ_by_seed_by_a_key_of_the_data_and_by_a_second_run(tmp_path: Path) -> None:
+    for seed in range(2):  # a user's own data set that is another for every seed
+        write_job(tmp_path / "a", seed, ["kd=none", f"seed={seed}"], 80, 80 + seed, data=f"own {seed}")
+        write_job(tmp_path / "a", seed + 2, ["kd=dkd", f"seed={seed}"], 90, 90 + seed / 7, data=f"own {seed}")
+        for size in (32, 64):
+            words = [f"dataset.size={size}", f"seed={seed}"]
+            write_job(tmp_path / "b", seed + size, words, 90, 80 + seed, data=f"own {size}")
+        for changed in (0, 1):
+            write_job(
+                tmp_path / f"c{changed}", seed, ["kd=dkd", f"seed={seed}"], 9, 90 + changed, data=f"own {changed}"
+            )
+    for name in "ab":
+        (comparison,) = compare(grouped(load_sweep(tmp_path / name)))
+        assert comparison.difference.n == 2, name
+    both = grouped(load(tmp_path / "c0", tmp_path / "c1"))
+    assert [(group.values["data_hash"], len(group.runs)) for group in both] == [("0", 2), ("1", 2)]
+    assert [comparison.difference for comparison in compare(both)] == [None]
+
+
+def test_the_csv_has_no_gain_where_nothing_is_without_distillation(tmp_path: Path) -> None:
+    jobs(tmp_path, ("kd=hinton", WELL), ("kd=dkd", [82.1, 82.9, 81.2, 82.4]))
+    write_report(tmp_path)
+    assert {row["gain"] for row in csv.DictReader((tmp_path / "sweep.csv").read_text().splitlines())} == {""}
+    (row,) = gains(load(tmp_path)).to_dict("records")
+    assert row["kd"] == "dkd" and row["difference"] == pytest.approx(2.025)  # of the two, told apart by name
+
+
+def test_a_sentence_states_the_scores_that_it_compares(tmp_path: Path) -> None:
+    jobs(tmp_path, ("kd=none", [80.0, 81.0, 82.0]), ("kd=dkd", [82.0, NAN, NAN]))
+    write_report(tmp_path)
+    assert "Over the same chain without distillation (80.00): +2.00 (n=1)" in (tmp_path / "sweep.md").read_text()
+
+
+def test_frames_of_little_have_their_columns(tmp_path: Path) -> None:
+    jobs(tmp_path, ("kd=dkd", WELL))
+    assert [*gains(load(tmp_path))] == [
+        *("against", "score", "n", "paired", "difference", "low", "high", "p", "p_holm", "shown", "seeds_needed")
+    ]

@@ -1,11 +1,12 @@
 """Which student for a budget: accuracy on test against latency, size and multiply-adds, where a sweep has several."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kdx.recipe import AUC, DECIMALS
 from kdx.report.gains import NAMES, digits_of, score_of
-from kdx.results import Configuration, best_of
+from kdx.results import Configuration, best_of, same_data
 
 CLOSE = {DECIMALS[AUC]: 0.01}  # one point, of scores from 0 to 1; of those in percent it is 1
 
@@ -21,7 +22,7 @@ class Cost:
     digits: int = 2
 
     def shown(self, value: float) -> str:
-        return f"{value / self.unit:,.{self.digits}f}"
+        return "-" if math.isnan(value) else f"{value / self.unit:,.{self.digits}f}"
 
 
 COSTS = (
@@ -34,7 +35,10 @@ STUDENT, TEACHER = "student", "teacher"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network with its best configuration's scores and what it costs; `of_front` names the costs it is best for."""
+    """A network with its best configuration's scores and what it costs, NaN where that was not measured.
+
+    `of_front` names the costs it is best for.
+    """
 
     network: str
     role: str
@@ -45,31 +49,40 @@ class Candidate:
     costs: dict[str, float]
     of_front: tuple[str, ...] = ()
 
+    @property
+    def measured(self) -> bool:
+        return not any(map(math.isnan, self.costs.values()))
+
 
 @dataclass(frozen=True)
 class Budget:
-    """The students of a sweep, smallest first, and the teacher of the best distilled one."""
+    """The students of a sweep, smallest first, and the teacher of the best distilled one.
+
+    `unmeasured` names the networks that are left out because what they cost is not known.
+    """
 
     students: list[Candidate]
     teacher: Candidate | None
     score: str
     close: float  # one point
+    unmeasured: tuple[str, ...] = ()
 
 
 def budget_of(groups: Sequence[Configuration]) -> Budget | None:
-    """None unless two networks or more were delivered and what each costs was measured.
+    """None unless two networks or more were delivered and measured, on one data set.
 
     Each network stands for its best configuration on validation.
     """
     by_network: dict[str, list[Configuration]] = {}
     for group in groups:
         by_network.setdefault(str(group.stages()["network"].iloc[0]), []).append(group)
-    if len(by_network) < 2:
+    if len(by_network) < 2 or not all(same_data(groups[0], group) for group in groups):
         return None
     score = score_of(groups)
     column = score.replace("test_", "val_")
     found = [_candidate(best_of(some), score, column) for some in by_network.values()]
-    students = [candidate for candidate in found if candidate is not None]
+    students = [candidate for candidate in found if candidate is not None and candidate.measured]
+    unmeasured = tuple(candidate.network for candidate in found if candidate is not None and not candidate.measured)
     if len(students) < 2:
         return None
     taught = [group for group in groups if group.teacher is not None]
@@ -78,7 +91,8 @@ def budget_of(groups: Sequence[Configuration]) -> Budget | None:
     fronts = [tuple(cost.name for cost in COSTS if on_front(each, students, cost.column)) for each in students]
     students = [replace(each, of_front=front) for each, front in zip(students, fronts, strict=True)]
     close = CLOSE.get(digits_of(score), 1.0)
-    return Budget(sorted(students, key=lambda student: student.parameters), teacher, score, close)
+    students.sort(key=lambda student: student.parameters)
+    return Budget(students, teacher, score, close, unmeasured)
 
 
 def on_front(candidate: Candidate, others: Sequence[Candidate], cost: str) -> bool:
@@ -92,7 +106,15 @@ def on_front(candidate: Candidate, others: Sequence[Candidate], cost: str) -> bo
 
 
 def recommendation(budget: Budget) -> str:
-    """The smallest student within one point of the teacher on validation, with its test score: test chooses nothing."""
+    """The smallest student within one point of the teacher on validation, with its test score: test chooses nothing.
+
+    It begins with the students that cannot be among them.
+    """
+    left_out = f"Not among the students, as their costs were not measured: {', '.join(budget.unmeasured)}. "
+    return (left_out if budget.unmeasured else "") + _named(budget)
+
+
+def _named(budget: Budget) -> str:
     if budget.teacher is None:
         return "No job of this sweep has its teacher beside it (a reused student needs none): none can be named."
     digits, teacher = digits_of(budget.score), budget.teacher
@@ -125,11 +147,11 @@ def budget_table(budget: Budget) -> tuple[list[str], list[list[str]]]:
 
 
 def _candidate(group: Configuration, score: str, column: str, role: str | None = None) -> Candidate | None:
-    """A network's scores and costs; None where a cost was not measured."""
+    """A network's scores and costs; None where it has no score."""
     stages = group.stages(role)
     costs = {cost.column: float(stages[cost.column].astype(float).median()) for cost in COSTS}
     test, validation = (group.scores(name, role) for name in (score, column))
-    if any(value != value for value in costs.values()) or not len(test) or not len(validation):
+    if not len(test) or not len(validation):
         return None
     name = str(stages["network"].iloc[0])
     parameters, of = int(stages["parameters"].iloc[0]), TEACHER if role else STUDENT

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdx.recipe import ACCURACY, AUC, DECIMALS, F1
 from kdx.report.statistics import MOST_SEEDS, Difference, corrected, paired_difference, unpaired_difference
-from kdx.results import Configuration, as_text, grouped, is_of_distillation, keys_of, selection_of
+from kdx.results import Configuration, as_text, grouped, is_of_distillation, keys_of, same_data, selection_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,18 +15,25 @@ if TYPE_CHECKING:
 ON_TEST = {AUC: "test_auc", F1: "test_f1_score"}  # the test score that answers; of all else the accuracy
 NAMES = {"test_accuracy": "accuracy", "test_auc": "AUC", "test_f1_score": "F1"}
 NO_BASELINE = (
-    "No job of this sweep is without distillation (kd=none): whether distillation helps cannot be told from it."
+    "No finished job of this sweep is without distillation (kd=none): "
+    "whether distillation helps cannot be told from it."
 )
+FOUND = ("n", "paired", "difference", "low", "high", "p", "p_holm", "shown", "seeds_needed")  # columns of `gains`
+OTHER_DATA = "not compared: other data"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A configuration's test score less that of its `reference`; `difference` None where they cannot be compared."""
+    """A configuration's test score less that of its `reference`; `difference` None where they cannot be compared.
+
+    One reason is that their data are not the same.
+    """
 
     one: Configuration
     reference: Configuration | None
     score: str
     difference: Difference | None
+    same_data: bool = True
 
     @property
     def digits(self) -> int:
@@ -65,11 +72,17 @@ def compare(groups: Sequence[Configuration]) -> list[Comparison]:
 
 
 def compared(pairs: Sequence[tuple[Configuration, Configuration | None]], score: str) -> list[Comparison]:
-    """Pairs of configurations with their difference of a score, corrected over all pairs."""
-    found = [None if other is None else difference_of(one, other, score) for one, other in pairs]
+    """Pairs of configurations with their difference of a score, corrected over all pairs that have the same data."""
+    same = [other is None or same_data(one, other) for one, other in pairs]
+    found = [
+        difference_of(one, other, score) if other is not None and alike else None
+        for (one, other), alike in zip(pairs, same, strict=True)
+    ]
     known = iter(corrected([difference for difference in found if difference is not None]))
     told = [None if difference is None else next(known) for difference in found]
-    return [Comparison(one, other, score, difference) for (one, other), difference in zip(pairs, told, strict=True)]
+    return [
+        Comparison(*pair, score, difference, alike) for pair, difference, alike in zip(pairs, told, same, strict=True)
+    ]
 
 
 def difference_of(
@@ -79,12 +92,11 @@ def difference_of(
     ours, theirs = one.by_seed(score, role), other.by_seed(score, other_role)
     both = ours.merge(theirs, on="seed", suffixes=("", "_other"))
     pairs = both.drop_duplicates(["stage", "stage_other"])  # stages that several jobs share are one answer
-    if len(pairs) < 2 and min(ours["stage"].nunique(), theirs["stage"].nunique()) > 1:
-        return unpaired_difference(ours["score"].tolist(), theirs["score"].tolist())
-    if pairs.empty:
-        if ours.empty or theirs.empty:
-            return None
-        return replace(unpaired_difference(ours["score"].tolist(), theirs["score"].tolist()), n=1)
+    if len(pairs) > 1:
+        return paired_difference(pairs["score"].tolist(), pairs["score_other"].tolist())
+    arms = [arm.drop_duplicates("stage")["score"].tolist() for arm in (ours, theirs)]
+    if pairs.empty or min(map(len, arms)) > 1:
+        return unpaired_difference(*arms) if all(arms) else None
     return paired_difference(pairs["score"].tolist(), pairs["score_other"].tolist())
 
 
@@ -92,8 +104,8 @@ def gains(frame: "pd.DataFrame") -> "pd.DataFrame":
     """A row a comparison: the configuration's keys, what it is compared with, and what `Difference` says of it."""
     import pandas as pd
 
-    rows = []
-    for comparison in compare(grouped(frame)):
+    groups, rows = grouped(frame), []
+    for comparison in compare(groups):
         found, reference = comparison.difference, comparison.reference
         row = {**comparison.one.values, "against": None if reference is None else reference.name}
         row |= {"score": comparison.score}
@@ -102,7 +114,7 @@ def gains(frame: "pd.DataFrame") -> "pd.DataFrame":
             row |= {"high": found.high, "p": found.p, "p_holm": found.corrected, "shown": found.shown}
             row |= {"seeds_needed": None if found.shown else found.seeds_needed}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*keys_of(groups), "against", "score", *FOUND])
 
 
 def gain_table(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
@@ -145,7 +157,8 @@ def gain_cells(comparison: Comparison) -> list[str]:
     found, digits = comparison.difference, comparison.digits
     if found is None:
         own = comparison.one.mean(comparison.score)
-        return ["0", "-" if math.isnan(own) else f"{own:.{digits}f}", "-", "-", "-", "-", verdict(found)]
+        said = verdict(found) if comparison.same_data else OTHER_DATA
+        return ["0", "-" if math.isnan(own) else f"{own:.{digits}f}", "-", "-", "-", "-", said]
     scores = [f"{score:.{digits}f}" for score in (found.one, found.other)]
     return [str(found.n), *scores, f"{found.mean:+.{digits}f}", interval(found, digits), _p(found), verdict(found)]
 
@@ -188,11 +201,13 @@ def in_words(found: Difference | None, digits: int) -> str:
 
 
 def _p(found: Difference) -> str:
-    return "-" if found.corrected is None else "<0.0001" if found.corrected < 1e-4 else f"{found.corrected:.4f}"
+    """p, after the correction where there was one."""
+    p = found.p if found.corrected is None else found.corrected
+    return "-" if p is None else "<0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
 def _p_words(found: Difference) -> str:
-    told = _p(found) if found.corrected is not None else f"{found.p:.4f}"
+    told = _p(found)
     over = f" corrected over {found.family}" if found.family > 1 else ""
     return f"p {told}{over}" if told.startswith("<") else f"p={told}{over}"
 

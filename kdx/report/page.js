@@ -7,8 +7,9 @@ function keep(name, value) {  // in the address: a link to what is shown, and a 
 }
 function sortTable(head, descending) {
   const table = head.closest('table'), body = table.tBodies[0], column = head.cellIndex;
-  const value = row => { const t = row.cells[column].dataset.value ?? row.cells[column].textContent;
-    const n = parseFloat(t); return isNaN(n) ? t : n; };
+  const value = row => { const t = row.cells[column].textContent;
+    const thousands = /^\d{1,3}(,\d{3})+(\.\d+)?$/.test(t);
+    const n = parseFloat(thousands ? t.replaceAll(',', '') : t); return isNaN(n) ? t : n; };
   const rows = [...body.rows].sort((a, b) => { const x = value(a), y = value(b);
     const mixed = typeof x !== typeof y;
     return mixed ? String(x).localeCompare(String(y)) : x < y ? -1 : x > y ? 1 : 0; });

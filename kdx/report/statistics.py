@@ -88,12 +88,16 @@ def _tested(found: Difference, interval: Any, p: float, spread: float) -> Differ
 
 
 def corrected(differences: Sequence[Difference]) -> list[Difference]:
-    """The differences with p corrected over those that have one (Holm 1979, step-down Bonferroni)."""
+    """The differences with p corrected over all of two seeds and more (Holm 1979, step-down Bonferroni).
+
+    Equal differences have no p; they were compared as well, so they count as the least sure of all.
+    """
     tested = sorted((d.p, i) for i, d in enumerate(differences) if d.p is not None)
+    family = sum(d.n > 1 for d in differences)
     result, least = list(differences), 0.0
     for rank, (p, i) in enumerate(tested):
-        least = max(least, min(1.0, p * (len(tested) - rank)))
-        result[i] = replace(differences[i], corrected=least, family=len(tested))
+        least = max(least, min(1.0, p * (family - rank)))
+        result[i] = replace(differences[i], corrected=least, family=family)
     return result
 
 

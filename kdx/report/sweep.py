@@ -11,6 +11,7 @@ from kdx.report.budget import budget_of, budget_table, recommendation
 from kdx.report.gains import (
     NAMES,
     NO_BASELINE,
+    OTHER_DATA,
     Comparison,
     compare,
     difference_of,
@@ -22,6 +23,7 @@ from kdx.report.gains import (
     summed_up,
 )
 from kdx.report.html import REPORT
+from kdx.report.statistics import Difference
 from kdx.report.sweep_csv import SCORES, jobs_of, sweep_csv, wilson_of
 from kdx.report.sweep_pictures import WORDS, budget_pictures, gain_picture, pictures_of
 from kdx.report.tables import aligned, markdown
@@ -112,6 +114,11 @@ def _conclusions(groups: Sequence[Configuration], comparisons: Sequence[Comparis
     best = best_of(groups) if groups else None
     if best is None:
         return []
+    names = dict.fromkeys(text for group in groups for text in map(as_text, group.runs["dataset"]) if text)
+    if len(names) > 1:
+        return [
+            f"Runs on {', '.join(names)}: nothing is best among different data sets, and none is compared with another."
+        ]
     select, column = selection_of(groups)
     score = score_of(groups)
     on_test = [f"its test accuracy is {_spread(best, 'test_accuracy')}"]
@@ -139,8 +146,8 @@ def _over_baseline(
     every = [summed_up(comparisons)] if len(comparisons) > 1 else []
     if found.reference is None:
         return [*every, f"No finished job is as {found.one.name} but without distillation: its gain is not known."]
-    alone = _spread(found.reference, found.score)
-    told = in_words(found.difference, found.digits)
+    alone = _of_compared(found.reference, found.score, found.difference)
+    told = in_words(found.difference, found.digits) if found.same_data else OTHER_DATA
     return [*every, f"Over the same chain without distillation ({alone}){whose}{_which(found.score)}: {told}."]
 
 
@@ -150,7 +157,16 @@ def _over_teacher(best: Configuration, score: str) -> list[str]:
         return []
     found = difference_of(best, best, score, other_role=teacher)
     digits = digits_of(score)
-    return [f"Over its teacher ({_spread(best, score, teacher)}){_which(score)}: {in_words(found, digits)}."]
+    return [
+        f"Over its teacher ({_of_compared(best, score, found, teacher)}){_which(score)}: {in_words(found, digits)}."
+    ]
+
+
+def _of_compared(other: Configuration, score: str, found: Difference | None, role: str | None = None) -> str:
+    """The scores of what is compared with; only the mean of the seeds compared where it has more."""
+    if found is None or found.n >= len(other.scores(score, role)):
+        return _spread(other, score, role)
+    return f"{found.other:.{digits_of(score)}f}"
 
 
 def _which(score: str) -> str:

@@ -43,9 +43,10 @@ def _gains_by_folder(comparisons: Sequence[Comparison]) -> dict[str, float]:
     """The gain of each job that has a baseline with its seed."""
     gained = {}
     for comparison in comparisons:
-        if comparison.reference is None:
+        reference = comparison.reference
+        if reference is None or reference.distilled or not comparison.one.distilled or not comparison.same_data:
             continue
-        baseline = comparison.reference.by_seed(comparison.score).set_index("seed")["score"]
+        baseline = reference.by_seed(comparison.score).set_index("seed")["score"]
         for run in comparison.one.runs.to_dict("records"):
             score, seed = run[f"{run['delivered']}_{comparison.score}"], as_text(run["seed"])
             if seed in baseline.index and as_text(score):

@@ -1,5 +1,6 @@
 """The drawings of a sweep's page: curves, a heat map, gains with intervals, what students reach for what they cost."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,6 +90,7 @@ def budget_pictures(groups: Sequence[Configuration]) -> list[str]:
         points = [
             (f"{c.network} ({c.role})", c.costs[cost.column] / cost.unit, c.test, cost.name in c.of_front)
             for c in all_of
+            if not math.isnan(c.costs[cost.column])
         ]
         caption = f"Test {name} of each network by {cost.name}; filled: no student is better for less."
         parts.append(page.picture(front(points, (cost.words, f"test {name}")), caption))

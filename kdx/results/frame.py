@@ -119,19 +119,17 @@ def _newest_log(run_dir: Path) -> Path:
 
 def _rows_below(folder: Path) -> Iterator[dict[str, Any]]:
     """Rows of a run, of a sweep's jobs in their order, and of whatever lies below, by path."""
-    jobs = [] if (folder / SUMMARY).exists() else _rows_of_sweep(folder)
-    if jobs:
-        yield from jobs
-        return
-    if (folder / SUMMARY).exists():
-        yield _row(folder, None)
+    single = (folder / SUMMARY).exists()
+    rows = [_row(folder, None)] if single else _rows_of_sweep(folder)
+    yield from rows
+    jobs = () if single else {Path(row["folder"]).name for row in rows}
     try:
         with os.scandir(folder) as entries:
             inner = sorted(Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False))
     except OSError as error:
         raise KdxError(f"{folder}: {error.strerror}") from error
     for path in inner:
-        if path.name not in SKIPPED and not path.name.startswith("."):
+        if path.name not in (*SKIPPED, *jobs) and not path.name.startswith("."):
             yield from _rows_below(path)
 
 

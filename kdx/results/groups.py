@@ -8,13 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 from kdx.errors import KdxError
 from kdx.recipe import ACCURACY, LOSS
-from kdx.results.frame import FINISHED, SCORE_COLUMNS, SEED, STAGE_COLUMNS, override_keys, roles_of, swept_keys
+from kdx.results.frame import (
+    COST_COLUMNS,
+    FINISHED,
+    SCORE_COLUMNS,
+    SEED,
+    STAGE_COLUMNS,
+    override_keys,
+    roles_of,
+    swept_keys,
+)
 from kdx.results.overrides import as_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NONE = "none"
+GRID_VALUES = (*SCORE_COLUMNS, *COST_COLUMNS, "epoch", "seconds")  # what `grid` can show
 METHOD_NUMBERS = re.compile(r"(stage\.[^.]+\.)?kd\..+")
 DISTILLATION = re.compile(r"(stage\.[^.]+\.)?(kd(\..+)?|guide)")
 
@@ -76,10 +86,8 @@ class Configuration:
 
     @property
     def distilled(self) -> bool:
-        """Whether the delivered stages had a teacher: by the override of kd if one is given, else by their record."""
-        run = self.runs.iloc[0].to_dict()
-        method = _method(run)
-        return method != NONE if method else bool(as_text(run.get(f"{run['delivered']}_guide")))
+        """Whether the delivered stages had a teacher."""
+        return _distilled(self.runs.iloc[0].to_dict())
 
     @property
     def teacher(self) -> str | None:
@@ -87,12 +95,6 @@ class Configuration:
         run = self.runs.iloc[0].to_dict()
         guides = {role: as_text(run.get(f"{role}_guide")).split("+") for role in self.roles}
         return first_teacher(guides, str(run["delivered"]))
-
-    @property
-    def selected_by(self) -> str:
-        """What on validation chose the delivered stages; accuracy where it was not the same for all."""
-        chosen = set(self.stages()["selected_by"].dropna())
-        return str(chosen.pop()) if len(chosen) == 1 else ACCURACY
 
     def mean(self, name: str) -> float:
         """The mean of a score of the delivered stages; NaN where there is none."""
@@ -117,7 +119,7 @@ def first_teacher(guides: Mapping[str, Sequence[str]], role: str) -> str | None:
 
 def selection_of(groups: "Sequence[Configuration]") -> tuple[str, str]:
     """What compares configurations on validation, and its column: what chose their epochs where that is one thing."""
-    chosen = {group.selected_by for group in groups}
+    chosen = {str(by) for group in groups for by in group.stages()["selected_by"].dropna()}
     return (chosen.pop(), "val_selected") if len(chosen) == 1 else (ACCURACY, "val_accuracy")
 
 
@@ -145,19 +147,40 @@ def is_of_distillation(key: str) -> bool:
 def grouped(frame: "pd.DataFrame") -> list[Configuration]:
     """The finished runs, those that differ in their seed only put together.
 
-    Without distillation the values of kd mean nothing: such runs are one configuration.
+    Without distillation the values of kd mean nothing: such runs are one configuration, unless one seed's differ, as
+    those that start from a distilled stage do. Where one seed ran on other data under the same name, `data_hash` is
+    among the values.
     """
     keys = [key for key in swept_keys(frame) if key != SEED]
     finished = frame[(frame["status"] == FINISHED) & frame["delivered"].notna()]
+    runs = finished.to_dict("records")
+    full = [{key: run[key] for key in keys} for run in runs]
+    brief = [
+        own if _distilled(run) else {key: own[key] for key in own if not METHOD_NUMBERS.fullmatch(key)}
+        for own, run in zip(full, runs, strict=True)
+    ]
+    unlike = _unlike(brief, runs, [run.get(f"{run['delivered']}_fingerprint") for run in runs])
+    values = [long if _text_of(short) in unlike else short for long, short in zip(full, brief, strict=True)]
+    if _unlike(values, runs, [run["data_hash"] for run in runs]):
+        values = [{**own, "data_hash": as_text(run["data_hash"])[:12]} for own, run in zip(values, runs, strict=True)]
     groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
-    values: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
-    for position, run in enumerate(finished.to_dict("records")):
-        alone = _method(run) == NONE
-        own = {key: run[key] for key in keys if not (alone and METHOD_NUMBERS.fullmatch(key))}
-        name = tuple((key, as_text(value)) for key, value in own.items())
-        groups.setdefault(name, []).append(position)
-        values.setdefault(name, own)
-    return [Configuration(values[name], finished.iloc[positions]) for name, positions in groups.items()]
+    for position, own in enumerate(values):
+        groups.setdefault(_text_of(own), []).append(position)
+    return [Configuration(values[positions[0]], finished.iloc[positions]) for positions in groups.values()]
+
+
+def _text_of(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple((key, as_text(value)) for key, value in values.items())
+
+
+def _unlike(
+    values: Sequence[dict[str, Any]], runs: Sequence[Mapping[Any, Any]], facts: Sequence[Any]
+) -> set[tuple[tuple[str, str], ...]]:
+    """The configurations of which two runs with one seed differ in a fact."""
+    known: dict[tuple[Any, str], set[str]] = {}
+    for own, run, fact in zip(values, runs, facts, strict=True):
+        known.setdefault((_text_of(own), as_text(run[SEED])), set()).add(as_text(fact))
+    return {name for (name, _), found in known.items() if len(found) > 1}
 
 
 def keys_of(groups: Iterable[Configuration]) -> list[str]:
@@ -196,12 +219,14 @@ def grid(frame: "pd.DataFrame", rows: str, columns: str, value: str = "val_accur
     keys = [key for key in override_keys(frame) if key != SEED]
     if rows == columns or not {rows, columns} <= set(keys):
         raise KdxError(f"{rows}, {columns}: choose two of {', '.join(keys)}")
-    found = [
-        {rows: group.values[rows], columns: group.values[columns], value: score}
-        for group in grouped(frame)
-        if {rows, columns} <= group.values.keys() and "" not in (as_text(group.values[k]) for k in (rows, columns))
-        for score in group.scores(value)
-    ]
+    if value not in GRID_VALUES:
+        raise KdxError(f"{value}: choose one of {', '.join(GRID_VALUES)}")
+    found = []
+    for group in grouped(frame):
+        same = {key: group.runs[key].iloc[0] for key in (rows, columns) if key not in swept_keys(frame)}
+        at = {key: (same | group.values).get(key) for key in (rows, columns)}
+        if "" not in map(as_text, at.values()):
+            found += [{**at, value: score} for score in group.scores(value)]
     table = pd.DataFrame(found, columns=[rows, columns, value])
     shaped = table.pivot_table(index=rows, columns=columns, values=value, aggfunc="mean", sort=False)
     return shaped.loc[sorted(shaped.index, key=_as_number), sorted(shaped.columns, key=_as_number)]
@@ -209,7 +234,13 @@ def grid(frame: "pd.DataFrame", rows: str, columns: str, value: str = "val_accur
 
 def _method(run: Mapping[Any, Any]) -> str:
     """The method of the delivered stage as the command line names it; "" where it names none."""
-    return as_text(run.get(f"stage.{run['delivered']}.kd")) or as_text(run.get("kd"))
+    own = as_text(run.get(f"stage.{run['delivered']}.kd"))
+    return own if own not in ("", "null") else as_text(run.get("kd"))
+
+
+def _distilled(run: Mapping[Any, Any]) -> bool:
+    """Whether a run's delivered stage had a teacher: no method of the command line says so where there is no guide."""
+    return _method(run) != NONE and bool(as_text(run.get(f"{run['delivered']}_guide")))
 
 
 def _as_number(value: Any) -> tuple[bool, float, str]:

@@ -56,6 +56,6 @@ def _keep_written(sweep_dir: Path, over: Event) -> None:
         try:
             write_report(sweep_dir, reload=round(pause))  # first: the jobs' pages take a while
             write_job_pages(sweep_dir)
-        except KdxError as error:  # a file that a job writes elsewhere by hand; the last page tells it again
+        except (KdxError, OSError) as error:  # a file that is written or moved meanwhile; the last page tells it again
             log.warning("the sweep's page is not up to date: %s", error)
         pause = max(EVERY, REST * (time.monotonic() - began))
