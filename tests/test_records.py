@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdx.chain.finished import refuse_other_run
+from kdx.chain.finished import run_that_stays
 from kdx.chain.index import ENTRY_FORMAT, ENTRY_HASH, StageIndex, _hash
 from kdx.checkpoint import check_snapshot, load_checkpoint
 from kdx.deploy.load import Card, load_model
@@ -97,7 +97,7 @@ def test_summaries(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         stage["test"]["confusion_matrix"] = [row[:2] for row in stage["test"]["confusion_matrix"][:2]]
         stage["test"]["per_class"] = {key: values[:2] for key, values in stage["test"]["per_class"].items()}
     sound["class_names"] = sound["class_names"][:2]
-    readers = [lambda: write_run_report(run), lambda: refuse_other_run(run, [])]
+    readers = [lambda: write_run_report(run), lambda: run_that_stays(run, [])]
     tried, told = 0, 0
     for what, changed in mutations(sound):
         path.write_text(json.dumps(changed))

@@ -31,6 +31,14 @@ def test_folder_of_a_finished_run_stays_that_runs(tmp_path: Path) -> None:
     assert run_in(tmp_path / "A", *ONE, "seed=1").statuses() == {"teacher": "reused"}  # its own
 
 
+def test_run_that_is_repeated_in_its_folder_keeps_the_record_of_its_teachers(tmp_path: Path) -> None:
+    """The second plan needs the student only."""
+    chain = ["stage.deliver=student", "stage.student.guide=teacher", "epochs=1"]
+    first = run_in(tmp_path / "A", *chain)
+    again = run_in(tmp_path / "A", *chain)
+    assert again.summary == first.summary and again.roles() == ["teacher", "student"]
+
+
 def test_folder_of_an_unfinished_run_keeps_the_stages_that_it_trained(tmp_path: Path) -> None:
     chain = ["stage.deliver=assistant", "epochs=1"]
     first = run_in(tmp_path / "A", *chain)

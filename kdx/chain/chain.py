@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdx.chain.context import RunContext, load_dataset, make_run_context
 from kdx.chain.fingerprints import network_code
-from kdx.chain.finished import refuse_other_run
+from kdx.chain.finished import run_that_stays
 from kdx.chain.foreign import file_import
 from kdx.chain.index import FinishedStage, StageIndex, own_folder
 from kdx.chain.loaded import LoadedStage, load_network
@@ -59,12 +59,15 @@ def run_chain(
     make_folder(index.folder)
     context = replace(context, ranks=Ranks(0, settings.world, settings.sync_batchnorm))
     with own_folder(run_dir), listening() as stop, team_of(context, stop.raise_if_asked, followers) as team:
-        refuse_other_run(run_dir, plan)
-        run = _Run(context, plan, index, run_dir, overrides, stop, loaded, team)
-        with run.record.kept():
-            for planned in plan:
-                run.carry_out(planned)
-    stages = run.record.run.stages
+        stays = run_that_stays(run_dir, plan)
+        if stays is None:
+            run = _Run(context, plan, index, run_dir, overrides, stop, loaded, team)
+            with run.record.kept():
+                for planned in plan:
+                    run.carry_out(planned)
+    stages = (stays or run.record.run).stages
+    if stays is not None:
+        log.info("the run in this folder was finished before; its record, which has more stages, stays")
     log.info("\n%s\n", stage_table(stages))
     if settings.report:
         log.info("%s\n", write_run_report(run_dir))

@@ -41,13 +41,14 @@ def differing_role(context: RunContext, run: Run) -> str | None:
     return None
 
 
-def refuse_other_run(run_dir: Path, plan: Sequence[PlannedStage]) -> None:
-    """`KdxError` where a folder holds a finished run, or a trained stage, that is not the plan's.
+def run_that_stays(run_dir: Path, plan: Sequence[PlannedStage]) -> Run | None:
+    """The plan's run where its folder holds it, finished, and its record tells of stages that the plan needs no more.
 
-    Its numbers would become those of another run. A finished run is not trained in again either.
+    `KdxError` where a folder holds a finished run, or a trained stage, that is not the plan's: its numbers would become
+    those of another run. A finished run is not trained in again either.
     """
     if not (run_dir / SUMMARY).exists():
-        return
+        return None
     run = read_run(run_dir)
     finished = run.status == "finished"
     recorded = {entry.role: entry.fingerprint for entry in run.plan}
@@ -59,3 +60,4 @@ def refuse_other_run(run_dir: Path, plan: Sequence[PlannedStage]) -> None:
         stage = run.stages.get(planned.role)
         if stage and stage.status == TRAINED and stage.fingerprint != planned.fingerprint:
             raise KdxError(f"hydra.run.dir={run_dir}: holds the {planned.role} of another run; choose another folder")
+    return run if finished and recorded.keys() - {planned.role for planned in plan} else None
