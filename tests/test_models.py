@@ -181,6 +181,31 @@ def test_classifier_of_a_frozen_user_network_is_found() -> None:
     assert [name for name, p in network.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
 
 
+class HeadFirst(torch.nn.Module):
+    """Registers its classifier, which it applies to every token, before another linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(12, 3)
+        self.gate = torch.nn.Linear(12, 12)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.tokens(images)).mean(dim=1)
+
+    def tokens(self, images: torch.Tensor) -> torch.Tensor:
+        return self.gate(images.flatten(1)[:, :192].unflatten(1, (16, 12)))
+
+
+def test_the_classifier_is_the_linear_layer_for_the_classes_and_its_input_is_pooled_over_tokens() -> None:
+    network, images = HeadFirst(), torch.randn(2, 3, 8, 8)
+    freeze_all_but_classifier(network, 3)
+    assert [name for name, p in network.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
+    layers = resolve_layers(network, ["pooled"], images)
+    assert layers == {"pooled": ("head",)}
+    (pooled,) = Watched(network, layers)(images).features["pooled"]
+    assert torch.allclose(pooled, network.tokens(images).mean(dim=1), atol=1e-6) and pooled.shape == (2, 12)
+
+
 def test_hooks_are_removed_also_after_an_error() -> None:
     network = tiny.network(3, 1)
     with pytest.raises(RuntimeError), capture_features(network, "stem"):

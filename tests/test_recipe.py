@@ -1,6 +1,7 @@
 """The numbers of a training, each against an independent computation."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
+from kdx.chain.chain import run_chain
 from kdx.chain.context import load_dataset, make_run_context
 from kdx.chain.optimizer import build_optimizer, build_schedule
 from kdx.chain.parts import build_parts
@@ -259,6 +261,40 @@ def test_decay_of_an_optimizer_without_one_is_refused() -> None:
 def test_a_learning_rate_for_a_method_that_trains_nothing_is_refused() -> None:
     with pytest.raises(KdxError, match="kd.lr=0.5: this method trains nothing of its own"):
         build_optimizer(settings_of("kd=dkd", "kd.lr=0.5").stage("student"), learner_of(torch.nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.01, "total_steps": 100},
+        {"_target_": "torch.optim.lr_scheduler.CyclicLR", "base_lr": 0.01, "max_lr": 0.1},
+        {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": [0.01, 0.1], "total_steps": 100},
+        {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 3},
+    ],
+)
+def test_a_schedule_with_one_rate_for_all_is_refused_beside_a_rate_of_the_methods_own(scheduler: dict) -> None:
+    stage = settings_of("kd=ctkd", "kd.lr=0.5", "optimizer=sgd").stage("student")
+    stage = replace(stage, scheduler=scheduler | {"_partial_": True})
+    learner = learner_of(torch.nn.Linear(2, 2))
+    learner.objective.register_parameter("own", torch.nn.Parameter(torch.ones(1)))
+    optimizer = build_optimizer(stage, learner)
+    if "Cy" in scheduler["_target_"] and not isinstance(scheduler["max_lr"], list):
+        with pytest.raises(KdxError, match="kd.lr=0.5: torch.optim.lr_scheduler.*LR gives all that is trained one"):
+            build_schedule(stage, optimizer, Span(1, 100, 0.0), "multi-class")
+    else:
+        build_schedule(stage, optimizer, Span(1, 100, 0.0), "multi-class")
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates[1] / rates[0] == pytest.approx(50 if "step_size" in scheduler else 10)
+
+
+@pytest.mark.parametrize("key", ["stage.student.label_smoothing=0.3", "class_weights=[1,5,9]"])
+@pytest.mark.parametrize("loss", ["kd._target_=kdx.losses.KnowledgeDistillationLoss", "kd.alpha=1", "kd.alpha=0.5"])
+def test_a_key_of_the_loss_by_the_labels_that_does_nothing_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, loss: str, key: str
+) -> None:
+    run_chain(settings_of("stage=student", "stage.student.guide=teacher", loss, key, "plan=true"), tmp_path)
+    told = [message for message in caplog.messages if "does nothing: the loss by the labels" in message]
+    assert len(told) == (loss != "kd.alpha=0.5") and all(m.startswith("stage.student: ") for m in told)
 
 
 @pytest.mark.parametrize(("wanted", "number"), [(0.1, 20), (0.5, 100), (30, 30)])

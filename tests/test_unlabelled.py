@@ -194,6 +194,11 @@ def test_pictures_that_are_read_with_their_class_are_not_without(tmp_path: Path,
         add_unlabelled(data, str(tmp_path / "set" / named), in_memory_gb=1.0, num_workers=0, cache_dir=None)
     twice = add_unlabelled(data, str(tmp_path / "set/train"), in_memory_gb=1.0, num_workers=0, cache_dir=None)
     assert f"4 of the 4 pictures in {tmp_path}/set/train are in train, too (the same pixels)" in twice.notes
+    unkept = load_imagefolder(str(tmp_path / "set"), None, 1.0, 0, cache="none")
+    for place, told in (("test", ["1 of the 1", "test"]), ("", ["6 of the 9", "train", "2 of the 9", "val"])):
+        own = {"in_memory_gb": 1.0, "num_workers": 0, "cache": "none", "cache_dir": None}
+        notes = " ".join(add_unlabelled(unkept, str(tmp_path / "set" / place), **own).notes)
+        assert all(words in notes for words in told) and "are in" in notes and "(the same files)" in notes
 
 
 def test_what_cannot_be_used_is_one_line(folder: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from kdx.config.schema import StageSettings
 from kdx.data.batches import Batches
 from kdx.data.dataset import Dataset, Split
 from kdx.errors import KdxError
+from kdx.losses.distillation import Distillation, Weight
 from kdx.losses.objective import Objective
 from kdx.metrics.selection import Selection
 from kdx.models.batch_norm import slow_momentum
@@ -55,6 +56,7 @@ def check_stage(
         log.info("%s: %s", stage.role, parts.started)
     if not parts.learner.objective.teaches_classes:
         log.info("%s: no label enters its loss: it learns no classifier and has no accuracy", stage.role)
+    _tell_unused(stage, parts.learner.objective)
     if stage.pretrained and stage.network.startswith(PREFIX):
         tell_licence(stage.network)
     network = parts.learner.network
@@ -72,6 +74,17 @@ def check_stage(
         told = "freeze_backbone=true keeps random weights; take some from elsewhere by pretrained=true or start="
         log.warning("stage.%s: %s", stage.role, told)
     return network
+
+
+def _tell_unused(stage: StageSettings, objective: Distillation) -> None:
+    """Warn of keys of the loss by the labels where that loss weighs nothing: other stages may use them."""
+    if objective.hard != Weight(0, 0):
+        return
+    for key, usual in (("label_smoothing", 0.0), ("class_weights", None)):
+        value = getattr(stage.recipe, key)
+        if value != usual:
+            told = "does nothing: the loss by the labels, which it changes, weighs 0 here (kd.hard)"
+            log.warning("stage.%s: %s=%s %s", stage.role, key, value, told)
 
 
 def _build(context: RunContext, stage: StageSettings, teachers: Mapping[str, nn.Module], start: Start | None) -> Parts:

@@ -64,7 +64,16 @@ def build_schedule(stage: StageSettings, optimizer: torch.optim.Optimizer, span:
             raise KdxError(f"scheduler: {target} steps once an epoch by what select chooses; its mode must be {mode}")
         node["mode"] = mode
     named = {"span": span} if target is not None and "span" in arguments_of(target) else {}
-    return Schedule(optimizer, build(node, "scheduler", optimizer, **named), span.warmup_updates, every)
+    before = _rates(optimizer)
+    scheduler = build(node, "scheduler", optimizer, **named)
+    if stage.kd.get("lr") is not None and len(before) > 1 and len(_rates(optimizer) - {0.0}) == 1:
+        told = f"{target} gives all that is trained one learning rate; leave kd.lr null, or choose another scheduler"
+        raise KdxError(f"kd.lr={stage.kd['lr']:g}: {told}")
+    return Schedule(optimizer, scheduler, span.warmup_updates, every)
+
+
+def _rates(optimizer: torch.optim.Optimizer) -> set[float]:
+    return {group["lr"] for group in optimizer.param_groups}
 
 
 def _split(*ours: str, node: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

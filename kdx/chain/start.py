@@ -21,11 +21,15 @@ MOST_NAMES = 4  # weights that are told by name
 
 @dataclass(frozen=True)
 class Start:
-    """Weights by name, where they come from in words, and whether the classifier among them is for other classes."""
+    """Weights by name, where they come from in words, and whether the classifier among them is for other classes.
+
+    `classes` is how many the network that takes them is for.
+    """
 
     weights: Mapping[str, Tensor]
     where: str
     other_classes: bool = False
+    classes: int | None = None
 
 
 def start_of_file(context: RunContext, stage: StageSettings) -> Start | None:
@@ -39,14 +43,14 @@ def start_of_file(context: RunContext, stage: StageSettings) -> Start | None:
         content = load_checkpoint(path)
     meta: Mapping[str, Any] = content.get("meta", {})
     other = meta.get("class_names") != list(context.dataset.class_names)
-    return Start(content["model"], from_here(path), other)
+    return Start(content["model"], from_here(path), other, context.dataset.num_classes)
 
 
 def begin(network: nn.Module, start: Start, role: str) -> str:
     """Give the network all weights of a start that fit it, and say which ones; `KdxError` where none does."""
     weights = start.weights
     if start.other_classes:
-        head = f"{classifier_of(network)[0]}."
+        head = f"{classifier_of(network, start.classes)[0]}."
         weights = {name: value for name, value in weights.items() if not name.startswith(head)}
     taken = take_fitting(network, weights, Path(start.where))
     own = [name for name in network.state_dict() if not name.endswith(COUNTER)]

@@ -1,6 +1,7 @@
 """Pictures without labels, which a student sees beside the training images, taught by its teacher alone."""
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,10 +45,14 @@ def add_unlabelled(
     images = kept({"unlabelled": pictures}, digest, cache, in_memory_gb, cache_dir, num_workers)["unlabelled"]
     found = Unlabelled(folder, images, digest)
     notes = [f"{folder}: not read: {passed_over}"] if unread else []
-    for name, split in data.splits.items():
-        again = _repeated(found, split)
-        if again:
-            notes.append(f"{again} of the {len(paths)} pictures in {folder} are in {name}, too (the same pixels)")
+    seen = {name: _repeated(found, split) for name, split in data.splits.items()}
+    notes += [
+        f"{again} of the {len(paths)} pictures in {folder} are in {name}, too (the same pixels)"
+        for name, again in seen.items()
+        if again
+    ]
+    if None in seen.values():  # it would take decoding all again; where they lie tells the plainest case
+        notes += _inside(paths, folder, data.split_folders)
     return replace(data, unlabelled=found, notes=(*data.notes, *notes))
 
 
@@ -63,11 +68,20 @@ def with_unlabelled(train: Split, unlabelled: Unlabelled) -> Split:
     return Split(images, torch.cat([train.labels, blank]))
 
 
-def _repeated(unlabelled: Unlabelled, split: Split) -> int:
-    """How many of the pictures are images of a split; 0 where either would have to be decoded again."""
+def _inside(paths: Sequence[Path], folder: str, split_folders: Sequence[Path]) -> Iterator[str]:
+    """How many of the pictures are files of a split, in words, for each split that has some."""
+    files = [path.resolve() for path in paths]
+    for split in split_folders:
+        again = sum(file.is_relative_to(split.resolve()) for file in files)
+        if again:
+            yield f"{again} of the {len(paths)} pictures in {folder} are in {split}, too (the same files)"
+
+
+def _repeated(unlabelled: Unlabelled, split: Split) -> int | None:
+    """How many of the pictures are images of a split; None where either would have to be decoded again."""
     both = (unlabelled.images, split.images)
     if not all(isinstance(images, Tensor | CachedPictures) for images in both):
-        return 0
+        return None
     ours, theirs = (
         [hashlib.blake2b(images[number].numpy().tobytes(), digest_size=16).digest() for number in range(len(images))]
         for images in both

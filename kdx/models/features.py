@@ -52,7 +52,7 @@ class Watched:
 
     def _watch(self, module: nn.Module, key: tuple[str, str]) -> None:
         if key[0] == POOLED and key[1]:  # else what the whole network returns
-            hook = module.register_forward_pre_hook(lambda _, inputs: self._seen.update({key: _pooled(inputs[0])}))
+            hook = module.register_forward_pre_hook(lambda head, seen: self._seen.update({key: _pooled(head, seen[0])}))
         elif key[0] in (STAGES, LAST_MAP):
             as_map = map_of(self.network)
             hook = module.register_forward_hook(lambda _, inputs, output: self._seen.update({key: as_map(output)}))
@@ -83,7 +83,7 @@ def resolve_layers(network: nn.Module, words: Sequence[str], images: Tensor) -> 
     """
     if not words:
         return {}
-    calls = _calls(network, images)
+    calls, classes = _calls(network, images)
     names = dict(network.named_modules())
     found: dict[str, tuple[str, ...]] = {}
     for word in words:
@@ -91,7 +91,7 @@ def resolve_layers(network: nn.Module, words: Sequence[str], images: Tensor) -> 
             stages = _stages(network, calls)
             found[word] = stages if word == STAGES else stages[-1:]
         elif word == POOLED:
-            found[word] = ("",) if getattr(network, "headless", False) else (classifier_of(network)[0],)
+            found[word] = ("",) if getattr(network, "headless", False) else (classifier_of(network, classes)[0],)
         elif word not in names:
             choices = [*ALIASES, *(name for name in names if name)]
             raise KdxError(f"layer {word}: the network has no such layer{suggest(word, choices)}")
@@ -122,10 +122,10 @@ def map_of(network: nn.Module) -> Callable[[Tensor], Tensor]:
     return as_map
 
 
-def classifier_of(network: nn.Module) -> tuple[str, nn.Module]:
+def classifier_of(network: nn.Module, classes: int | None = None) -> tuple[str, nn.Module]:
     """What the network says is its classifier, as timm's do; else the last linear layer, or the last convolution.
 
-    Its name and itself.
+    Of linear layers one for so many `classes`, where that is known and there is one. Its name and itself.
     """
     ask: Any = getattr(network, "get_classifier", None)
     told = ask() if callable(ask) else None
@@ -137,7 +137,8 @@ def classifier_of(network: nn.Module) -> tuple[str, nn.Module]:
     linear = [(n, m) for n, m in heads if isinstance(m, nn.Linear)]
     if not heads:
         raise KdxError(f"{type(network).__name__} has no linear classifier to train or replace")
-    return (linear or heads)[-1]
+    fitting = [(n, m) for n, m in linear if m.out_features == classes]
+    return (fitting or linear or heads)[-1]
 
 
 class _Call(NamedTuple):
@@ -145,8 +146,11 @@ class _Call(NamedTuple):
     intact: bool  # nobody wrote into the output afterwards
 
 
-def _calls(network: nn.Module, images: Tensor) -> dict[str, _Call]:
-    """What every submodule returned in one pass in eval mode, in the order in which they ended."""
+def _calls(network: nn.Module, images: Tensor) -> tuple[dict[str, _Call], int]:
+    """What every submodule returned in one pass in eval mode, in the order in which they ended; and how many classes.
+
+    These are the logits of an image; of a network without a classifier its features.
+    """
     outputs: dict[str, tuple[Tensor, int]] = {}
 
     def note(name: str, output: object) -> None:
@@ -161,11 +165,12 @@ def _calls(network: nn.Module, images: Tensor) -> dict[str, _Call]:
     ]
     try:
         with eval_mode(network), torch.no_grad():
-            network(images)
+            classes = network(images).shape[-1]
     finally:
         for handle in handles:
             handle.remove()
-    return {name: _Call(output.shape, output._version == version) for name, (output, version) in outputs.items()}
+    calls = {name: _Call(output.shape, output._version == version) for name, (output, version) in outputs.items()}
+    return calls, classes
 
 
 @contextmanager
@@ -253,5 +258,8 @@ def _has_weights(network: nn.Module, name: str) -> bool:
     return any(True for _ in network.get_submodule(name).parameters())
 
 
-def _pooled(features: Tensor) -> Tensor:
-    return features.flatten(2).mean(dim=2) if features.ndim > 2 else features
+def _pooled(classifier: nn.Module, features: Tensor) -> Tensor:
+    """A classifier's input as one vector an image: the mean over tokens (B, T, D), or over a map's pixels."""
+    if features.ndim == 2:
+        return features
+    return features.flatten(1, -2).mean(dim=1) if isinstance(classifier, nn.Linear) else features.flatten(2).mean(dim=2)

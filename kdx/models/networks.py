@@ -70,7 +70,7 @@ def build_network(spec: NetworkSpec, download: bool = True) -> nn.Module:
     if spec.in_channels != 3 and not own_channels:
         _use_channels(network, spec.in_channels)
     if spec.freeze_backbone:
-        freeze_all_but_classifier(network)
+        freeze_all_but_classifier(network, spec.num_classes)
     return network
 
 
@@ -130,10 +130,10 @@ def set_training_mode(network: nn.Module) -> None:
             module.eval()
 
 
-def freeze_all_but_classifier(network: nn.Module) -> None:
-    """Leave gradients to the last linear (or convolutional) classifier only."""
+def freeze_all_but_classifier(network: nn.Module, classes: int | None = None) -> None:
+    """Leave gradients to the last linear (or convolutional) classifier only, the one for so many classes."""
     network.requires_grad_(False)
-    classifier_of(network)[1].requires_grad_(True)
+    classifier_of(network, classes)[1].requires_grad_(True)
 
 
 @contextmanager
