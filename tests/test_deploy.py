@@ -364,7 +364,7 @@ def test_other_images_than_the_trained_ones_are_noticed(run_dir: Path, tmp_path:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_pictures_of_a_finished_run(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_of_a_finished_run(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = visualize.draw([str(run_dir)], **DRAW | {"layer": "stage2", "cam": True})
     folder = run_dir / "student/visualizations/stage2"
     drawn = sorted(path.name for path in folder.iterdir())
@@ -374,6 +374,13 @@ def test_pictures_of_a_finished_run(run_dir: Path, monkeypatch: pytest.MonkeyPat
         picture.width > 4 * 250 and "layer stage2 of student" in told
     )  # image, two of the teacher, two of the student
     assert "one pixel" not in told
+    other = tmp_path / "other"  # a run that reused the stage
+    other.mkdir()
+    summary = json.loads((run_dir / "summary.json").read_text())
+    for role in ("teacher", "assistant", "student"):
+        summary[role]["checkpoint"] = os.path.relpath(run_dir / summary[role]["checkpoint"], other)
+    (other / "summary.json").write_text(json.dumps(summary))
+    assert f"wrote {other}/student/visualizations/stage2/" in visualize.draw([str(other)], **DRAW | {"layer": "stage2"})
     with pytest.raises(KdxError, match="layer=stage9: .*did you mean 'stage"):
         visualize.draw([str(run_dir)], **DRAW | {"layer": "stage9"})
     with pytest.raises(KdxError, match="role=studnt: choose teacher, assistant, student; did you mean 'student'"):

@@ -54,7 +54,7 @@ def draw_run(
         panels: dict[str, Tensor] = {}
         for name, (shown, at) in stages.items():
             panels |= _panels(name, shown.network, at, image[None], label if cam else None)
-        path = folder / f"side_by_side{'_cam' if cam else ''}_{number}_label_{label_text(label)}.png"
+        path = folder / f"side_by_side_{number}_label_{label_text(label)}.png"
         draw_overlay(pixels[number], panels, path, label_names(label, dataset))
         drawn.append(path)
     said = [f"{f'layer {chosen}' if chosen else 'attention'} of {role}: {stage.meta['network']}"]
