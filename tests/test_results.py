@@ -92,6 +92,12 @@ def test_runs_beside_folders_with_numbers_are_loaded(tmp_path: Path) -> None:
     assert sorted(load(tmp_path)["seed"]) == [1, 2, 3]
 
 
+def test_a_run_that_went_on_is_a_seed_like_the_others(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_job(tmp_path, seed, ["kd=dkd", f"seed={seed}", *(["resume=true"] if seed else [])], 80, 80 + seed)
+    assert configurations(load(tmp_path))["n"].tolist() == [3]
+
+
 def test_runs_selected_by_different_scores_are_ranked_by_accuracy(tmp_path: Path) -> None:
     write_job(tmp_path, 0, ["kd=dkd", "seed=0"], 80, 80)
     write_job(tmp_path, 1, ["kd=dkd", "seed=1"], 90, 80)

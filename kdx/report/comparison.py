@@ -13,6 +13,7 @@ from kdx.results import (
     Configuration,
     as_text,
     best_of,
+    decides,
     grouped,
     is_of_distillation,
     load,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 Pair = tuple[Configuration, Configuration]
 DATA = ("dataset", "data_hash")
-UNTOLD = ("output_dir", "data_dir", "resume", "report", "logger")  # where a run lies, not what it is
 
 
 def compare_folders(folders: Sequence[Path]) -> str:
@@ -96,7 +96,7 @@ def _notes(first: Path, theirs: "pd.DataFrame", folder: Path, ours: "pd.DataFram
     differing = [
         f"{key}={values[1].get(key) or '-'} (was {values[0].get(key) or '-'})"
         for key in dict.fromkeys((*values[0], *values[1]))
-        if key not in UNTOLD and not key.startswith("hydra.") and values[0].get(key, "") != values[1].get(key, "")
+        if decides(key) and values[0].get(key, "") != values[1].get(key, "")
     ]
     if differing:
         yield f"{folder} differs in {', '.join(differing)}."

@@ -10,6 +10,7 @@ from kdx.results.frame import swept_keys as swept_keys
 from kdx.results.groups import Configuration as Configuration
 from kdx.results.groups import best_of as best_of
 from kdx.results.groups import configurations as configurations
+from kdx.results.groups import decides as decides
 from kdx.results.groups import grid as grid
 from kdx.results.groups import grouped as grouped
 from kdx.results.groups import is_of_distillation as is_of_distillation

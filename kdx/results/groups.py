@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 NONE = "none"
 GRID_VALUES = (*SCORE_COLUMNS, *COST_COLUMNS, "epoch", "seconds")  # what `grid` can show
+PLACES = ("output_dir", "data_dir", "resume", "report", "logger")  # where a run lies and what is told of it
 METHOD_NUMBERS = re.compile(r"(stage\.[^.]+\.)?kd\..+")
 DISTILLATION = re.compile(r"(stage\.[^.]+\.)?(kd(\..+)?|guide)")
 
@@ -144,6 +145,11 @@ def is_of_distillation(key: str) -> bool:
     return DISTILLATION.fullmatch(key) is not None
 
 
+def decides(key: str) -> bool:
+    """Whether an override may change a result."""
+    return key not in PLACES and not key.startswith("hydra.")
+
+
 def grouped(frame: "pd.DataFrame") -> list[Configuration]:
     """The finished runs, those that differ in their seed only put together.
 
@@ -151,7 +157,7 @@ def grouped(frame: "pd.DataFrame") -> list[Configuration]:
     those that start from a distilled stage do. Where one seed ran on other data under the same name, `data_hash` is
     among the values.
     """
-    keys = [key for key in swept_keys(frame) if key != SEED]
+    keys = [key for key in swept_keys(frame) if key != SEED and decides(key)]
     finished = frame[(frame["status"] == FINISHED) & frame["delivered"].notna()]
     runs = finished.to_dict("records")
     full = [{key: run[key] for key in keys} for run in runs]
