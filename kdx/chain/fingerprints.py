@@ -8,7 +8,7 @@ from typing import Any
 from kdx.augmentations import plain_augment
 from kdx.chain.context import RunContext, network_spec
 from kdx.chain.index import fingerprint
-from kdx.chain.objective import build_terms
+from kdx.chain.objective import VALIDATION_VERSION, build_terms, is_validated_anew
 from kdx.config.schema import StageSettings
 from kdx.errors import KdxError
 from kdx.files import hash_file
@@ -53,6 +53,8 @@ def stage_fingerprint(
         facts |= {"kd": stage.kd, "guide": guide_fingerprint}
         if _looks_where_kdx_finds(context, stage):
             facts["found_layers"] = FOUND_LAYERS_VERSION
+        if is_validated_anew(stage):
+            facts["validation"] = VALIDATION_VERSION
         if len(stage.teachers) > 1:
             facts["several"] = stage.several
         if context.dataset.unlabelled is not None:

@@ -10,11 +10,23 @@ from kdx.config.schema import StageSettings
 from kdx.config.swap_points import COMBINED, HINTON, OF_STAGE, TERMS
 from kdx.data.dataset import Dataset
 from kdx.errors import KdxError
-from kdx.losses.distillation import EACH, MEAN, Distillation, Term, Weight, as_objective, teaches_classes
+from kdx.losses.distillation import (
+    EACH,
+    MEAN,
+    Distillation,
+    Term,
+    Weight,
+    as_objective,
+    by_features_alone,
+    teaches_classes,
+)
 from kdx.losses.hard import HardLoss
-from kdx.recipe import LOSS
+from kdx.recipe import LOSS, SCORES
 
 OURS = ("weight", *OF_STAGE)  # of any method; what else its file holds is its own
+# How validation's loss is made: raise it when that changes, and no stage is reused in which it may change the best
+# epoch. 2: weights are those of the end, and features those of the average of the weights.
+VALIDATION_VERSION = 2
 
 
 def build_objective(stage: StageSettings, hard_loss: HardLoss, dataset: Dataset) -> Distillation:
@@ -24,9 +36,12 @@ def build_objective(stage: StageSettings, hard_loss: HardLoss, dataset: Dataset)
     """
     hard, terms = build_terms(stage.kd)
     weights = [hard, *(term.weight for term in terms.values())]
+    keys = ", ".join(["kd.hard", *(f"{term.key}.weight" for term in terms.values())])
     if not any(weight.start or weight.end for weight in weights):
-        keys = ", ".join(["kd.hard", *(f"{term.key}.weight" for term in terms.values())])
         raise KdxError(f"{keys}: all are 0, so that nothing would be minimised; a number above 0 is needed")
+    if stage.recipe.select == LOSS and not any(weight.end for weight in weights):
+        others = ", ".join(name for name in SCORES if name != LOSS)
+        raise KdxError(f"select={LOSS}: {keys} end at 0, and with them the loss of every epoch; choose {others}")
     for term in terms.values():
         refused = term.method.refusal(dataset.task, dataset.num_classes)
         if refused is not None:
@@ -52,6 +67,21 @@ def build_objective(stage: StageSettings, hard_loss: HardLoss, dataset: Dataset)
 def learns_classes(stage: StageSettings) -> bool:
     """Whether a stage's classifier learns anything; where it does not, the stage has no accuracy."""
     return not stage.distilled or teaches_classes(*build_terms(stage.kd))
+
+
+def is_validated_anew(stage: StageSettings) -> bool:
+    """Whether a distilled stage's loss on validation was another quantity in version 1 of how it is made."""
+    kd = stage.kd
+    nodes = [kd, *(kd["terms"].values() if kd["_target_"] == COMBINED else ())]
+    ramps = any(isinstance(node.get(key), Mapping) for node in nodes for key in ("hard", "weight"))
+    if not ramps and kd.get("hard") != 0:
+        return False
+    hard, terms = build_terms(kd)
+    after_one_epoch = 1 / stage.recipe.epochs
+    if any(weight.at(after_one_epoch) != weight.end for weight in (hard, *(term.weight for term in terms.values()))):
+        return True
+    as_before = hard.start == 0 and all(term.method.layers for term in terms.values()) and not stage.recipe.ema
+    return by_features_alone(hard, terms) and not as_before
 
 
 def check_teachers(stage: StageSettings, unlearnt: Collection[str]) -> None:

@@ -115,8 +115,8 @@ class Distillation(nn.Module):
 
     @property
     def by_features_alone(self) -> bool:
-        """Whether neither labels nor a teacher's logits enter the loss."""
-        return bool(self.terms) and self.hard == Weight(0, 0) and all(t.method.layers for t in self.terms.values())
+        """Whether neither labels nor a teacher's logits weigh anything in the loss, see `by_features_alone`."""
+        return by_features_alone(self.hard, self.terms)
 
     @property
     def teaches_classes(self) -> bool:
@@ -166,6 +166,12 @@ def teaches_classes(hard: Weight, terms: Mapping[str, Term]) -> bool:
     if hard.start or hard.end:
         return True
     return any(term.method.teaches_classes and (term.weight.start or term.weight.end) for term in terms.values())
+
+
+def by_features_alone(hard: Weight, terms: Mapping[str, Term]) -> bool:
+    """Whether features are all that a loss of these parts compares at the end of training, whose weights validate."""
+    weighed = [term.method for term in terms.values() if term.weight.end]
+    return bool(weighed) and not hard.end and all(method.layers for method in weighed)
 
 
 def _shown_to(method: Objective, student: Outputs, teacher: Outputs, lesson: Lesson) -> tuple[Outputs, Outputs, Lesson]:

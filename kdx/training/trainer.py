@@ -29,6 +29,8 @@ from kdx.training.runtime import Precision, compile_networks, match_layout
 from kdx.training.schedules import Schedule
 from kdx.training.teachers import Teacher
 
+AT_THE_END = 1.0  # the progress whose weights, and whatever else of a loss depends on it, validate every epoch
+
 
 class Trainer:
     """Trains a learner, by the labels alone or under teachers; `state` is all that the next step depends on."""
@@ -57,6 +59,7 @@ class Trainer:
         self.device = self.precision.device
         self.scaler = self.precision.scaler()
         self.average = Average(learner.network, recipe.ema)
+        self.validated = self._learner_to_validate()
         self.ranks = ranks or Ranks()
         self.model: nn.Module = learner  # what a step calls; on several ranks, what averages their gradients
         self.progress = Progress(self.device)
@@ -170,12 +173,16 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self, epoch: int, logits: Tensor) -> dict[str, float]:
-        """The same losses as in training, those that look at layers left out, and scores, on the validation split."""
+        """The same losses as in training, those that look at layers left out, and scores, on the validation split.
+
+        Weights that ramp are those of the end: the losses of all epochs are then one quantity, which can be compared.
+        While a ramp lasts the training's own loss is another one.
+        """
         labels = self.val.labels
-        lesson = Lesson(labels, torch.arange(len(labels), device=self.device), epoch / self.recipe.epochs)
+        lesson = Lesson(labels, torch.arange(len(labels), device=self.device), AT_THE_END)
         self.learner.objective.eval()
         if self.learner.objective.by_features_alone:
-            means = self._compare_features(epoch)
+            means = self._compare_features()
         else:
             terms = self.learner.objective(Outputs(logits), self.val_outputs, lesson)
             means = {name: float(term) for name, term in terms.items()}
@@ -191,13 +198,20 @@ class Trainer:
             return {}
         return epoch_scores(predictions, labels, self.task, self.num_classes)
 
-    def _compare_features(self, epoch: int) -> dict[str, float]:
-        """The losses by layers on the validation split, where nothing else is minimised; of the weights as they are."""
-        self.learner.eval()
+    def _learner_to_validate(self) -> Learner:
+        """What is asked for features on validation: the learner, with the average's weights where there is one."""
+        if not self.recipe.ema or not self.learner.objective.by_features_alone:
+            return self.learner
+        network, layers = self.average.network, self.learner.watched.layers
+        return Learner(network, self.learner.objective, self.precision, layers)
+
+    def _compare_features(self) -> dict[str, float]:
+        """The losses by layers on the validation split, where nothing else is minimised at the end of training."""
+        self.validated.eval()
         losses = Losses()
         for batch in self.val.epoch(0):
             taught = [teacher.ask(batch.images) for teacher in self.teachers.values()]
-            terms = self.learner(batch.images, taught, Lesson(batch.targets, batch.indices, epoch / self.recipe.epochs))
+            terms = self.validated(batch.images, taught, Lesson(batch.targets, batch.indices, AT_THE_END))
             terms.pop("logits")
             losses.add(terms, len(batch.labels) / len(self.val.labels))
         return losses.plain()
