@@ -3,6 +3,7 @@
 import io
 import platform
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
@@ -138,6 +139,10 @@ def load_hashed(path: Path, *, known: str | None = None, mapped: bool = False) -
     content = _load(path, mapped)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise DamagedError(f"{path}: not a kdx checkpoint: a dict with the key 'model' is needed")
+    if not isinstance(content.get("average", {}), dict):
+        raise DamagedError(
+            f"{path}: not a kdx checkpoint: 'average' is a {type(content['average']).__name__}, not a dict"
+        )
     made_in = content.get("format")
     if isinstance(made_in, int) and made_in > FORMAT:
         raise KdxError(f"{path}: checkpoint format {made_in} is of a newer kdx, this one reads format {FORMAT}")
@@ -177,13 +182,21 @@ def remove_checkpoint(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
+def weights_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights that a checkpoint's scores are of: the average where its training keeps one, else the network's own.
+
+    Only who resumes that training needs the network's own weights beside an average.
+    """
+    return content.get("average") or content["model"]
+
+
 def load_weights(network: torch.nn.Module, content: dict[str, Any], path: Path) -> None:
     """Strictly load a checkpoint's weights; float16, bfloat16 and float64 become the network's own type.
 
     `KdxError` for other names or shapes, for tensors of another kind than the network's (int8, bool or complex weights
     would load, as other numbers), and for weights that are not finite once they are loaded.
     """
-    weights = content["model"]
+    weights = weights_of(content)
     for key, own in network.state_dict().items():
         if key in weights and not is_lazy(own) and kind_of(own) != kind_of(weights[key]):
             raise KdxError(f"{path}: {key} holds {kind_of(weights[key])}, the network needs {kind_of(own)}")

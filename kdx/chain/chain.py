@@ -18,7 +18,7 @@ from kdx.chain.record import RunRecord
 from kdx.chain.stage import FinishedTeacher, Outcome, scores_on_test, train_stage
 from kdx.chain.start import Start, start_of_file
 from kdx.chain.team import Team, team_of, threads_divided
-from kdx.checkpoint import load_checkpoint
+from kdx.checkpoint import load_checkpoint, weights_of
 from kdx.config.schema import Settings, StageSettings
 from kdx.data.decoding import worker_errors
 from kdx.data.description import log_description
@@ -206,4 +206,4 @@ class _Run:
         if stage.start_role is None:
             return start_of_file(self.context, stage)
         checkpoint = self.outcomes[stage.start_role].checkpoint
-        return Start(load_checkpoint(checkpoint)["model"], f"the {stage.start_role}")
+        return Start(weights_of(load_checkpoint(checkpoint)), f"the {stage.start_role}")

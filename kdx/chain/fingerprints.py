@@ -10,10 +10,11 @@ from kdx.chain.context import RunContext, network_spec
 from kdx.chain.index import fingerprint
 from kdx.chain.objective import VALIDATION_VERSION, build_terms, is_validated_anew
 from kdx.config.schema import StageSettings
-from kdx.errors import KdxError
+from kdx.errors import KdxError, errors_of
 from kdx.files import hash_file
 from kdx.metrics.selection import Selection
 from kdx.models.features import FOUND_LAYERS_VERSION, LAST_MAP, STAGES
+from kdx.models.foreign import holds_average
 from kdx.models.networks import NetworkSpec, may_be_transformer
 from kdx.recipe import Recipe, changed
 
@@ -61,9 +62,16 @@ def stage_fingerprint(
             facts["data"]["unlabelled"] = context.dataset.unlabelled.digest
     if stage.start is not None:
         facts |= {"start": start_hash(stage), "start_key": stage.checkpoint_key}
+        with errors_of(f"stage.{stage.role}.start"):
+            facts |= average_of(Path(stage.start))
     elif stage.start_role is not None:
         facts["start"] = start
     return fingerprint(facts)
+
+
+def average_of(path: Path) -> dict[str, bool]:
+    """What says that a file stands for an average of weights: before, the raw weights beside it were taken."""
+    return {"average": True} if holds_average(path) else {}
 
 
 def start_hash(stage: StageSettings) -> str | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdx.chain.batches import stage_batches
 from kdx.chain.context import RunContext, metadata, network_spec
 from kdx.chain.drawing import draw_feature_maps
-from kdx.chain.fingerprints import network_code
+from kdx.chain.fingerprints import average_of, network_code
 from kdx.chain.index import fingerprint
 from kdx.chain.loaded import LoadedStage, blank_network
 from kdx.chain.stage import Outcome, file_stem, scores_on_test
@@ -56,6 +56,8 @@ def import_fingerprint(context: RunContext, stage: StageSettings, path: Path | N
     """Stands for the file, the network that takes its weights, and the data on which it is tried."""
     weights = f"pretrained={stage.pretrained}" if path is None else hash_file(path)
     facts = metadata(context, stage) | {"imported": weights, "key": stage.checkpoint_key}
+    with errors_of(f"stage.{stage.role}.checkpoint"):
+        facts |= {} if path is None else average_of(path)
     return f"import-{fingerprint(facts | {'code': network_code(context, stage)})}"
 
 

@@ -9,7 +9,7 @@ import torch
 from kdx.augmentations import plain_augment
 from kdx.chain.batches import train_size, unlabelled_of, updates_per_epoch
 from kdx.chain.context import RunContext, metadata
-from kdx.chain.fingerprints import data_code, network_code
+from kdx.chain.fingerprints import average_of, data_code, network_code
 from kdx.chain.index import fingerprint
 from kdx.chain.objective import build_terms
 from kdx.checkpoint import versions
@@ -40,6 +40,8 @@ def logits_folder(context: RunContext, stage: StageSettings, teacher: str, teach
     card = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else None
     facts: dict[str, Any] = {"guide": teacher_sha256, "surroundings": context.surroundings()}
     facts |= {"versions": versions(), "card": card, "compiled": compile_mode(context, stage)}
+    named = settings.stage(teacher).checkpoint
+    facts |= {} if named is None else average_of(Path(named))
     facts["code"] = [data_code(context), network_code(context, settings.stage(teacher))]
     facts |= {"data_digest": known["data_digest"], "preprocessing": known["preprocessing"]}
     facts |= {

@@ -10,7 +10,7 @@ from torch import nn
 
 from kdx.chain.check import check_stage
 from kdx.chain.context import RunContext, metadata
-from kdx.chain.fingerprints import as_recorded, network_code, stage_fingerprint
+from kdx.chain.fingerprints import as_recorded, average_of, network_code, stage_fingerprint
 from kdx.chain.foreign import as_imported, import_fingerprint, import_network
 from kdx.chain.headless import headless_source, import_features
 from kdx.chain.index import FinishedStage, StageIndex, fingerprint
@@ -201,7 +201,7 @@ def _find(context: RunContext, stage: StageSettings, own: str, index: StageIndex
         if not ours:
             return _find_import(context, stage, path, index)
         facts = {"sha256": hash_file(path), "network": stage.network, "code": network_code(context, stage)}
-        return PlannedStage(stage, "load", f"file:{fingerprint(facts)}", path)
+        return PlannedStage(stage, "load", f"file:{fingerprint(facts | average_of(path))}", path)
     exact = None if settings.reuse == "never" else index.find(own)
     candidates = [] if exact is None else [exact]
     if settings.reuse == "latest" and stage.role in settings.teaching_roles():

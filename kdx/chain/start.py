@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdx.chain.context import RunContext
-from kdx.checkpoint import load_checkpoint
+from kdx.checkpoint import load_checkpoint, weights_of
 from kdx.config.schema import StageSettings
 from kdx.errors import KdxError, errors_of
 from kdx.files import from_here
@@ -43,7 +43,7 @@ def start_of_file(context: RunContext, stage: StageSettings) -> Start | None:
         content = load_checkpoint(path)
     meta: Mapping[str, Any] = content.get("meta", {})
     other = meta.get("class_names") != list(context.dataset.class_names)
-    return Start(content["model"], from_here(path), other, context.dataset.num_classes)
+    return Start(weights_of(content), from_here(path), other, context.dataset.num_classes)
 
 
 def begin(network: nn.Module, start: Start, role: str) -> str:

@@ -30,15 +30,26 @@ STEPS = 4  # wrappings within wrappings, prefixes before prefixes
 
 def is_kdx_file(path: Path) -> bool:
     """Whether a file is a checkpoint of kdx's own: it says its format. `KdxError` for what cannot be read at all."""
+    return _of_kdx(path) is not None
+
+
+def holds_average(path: Path) -> bool:
+    """Whether a file is a checkpoint of kdx's own that gives an average of weights, see `checkpoint.weights_of`."""
+    return bool((_of_kdx(path) or {}).get("average"))
+
+
+def _of_kdx(path: Path) -> dict[str, Any] | None:
+    """The content of a checkpoint of kdx's own, its tensors still in the file; None of any other file."""
     if path.suffix == SAFETENSORS:
-        return False
+        return None
     try:
         content = _loaded(path, mapped=zipfile.is_zipfile(path))
     except KdxError:
         if hash_path(path).exists():
             verify_hash(path)  # a checkpoint of ours that was damaged is told as such
         raise
-    return isinstance(content, dict) and isinstance(content.get("format"), int) and "meta" in content
+    ours = isinstance(content, dict) and isinstance(content.get("format"), int) and "meta" in content
+    return content if ours else None
 
 
 def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
