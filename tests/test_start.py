@@ -104,6 +104,29 @@ def test_bad_starts_are_one_line(tiny_run, override: str, message: str) -> None:
         tiny_run("stage.deliver=student", override)
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        ["stage.deliver=teacher", "stage.teacher.checkpoint"],
+        ["stage.deliver=teacher", "stage.teacher.start"],
+        [
+            "stage.deliver=student",
+            "stage.student.guide=teacher",
+            "stage.teacher.head=false",
+            "stage.teacher.checkpoint",
+        ],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("key", ["nosuchkey", "model", "average"])
+@pytest.mark.parametrize("plan", [True, False])
+def test_a_key_is_for_files_that_others_wrote(tiny_run, named: list[str], key: str, plan: bool) -> None:
+    file = tiny_run("stage.deliver=teacher", "epochs=1").checkpoint("teacher")
+    told = f"^stage.teacher.checkpoint_key={key}: is for files of others: kdx itself wrote .*best_acc_.*; leave it out$"
+    with pytest.raises(KdxError, match=told):
+        tiny_run(*named[:-1], f"{named[-1]}='{file}'", f"stage.teacher.checkpoint_key={key}", f"plan={plan}".lower())
+
+
 def test_start_of_which_nothing_fits(tiny_run, tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "w.pth")
     with pytest.raises(KdxError, match=r"stage.teacher.start=.*w.pth: none of its weights fits the network"):

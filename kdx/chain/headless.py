@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdx.chain.context import RunContext, network_spec
-from kdx.chain.loaded import LoadedStage, blank_network
+from kdx.chain.loaded import LoadedStage, blank_network, refuse_key
 from kdx.checkpoint import load_checkpoint, weights_of
 from kdx.config.schema import StageSettings
 from kdx.errors import KdxError, errors_of
@@ -74,6 +74,9 @@ def _load(network: nn.Module, stage: StageSettings, path: Path, called: str) -> 
     own = network.state_dict()
     with errors_of(f"stage.{stage.role}.checkpoint"):
         ours = is_kdx_file(path)
+    if ours:
+        refuse_key(stage, path)
+    with errors_of(f"stage.{stage.role}.checkpoint"):
         weights = weights_of(load_checkpoint(path)) if ours else read_weights(path, stage.checkpoint_key)
         fitted = fit_names(weights, own)
         load_foreign(network, {name: value for name, value in fitted.items() if name in own}, path, called)

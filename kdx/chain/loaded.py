@@ -11,7 +11,7 @@ from kdx.checkpoint import check_metadata, load_hashed, load_weights
 from kdx.config.schema import StageSettings
 from kdx.data.dataset import Split
 from kdx.errors import KdxError
-from kdx.files import as_record
+from kdx.files import as_record, from_here
 from kdx.metrics.logits import require_numbers
 from kdx.models.networks import build_network
 from kdx.results import ScoresOnValidation
@@ -49,6 +49,13 @@ def load_network(context: RunContext, stage: StageSettings, checkpoint: Path) ->
     load_weights(network, content, checkpoint)
     guide = content["meta"].get("guide_fingerprint")
     return LoadedStage(context.precision.place(network), sha256, content["epoch"], content["validation"], guide)
+
+
+def refuse_key(stage: StageSettings, path: Path) -> None:
+    """`KdxError` where the weights of a checkpoint of kdx's are looked for under a key of the user's."""
+    if stage.checkpoint_key is not None:
+        told = f"kdx itself wrote {from_here(path)} and knows where its weights lie; leave it out"
+        raise KdxError(f"stage.{stage.role}.checkpoint_key={stage.checkpoint_key}: is for files of others: {told}")
 
 
 def blank_network(context: RunContext, stage: StageSettings) -> nn.Module:

@@ -14,7 +14,7 @@ from kdx.chain.fingerprints import as_recorded, average_of, network_code, stage_
 from kdx.chain.foreign import as_imported, import_fingerprint, import_network
 from kdx.chain.headless import headless_source, import_features
 from kdx.chain.index import FinishedStage, StageIndex, fingerprint
-from kdx.chain.loaded import LoadedStage, check_answers, load_network
+from kdx.chain.loaded import LoadedStage, check_answers, load_network, refuse_key
 from kdx.chain.logits import logits_to_come
 from kdx.chain.objective import check_teachers, learns_classes
 from kdx.chain.start import Start, start_of_file
@@ -200,6 +200,7 @@ def _find(context: RunContext, stage: StageSettings, own: str, index: StageIndex
             ours = is_kdx_file(path)
         if not ours:
             return _find_import(context, stage, path, index)
+        refuse_key(stage, path)
         facts = {"sha256": hash_file(path), "network": stage.network, "code": network_code(context, stage)}
         return PlannedStage(stage, "load", f"file:{fingerprint(facts | average_of(path))}", path)
     exact = None if settings.reuse == "never" else index.find(own)

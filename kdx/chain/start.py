@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdx.chain.context import RunContext
+from kdx.chain.loaded import refuse_key
 from kdx.checkpoint import load_checkpoint, weights_of
 from kdx.config.schema import StageSettings
 from kdx.errors import KdxError, errors_of
@@ -40,6 +41,8 @@ def start_of_file(context: RunContext, stage: StageSettings) -> Start | None:
     with errors_of(f"stage.{stage.role}.start"):
         if not is_kdx_file(path):
             return Start(read_weights(path, stage.checkpoint_key), from_here(path))
+    refuse_key(stage, path)
+    with errors_of(f"stage.{stage.role}.start"):
         content = load_checkpoint(path)
     meta: Mapping[str, Any] = content.get("meta", {})
     other = meta.get("class_names") != list(context.dataset.class_names)
