@@ -21,9 +21,9 @@ from kdx.config.problems import Problems
 from kdx.config.schema import DASK, SearchSchema, Settings
 from kdx.config.settings import explain_key, flat_keys, read_settings
 from kdx.errors import KdxError, suggest
-from kdx.recipe import ACCURACY, AUC, AUTO, DECIMALS, LOSS, SCORES
+from kdx.recipe import ACCURACY, AUC, AUTO, DECIMALS, LOSS, SCORES, SELECTIONS
 from kdx.report.sweep import write_report
-from kdx.results import load_sweep, read_log
+from kdx.results import changes_loss, load_sweep, read_log
 from kdx.run import CONF
 from kdx.run import main as run_main
 from kdx.sweeps.jobs import Job, JobEnd, Program
@@ -59,6 +59,7 @@ def search(requested: SearchSchema, settings: Settings, program: Program, overri
     Each trial is a job with the overrides that the sampler proposes. What its last stage is selected by, epoch by
     epoch, decides whether it is pruned; what it delivers is told to the sampler. The test split has no say.
     """
+    refuse_what_moves_the_measure(requested, settings)
     folder = Path(settings.output_dir) / "search" / requested.name
     folder.mkdir(parents=True, exist_ok=True)
     last = settings.deliver[-1]
@@ -180,6 +181,19 @@ def read_search(config: DictConfig) -> SearchSchema:
             problems.add(f"search.space.{key}", space, needed)
     problems.raise_if_any()
     return requested
+
+
+def refuse_what_moves_the_measure(requested: SearchSchema, settings: Settings) -> None:
+    """`KdxError` where a key of the space changes what trials are compared by: which score, or what a loss is."""
+    stage = settings.stage(settings.deliver[-1])
+    taught = stage.distilled or f"stage.{stage.role}.guide" in requested.space
+    for key in requested.space:
+        if key in ("select", f"stage.{stage.role}.select"):
+            raise KdxError(f"search.space.{key}: what trials are compared by must be one thing; leave it out")
+        if stage.recipe.select == LOSS and changes_loss(key, stage.role, taught):
+            told = f"changes what the loss is, by which select={LOSS} of the {stage.role} compares trials"
+            others = ", ".join(name for name in SELECTIONS if name != LOSS)
+            raise KdxError(f"search.space.{key}: {told}; set select to one of {others}")
 
 
 def _is_space(space: dict[str, Any]) -> bool:

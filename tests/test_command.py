@@ -17,6 +17,7 @@ import kdx.visualize.__main__ as visualize
 from kdx import cli, export, methods, predict, search
 from kdx.command import Choice, Command, Count, Flag, Names, Text, run_command
 from kdx.compose import compose_line
+from kdx.config.schema import SearchSchema
 from kdx.config.settings import read_settings
 from kdx.data import from_arrays
 from kdx.data.description import log_description
@@ -251,6 +252,41 @@ def test_the_searchs_own_keys_have_the_same_grammar(line: str) -> None:
     wish = search.read_search(config)
     assert (wish.trials, wish.n_jobs, wish.prune, wish.name) == (3, 2, False, "x")
     assert overrides[0] == "experiment=search_kd" and "search.trials=3" in overrides
+
+
+@pytest.mark.parametrize(
+    ("line", "space", "refused"),
+    [
+        ("select=loss", "kd.alpha", True),
+        ("select=loss", "kd.temperature", True),
+        ("stage.student.select=loss", "label_smoothing", True),
+        ("stage.student.select=loss", "stage.student.class_weights", True),
+        ("select=loss", "stage.student.kd.alpha", True),
+        ("select=loss", "stage.student.guide", True),
+        ("select=loss", "kd", True),
+        ("select=loss", "optimizer.lr", False),
+        ("select=loss", "kd.lr", False),
+        ("select=loss", "stage.teacher.label_smoothing", False),
+        ("select=loss stage.deliver=teacher", "kd.alpha", False),
+        ("select=loss stage.deliver=teacher", "label_smoothing", True),
+        ("stage.teacher.select=loss", "kd.alpha", False),
+        ("select=accuracy", "kd.alpha", False),
+        ("select=accuracy", "select", True),
+        ("select=accuracy", "stage.student.select", True),
+        ("select=accuracy", "stage.teacher.select", False),
+    ],
+)
+def test_a_search_compares_trials_by_one_quantity(line: str, space: str, refused: bool) -> None:
+    settings = read_settings(compose_line(CONF, line.split())[0])
+    requested = SearchSchema("x", space={space: {"choices": [1, 2]}})
+    if not refused:
+        search.refuse_what_moves_the_measure(requested, settings)
+        return
+    with pytest.raises(KdxError) as error:
+        search.refuse_what_moves_the_measure(requested, settings)
+    told = str(error.value)
+    assert told.startswith(f"search.space.{space}: ") and "\n" not in told
+    assert told.endswith("set select to one of auto, accuracy, auc, f1" if "loss" in line else "leave it out")
 
 
 @pytest.mark.parametrize(

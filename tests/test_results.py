@@ -12,7 +12,18 @@ import pytest
 from kdx.errors import KdxError
 from kdx.report.sweep import write_report
 from kdx.report.sweep_csv import CSV_COLUMNS
-from kdx.results import configurations, epochs, grid, load, read_run, roles_of, write_run
+from kdx.results import (
+    best_of,
+    configurations,
+    epochs,
+    grid,
+    grouped,
+    load,
+    read_run,
+    roles_of,
+    selection_of,
+    write_run,
+)
 from kdx.results.groups import first_teacher
 from kdx.results.overrides import as_text, typed_overrides
 from tests.conftest import REPO
@@ -106,6 +117,56 @@ def test_runs_selected_by_different_scores_are_ranked_by_accuracy(tmp_path: Path
     told["student"] |= {"selected_by": "auc", "validation": told["student"]["validation"] | {"auc": 0.9}}
     path.write_text(json.dumps(told))
     assert "with 85.00 ± 7.07 (n=2) validation accuracy" in write_report(tmp_path)
+
+
+def by_loss(folder: Path, number: int, overrides: list[str], loss: float, accuracy: float | None) -> None:
+    """A job whose epoch its loss chose; without an accuracy it has learnt no classifier."""
+    write_job(folder, number, overrides, accuracy or 0, 80)
+    path = folder / str(number) / "summary.json"
+    told = json.loads(path.read_text())
+    told["student"] |= {"selected_by": "loss", "validation": told["student"]["validation"] | {"loss": loss}}
+    if accuracy is None:
+        told["student"]["validation"], told["student"]["test"] = {"loss": loss}, {"epoch": 1}
+    path.write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "same"),
+    [
+        (["kd.alpha={}"], False),
+        (["kd.temperature={}"], False),
+        (["stage.student.kd.weight={}"], False),
+        (["label_smoothing={}"], False),
+        (["stage.student.class_weights={}"], False),
+        (["experiment={}"], False),
+        (["optimizer.lr=0.{}", "kd.alpha={}"], False),
+        (["kd.lr=0.{}"], True),
+        (["optimizer.lr=0.{}"], True),
+        (["stage.teacher.label_smoothing={}"], True),
+        (["kd.alpha=0.5", "batch_size={}"], True),
+        (["kd=none", "kd.alpha=0.5", "batch_size={}"], True),
+        (["kd=none", "label_smoothing={}"], False),
+    ],
+)
+def test_losses_rank_configurations_only_where_they_are_one_quantity(
+    tmp_path: Path, overrides: list[str], same: bool
+) -> None:
+    by_loss(tmp_path, 0, [key.format(1) for key in overrides], loss=0.1, accuracy=70)
+    by_loss(tmp_path, 1, [key.format(2) for key in overrides], loss=0.9, accuracy=90)
+    groups = grouped(load(tmp_path))
+    assert len(groups) == 2 and selection_of(groups)[0] == ("loss" if same else "accuracy")
+    assert best_of(groups) is groups[0 if same else 1]
+    assert configurations(load(tmp_path))["val_loss_mean"].tolist() == ([0.1, 0.9] if same else [0.9, 0.1])
+    text = write_report(tmp_path)
+    assert ("are not one quantity" in text) != same and f"validation {'loss' if same else 'accuracy'};" in text
+
+
+def test_nothing_is_best_where_neither_losses_nor_accuracies_compare(tmp_path: Path) -> None:
+    for number, weight in enumerate((10, 1000)):
+        by_loss(tmp_path, number, ["kd=pkt", f"kd.weight={weight}", f"batch_size={weight}"], float(weight), None)
+    text = write_report(tmp_path)
+    assert "Nothing is best on validation: the losses under different kd.weight are not one quantity" in text
+    assert "Best on" not in text and "nan" not in text + (tmp_path / "sweep.md").read_text()
 
 
 def test_groups_and_grids(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """What a sweep found, as sweep.csv, sweep.md and report.html."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdx.files import from_here, write_atomic
-from kdx.recipe import ACCURACY, DECIMALS
+from kdx.recipe import ACCURACY, DECIMALS, LOSS
 from kdx.report import html as page
 from kdx.report.budget import budget_of, budget_table, recommendation
 from kdx.report.gains import (
@@ -41,6 +42,7 @@ from kdx.results import (
     roles_of,
     selection_of,
     swept_keys,
+    unlike_losses,
 )
 from kdx.text import harmless, markdown_text
 
@@ -97,7 +99,7 @@ def _tables(
     tables = {"Configurations": _configuration_table(groups)}
     if comparisons:
         tables[GAINS if has_baseline(groups) else OTHERS] = gain_table(comparisons)
-    best = best_of(groups) if groups else None
+    best = _best(groups)
     if best is not None:
         tables["Stages of the best configuration"] = _stage_table(best)
     budget = budget_of(groups)
@@ -107,6 +109,12 @@ def _tables(
     if len(begun):
         tables["Unfinished jobs"] = _unfinished_table(begun, swept_keys(frame) or override_keys(frame))
     return {**tables, JOBS: _job_table(frame)}
+
+
+def _best(groups: Sequence[Configuration]) -> Configuration | None:
+    """The best configuration; none where none has the score that compares them."""
+    best = best_of(groups) if groups else None
+    return None if best is None or math.isnan(best.mean(selection_of(groups)[1])) else best
 
 
 def _conclusions(groups: Sequence[Configuration], comparisons: Sequence[Comparison]) -> list[str]:
@@ -120,6 +128,9 @@ def _conclusions(groups: Sequence[Configuration], comparisons: Sequence[Comparis
             f"Runs on {', '.join(names)}: nothing is best among different data sets, and none is compared with another."
         ]
     select, column = selection_of(groups)
+    unlike = _unlike_losses(groups)
+    if unlike and _best(groups) is None:
+        return [f"Nothing is best on validation: {unlike}, and nobody has an accuracy."]
     score = score_of(groups)
     on_test = [f"its test accuracy is {_spread(best, 'test_accuracy')}"]
     on_test += [] if score == "test_accuracy" else [f"its test {NAMES[score]} {_spread(best, score)}"]
@@ -129,9 +140,17 @@ def _conclusions(groups: Sequence[Configuration], comparisons: Sequence[Comparis
         f"Best on validation: {best.name} with {_spread(best, column, digits=DECIMALS[select])} "
         f"validation {WORDS[select]}; {', '.join(on_test)}."
     ]
+    lines += [f"By accuracy: {unlike}."] if unlike else []
     budget = budget_of(groups)
     lines += _over_baseline(groups, comparisons, best) + _over_teacher(best, score)
     return lines + ([] if budget is None else [recommendation(budget)])
+
+
+def _unlike_losses(groups: Sequence[Configuration]) -> str:
+    """Why configurations whose epochs the loss chose are not compared by it; nothing where they are."""
+    keys = unlike_losses(groups)
+    by_loss = any((group.stages()["selected_by"] == LOSS).any() for group in groups)
+    return f"the losses under different {', '.join(keys)} are not one quantity" if keys and by_loss else ""
 
 
 def _over_baseline(

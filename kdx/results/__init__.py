@@ -9,6 +9,7 @@ from kdx.results.frame import roles_of as roles_of
 from kdx.results.frame import swept_keys as swept_keys
 from kdx.results.groups import Configuration as Configuration
 from kdx.results.groups import best_of as best_of
+from kdx.results.groups import changes_loss as changes_loss
 from kdx.results.groups import configurations as configurations
 from kdx.results.groups import decides as decides
 from kdx.results.groups import grid as grid
@@ -17,6 +18,7 @@ from kdx.results.groups import is_of_distillation as is_of_distillation
 from kdx.results.groups import keys_of as keys_of
 from kdx.results.groups import rank_of as rank_of
 from kdx.results.groups import selection_of as selection_of
+from kdx.results.groups import unlike_losses as unlike_losses
 from kdx.results.logs import read_csv as read_csv
 from kdx.results.logs import read_log as read_log
 from kdx.results.overrides import as_text as as_text

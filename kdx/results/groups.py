@@ -27,6 +27,10 @@ NONE = "none"
 GRID_VALUES = (*SCORE_COLUMNS, *COST_COLUMNS, "epoch", "seconds")  # what `grid` can show
 PLACES = ("output_dir", "data_dir", "resume", "report", "logger")  # where a run lies and what is told of it
 METHOD_NUMBERS = re.compile(r"(stage\.[^.]+\.)?kd\..+")
+OF_LOSS = re.compile(  # that make a stage's loss another quantity, of which the lower value is no longer the better
+    r"(stage\.(?P<role>[^.]+)\.)?(label_smoothing|class_weights|experiment|"
+    r"(?P<taught>guide|kd(@.+|\.(?!lr$|cache_logits$).+)?))"
+)
 DISTILLATION = re.compile(r"(stage\.[^.]+\.)?(kd(\..+)?|guide)")
 
 
@@ -119,9 +123,31 @@ def first_teacher(guides: Mapping[str, Sequence[str]], role: str) -> str | None:
 
 
 def selection_of(groups: "Sequence[Configuration]") -> tuple[str, str]:
-    """What compares configurations on validation, and its column: what chose their epochs where that is one thing."""
+    """What compares configurations on validation, and its column: what chose their epochs where that is one thing.
+
+    The losses of configurations whose `unlike_losses` are not empty are not; accuracy it is then.
+    """
     chosen = {str(by) for group in groups for by in group.stages()["selected_by"].dropna()}
-    return (chosen.pop(), "val_selected") if len(chosen) == 1 else (ACCURACY, "val_accuracy")
+    one = len(chosen) == 1 and not (LOSS in chosen and unlike_losses(groups))
+    return (chosen.pop(), "val_selected") if one else (ACCURACY, "val_accuracy")
+
+
+def unlike_losses(groups: Sequence[Configuration]) -> list[str]:
+    """The keys that differ among configurations and make the losses of their delivered stages different quantities."""
+    roles = {str(group.runs["delivered"].iloc[0]) for group in groups}
+    taught = any(group.distilled for group in groups)
+    return [
+        key
+        for key in keys_of(groups)
+        if any(changes_loss(key, role, taught) for role in roles)
+        and len({as_text(group.values[key]) if key in group.values else None for group in groups}) > 1
+    ]
+
+
+def changes_loss(key: str, role: str, taught: bool) -> bool:
+    """Whether an override makes the loss of a role's stage another quantity; `taught`: the stage has a teacher."""
+    found = OF_LOSS.fullmatch(key)
+    return found is not None and found["role"] in (None, role) and (taught or found["taught"] is None)
 
 
 def rank_of(groups: Sequence[Configuration]) -> Callable[[Configuration], float]:
