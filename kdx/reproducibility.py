@@ -3,6 +3,8 @@
 import hashlib
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,17 @@ def setup_reproducibility(seed: int, deterministic: bool = True, threads: int | 
     torch.backends.cuda.enable_cudnn_sdp(not deterministic)
     torch.backends.cuda.enable_mem_efficient_sdp(not deterministic)
     if threads is not None:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within, torch computes on one thread of the CPU."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
         torch.set_num_threads(threads)
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -11,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdx import export
+from kdx.chain.context import load_dataset, make_run_context
+from kdx.chain.finished import configured_fingerprints
 from kdx.checkpoint import load_checkpoint, save_checkpoint
 from kdx.deploy.load import CARD, load_model
 from kdx.errors import KdxError
@@ -20,8 +23,10 @@ from kdx.report.run import efficiency_table, write_run_report
 from kdx.report.sweep import write_report as write_sweep_report
 from kdx.report.tables import stage_cells
 from kdx.results import grouped, load, read_log, read_run
+from kdx.sweeps.jobs import Program
+from kdx.sweeps.scout import _fingerprints
 from tests import tiny
-from tests.conftest import weights_of
+from tests.conftest import CONF, settings_of, weights_of
 
 BASE = ["stage.deliver=student", "stage.student.guide=teacher", "stage.teacher.head=false"]
 ALONE = [*BASE, "kd=pkt", "kd.weight=100", "kd.hard=0", "stage.student.select=loss"]
@@ -45,6 +50,21 @@ def wrong(num_classes: int, in_channels: int) -> nn.Module:
 
 
 OWN = ["model.teacher=tests.test_headless:foundation"]
+
+
+def brings(num_classes: int, in_channels: int) -> nn.Module:
+    """A user's own, which reads its weights from a file beside the run."""
+    made = Foundation(in_channels)
+    made.load_state_dict(torch.load("backbone.pth", weights_only=True))
+    return made
+
+
+def draws(num_classes: int, in_channels: int) -> nn.Module:
+    """A user's own with random weights, by torch's generator and by numpy's."""
+    made = Foundation(in_channels)
+    made.register_buffer("table", nn.init.orthogonal_(torch.empty(600, 600)))  # of many threads in other last bits
+    made.stem.bias.data += float(np.random.random())
+    return made
 
 
 def test_distilled_without_labels_then_fine_tuned_with_few(tiny_run, caplog) -> None:
@@ -156,6 +176,70 @@ def test_weights_of_files_without_their_classifier(tiny_run, tmp_path: Path, cap
         KdxError, match=r"does not fit model.teacher=tests.test_headless:foundation: stem.weight is missing"
     ):
         tiny_run(*BASE, *OWN, f"stage.teacher.checkpoint='{thin}'", "kd=pkt")
+
+
+def as_planned(*overrides: str) -> dict[str, str]:
+    """The fingerprints of all stages, by role, as a sweep tells them in advance."""
+    settings = settings_of(*overrides)
+    return configured_fingerprints(make_run_context(settings, load_dataset(settings)))
+
+
+def test_file_that_a_network_reads_is_part_of_what_it_is(tiny_run, tmp_path: Path, monkeypatch) -> None:
+    """Once it holds other weights, who was taught by the old ones is taught again."""
+    monkeypatch.chdir(tmp_path)
+    line, told = [*ALONE, "model.teacher=tests.test_headless:brings", "epochs=1"], []
+    for seed, status in ((0, "trained"), (1, "trained"), (0, "reused")):
+        torch.manual_seed(seed)
+        weights = Foundation(1).state_dict()
+        torch.save(weights, "backbone.pth")
+        run = tiny_run(*line)
+        assert run.summary["student"]["status"] == status
+        told.append(as_planned(*line))
+        assert {entry["role"]: entry["fingerprint"] for entry in run.summary["plan"]}.items() <= told[-1].items()
+        if status == "trained":
+            kept = weights_of(run.folder / "teacher/checkpoints/imported.pth")
+            assert torch.equal(kept["stem.weight"], weights["stem.weight"])
+    assert told[0] == told[2] and not set(told[0].values()) & set(told[1].values())
+
+
+def test_each_seed_has_the_weights_that_it_draws(tiny_run) -> None:
+    line = [*ALONE, "model.teacher=tests.test_headless:draws", "epochs=1", "threads=null"]
+    runs = [tiny_run(*line, f"seed={seed}") for seed in (1, 2)]
+    assert [run.summary["student"]["status"] for run in runs] == ["trained", "trained"]
+    one, two = (weights_of(run.folder / "teacher/checkpoints/imported.pth") for run in runs)
+    assert not torch.equal(one["stem.weight"], two["stem.weight"])
+    assert not torch.equal(one["stem.bias"], two["stem.bias"])
+    torch.set_num_threads(2 if torch.get_num_threads() == 1 else 1)  # as on another machine
+    assert tiny_run(*line, "seed=1").statuses() == {"student": "reused"}
+    assert as_planned(*line, "seed=1")["teacher"] == runs[0].summary["plan"][0]["fingerprint"]
+
+
+def test_equal_weights_are_one_teacher_for_every_seed_and_role() -> None:
+    """Their seed is the network's own."""
+    first = as_planned(*ALONE, *OWN)
+    assert as_planned(*ALONE, *OWN, "seed=7")["teacher"] == first["teacher"]
+    other = [*ALONE, "stage.student.guide=assistant", "+stage.assistant={guide:null,head:false}"]
+    other.append("model.assistant=tests.test_headless:foundation")
+    assert as_planned(*other)["assistant"] == first["teacher"]
+
+
+def test_network_is_built_once_in_a_run_and_once_for_jobs_of_a_sweep(tiny_run, monkeypatch) -> None:
+    built = []
+
+    def counted(*arguments) -> nn.Module:
+        built.append(arguments)
+        return build_network(*arguments)
+
+    monkeypatch.setattr("kdx.chain.headless.build_network", counted)
+    tiny_run(*ALONE, *OWN, "epochs=1")
+    assert len(built) == 1
+    built.clear()
+    program = Program(lambda: None, CONF, (), lambda conf, base, jobs: [settings_of(*job) for job in jobs])
+    jobs = [[*ALONE, *OWN, f"stage.student.lr={rate}"] for rate in (0.1, 0.2)]
+    jobs.append([*ALONE, "model.teacher=tests.test_headless:wrong"])
+    first, second, third = _fingerprints(program, jobs)
+    assert len(built) == 2 and first["teacher"] == second["teacher"] and first["student"] != second["student"]
+    assert "not features" in third["error"]
 
 
 @pytest.mark.parametrize("name", ["kdx.thin:resnet8", "squeezenet1_1", "resnet18", "tests.tiny:network"])

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from kdx.augmentations import Flip, plain_augment
 from kdx.chain.code import Sources
@@ -21,6 +22,14 @@ from kdx.training.distributed import Ranks
 from kdx.training.runtime import Precision, choose_precision, device_of_rank
 
 
+@dataclass
+class AsBuilt:
+    """Networks that bring their weights, built for a plan: hashes of these, and the networks until they are used."""
+
+    hashes: dict[str, str] = field(default_factory=dict)
+    networks: dict[str, nn.Module] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class RunContext:
     """What all stages of a run share: settings, data, preprocessing, device and precision."""
@@ -31,6 +40,7 @@ class RunContext:
     precision: Precision
     sources: Sources = field(default_factory=Sources)
     ranks: Ranks = field(default_factory=Ranks)
+    as_built: AsBuilt = field(default_factory=AsBuilt)
 
     @property
     def device(self) -> torch.device:

@@ -11,6 +11,7 @@ from kdx.chain.batches import stage_batches
 from kdx.chain.context import RunContext, metadata, network_spec
 from kdx.chain.drawing import draw_feature_maps
 from kdx.chain.fingerprints import average_of, network_code
+from kdx.chain.headless import weights_as_built
 from kdx.chain.index import fingerprint
 from kdx.chain.loaded import LoadedStage, blank_network
 from kdx.chain.stage import Outcome, file_stem, scores_on_test
@@ -53,8 +54,8 @@ def as_imported(context: RunContext, stage: StageSettings, path: Path) -> StageS
 
 
 def import_fingerprint(context: RunContext, stage: StageSettings, path: Path | None) -> str:
-    """Stands for the file, the network that takes its weights, and the data on which it is tried."""
-    weights = f"pretrained={stage.pretrained}" if path is None else hash_file(path)
+    """Stands for the weights, of a file or as built, the network that takes them, and the data on which it is tried."""
+    weights = weights_as_built(context, stage) if path is None else hash_file(path)
     facts = metadata(context, stage) | {"imported": weights, "key": stage.checkpoint_key}
     with errors_of(f"stage.{stage.role}.checkpoint"):
         facts |= {} if path is None else average_of(path)

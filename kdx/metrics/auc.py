@@ -1,27 +1,16 @@
 """The area under the ROC curve, class by class, by torchmetrics."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from kdx.metrics.logits import probabilities
+from kdx.reproducibility import one_thread
 from kdx.tasks import BINARY, MULTI_LABEL
 
 ROWS = 4096  # images whose probabilities are computed at once
 TABLE = 2**23  # probabilities that are held in float64 at once: 64 MB
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Thousands of short operations: threads that wait for each other cost more than they do where cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def auc_of_logits(logits: Tensor, labels: Tensor, task: str) -> float | None:
@@ -32,7 +21,7 @@ def auc_of_logits(logits: Tensor, labels: Tensor, task: str) -> float | None:
     import torchmetrics.functional.classification as tmf  # seconds, and needed at a stage's end only
 
     areas = []
-    with one_thread():
+    with one_thread():  # in thousands of short operations threads would mostly wait for each other
         for number, column in enumerate(_columns(logits, task)):
             if task == BINARY and number != 1:
                 continue

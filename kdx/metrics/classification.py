@@ -4,10 +4,11 @@ from typing import Any
 
 from torch import Tensor
 
-from kdx.metrics.auc import auc_of_logits, one_thread
+from kdx.metrics.auc import auc_of_logits
 from kdx.metrics.calibration import calibration
 from kdx.metrics.counts import averages, confusions, count, per_class
 from kdx.metrics.logits import predict
+from kdx.reproducibility import one_thread
 
 
 def epoch_scores(predictions: Tensor, labels: Tensor, task: str, num_classes: int) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from signal import Signals
@@ -103,10 +104,13 @@ def _differences(program: Program, jobs: Sequence[tuple[list[str], str]]) -> lis
 
     answers: list[str | None] = []
     for context, (_, folder) in zip(_contexts(program, [overrides for overrides, _ in jobs]), jobs, strict=True):
-        if isinstance(context, KdxError):
-            answers.append(f"is finished and cannot be compared with what is configured now: {context}")
+        try:
+            if isinstance(context, KdxError):
+                raise context
+            role = differing_role(context, read_run(Path(folder)))
+        except KdxError as error:  # such as a network that cannot be built any more
+            answers.append(f"is finished and cannot be compared with what is configured now: {error}")
             continue
-        role = differing_role(context, read_run(Path(folder)))
         told = f"was finished with another {role} (its settings, code or data have changed since)"
         answers.append(None if role is None else told)
     return answers
@@ -138,22 +142,31 @@ def _shared(program: Program, jobs: Sequence[list[str]]) -> list[list[tuple[int,
 def _fingerprints(program: Program, jobs: Sequence[list[str]]) -> list[dict[str, str]]:
     from kdx.chain.finished import configured_fingerprints
 
-    return [
-        {"error": str(context)} if isinstance(context, KdxError) else configured_fingerprints(context)
-        for context in _contexts(program, jobs)
-    ]
+    answers = []
+    for context in _contexts(program, jobs):
+        try:
+            if isinstance(context, KdxError):
+                raise context
+            answers.append(configured_fingerprints(context))
+        except KdxError as error:  # one of its networks cannot be built, or a file is missing
+            answers.append({"error": str(error)})
+    return answers
 
 
 def _contexts(program: Program, jobs: Sequence[list[str]]) -> Iterator["RunContext | KdxError"]:
-    """What the stages of each job share, or why it cannot be had; a data set is loaded once."""
-    from kdx.chain.context import load_dataset, make_run_context
+    """What the stages of each job share, or why it cannot be had; a data set is loaded once.
+
+    A network that brings its weights is built once for all jobs, too, and not kept.
+    """
+    from kdx.chain.context import AsBuilt, load_dataset, make_run_context
 
     data: dict[str, Any] = {}
+    hashes: dict[str, str] = {}
     for settings in program.compose(program.conf, program.base, jobs):
         key = repr((settings.source, settings.unlabelled))
         try:
             if key not in data:
                 data[key] = load_dataset(settings)
-            yield make_run_context(settings, data[key])
+            yield replace(make_run_context(settings, data[key]), as_built=AsBuilt(hashes))
         except KdxError as error:
             yield error
