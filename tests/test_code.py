@@ -289,6 +289,149 @@ def test_package_that_re_exports_much_stands_for_what_is_wanted_of_it(mine: Path
     assert set(Sources().of("other.Loss")) == {"other", "own", "own.loss"}
 
 
+FILLS = {  # how own/blocks.py fills the registry of own/registry.py
+    "decorator": "@REGISTRY.register\nclass Block:\n    pass",
+    "decorator of a function": "@REGISTRY.register('b')\ndef block():\n    pass",
+    "item": "def block():\n    pass\nREGISTRY['b'] = block",
+    "call": "REGISTRY.update(b=1)",
+    "call whose result is kept": "block = REGISTRY.register(lambda: 1)",
+    "subclass": "class Block(REGISTRY.Base):\n    pass",
+    "subclass of a subclass": "class Own(REGISTRY.Base):\n    pass\nclass Block(Own):\n    pass",
+    "metaclass": "class Block(metaclass=REGISTRY.Meta):\n    pass",
+    "loop": "for name in 'ab':\n    REGISTRY[name] = 1",
+    "builtin": "setattr(REGISTRY, 'b', 1)",
+    "builtin that calls": "done = list(map(REGISTRY.add, 'ab'))",
+    "in place": "REGISTRY |= {'b': 1}",
+    "in a try": "try:\n    REGISTRY['b'] = 1\nexcept TypeError:\n    pass",
+    "in a condition": "import sys\nif sys.version_info > (3,):\n    REGISTRY['b'] = 1",
+    "in a class": "class Block:\n    REGISTRY['b'] = 1",
+    "in a comprehension": "done = [REGISTRY.add(name) for name in 'ab']",
+    "in a default": "def block(done=REGISTRY.add('b')):\n    pass",
+    "by a function of its own": "def fill():\n    REGISTRY['b'] = 1\nfill()",
+    "of torch": "import torch.nn as nn\nnn.Linear.extra = REGISTRY",
+    "code in a string": "exec('import own.registry; own.registry.REGISTRY[1] = 1')",
+    "under its own name": "REGISTRY = REGISTRY.add('b')",
+    "no Python that kdx can read": "def (:",
+}
+TAKES = {  # how the package comes to import own/blocks.py
+    "module": {"own/__init__.py": "from . import blocks"},
+    "dotted": {"own/__init__.py": "import own.blocks"},
+    "star": {"own/__init__.py": "from .blocks import *"},
+    "name": {"own/__init__.py": "from .blocks import Block"},
+    "all of a folder": {
+        "own/__init__.py": "import importlib, pkgutil\nfor each in pkgutil.iter_modules(__path__):\n"
+        "    importlib.import_module(f'own.{each.name}')"
+    },
+    "by way of a module": {"own/__init__.py": "from .zoo import zoo", "own/zoo.py": "from . import blocks\nzoo = 1"},
+    "by way of a package": {
+        "own/__init__.py": "from . import sub",
+        "own/sub/__init__.py": "from ..blocks import Block",
+    },
+    "package around": {
+        "own/__init__.py": "from .sub.thing import thing",
+        "own/sub/__init__.py": "import own.blocks",
+        "own/sub/thing.py": "thing = 1",
+    },
+}
+
+
+@pytest.mark.parametrize(("take", "fill"), [("module", fill) for fill in FILLS] + [(take, "item") for take in TAKES])
+def test_module_that_fills_a_registry_counts_however_the_package_imports_it(mine: Path, take: str, fill: str) -> None:
+    common = {
+        "own/registry.py": "REGISTRY = {}",
+        "own/net.py": "from .registry import REGISTRY\ndef net():\n    return REGISTRY['b']()",
+        "own/helper.py": "HELP = 1",
+        "other.py": "from own.net import net",
+        "own/blocks.py": "from .registry import REGISTRY\nfrom .helper import HELP\n" + FILLS[fill],
+    }
+    write(mine, common | TAKES[take])
+    for target in ("own.net:net", "other:net"):
+        counted = Sources().of(target)
+        expected = {"own", "own.net", "own.registry", "own.blocks", "own.helper"}
+        assert expected - ({"own.helper"} if fill.startswith("no Python") else set()) <= set(counted), target
+        assert "own.zoo" not in counted and "own.sub.thing" not in counted
+    assert not {"own", "other"} & set(sys.modules)
+
+
+def test_package_counts_what_it_calls_when_it_is_imported(mine: Path) -> None:
+    init = """
+        from importlib.metadata import version
+        from .setup import prepare
+        from .nets import Net
+        from .loss import Loss
+        prepare()
+        __version__ = version("torch")
+    """
+    write(mine, {"own/__init__.py": init, "own/nets.py": "Net = 1", "own/loss.py": "Loss = 1"})
+    write(mine, {"own/setup.py": "def prepare():\n    pass"})
+    assert set(Sources().of("own.nets:Net")) == {"own", "own.nets", "own.setup"}
+
+
+def test_modules_that_only_define_do_not_count_because_a_package_names_them(mine: Path) -> None:
+    module = """
+        \"\"\"Common things.\"\"\"
+        import functools, logging, os
+        from abc import ABC, abstractmethod
+        from dataclasses import dataclass, field
+        from enum import Enum, auto
+        from pathlib import Path
+        from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+        import torch
+        import torch.nn as nn
+        from kdx.losses.objective import Objective
+        if TYPE_CHECKING:
+            from torch import Tensor
+        try:
+            import missing
+        except ImportError:
+            missing = None
+        __all__ = ["Net"]
+        __all__ += ["Wide"]
+        T = TypeVar("T")
+        log = logging.getLogger(__name__)
+        HERE = Path(__file__).resolve().parent / "x"
+        NAMES: list[str] = "a b".split()
+        MEAN = torch.tensor([0.5, 0.5])
+        table = {name: (lambda: print(name)) for name in sorted.__name__}
+        class Kind(Enum):
+            ONE = auto()
+        @dataclass(frozen=True)
+        class Facts(Generic[T]):
+            numbers: list[int] = field(default_factory=list)
+        class Base(nn.Module, ABC):
+            def __init__(self):
+                print("built")
+            @property
+            def width(self):
+                return 1
+            @width.setter
+            def width(self, value):
+                pass
+            @abstractmethod
+            def other(self): ...
+            @staticmethod
+            def third(): ...
+        class Net(Base):
+            @torch.no_grad()
+            def forward(self, images):
+                return images
+        class Method(Objective):
+            pass
+        class Broken(ValueError):
+            pass
+        @functools.lru_cache(maxsize=None)
+        def load(path=Path("a"), *, more=None):
+            return [print(each) for each in os.listdir(path)]
+        if __name__ == "__main__":
+            print(load())
+    """
+    write(
+        mine, {"own/__init__.py": "from . import a, b\nfrom .c import *\nfrom .d import Net", "own/net.py": "net = 1"}
+    )
+    write(mine, {f"own/{name}.py": module for name in "abcd"})
+    assert set(Sources().of("own.net")) == {"own", "own.net"}
+
+
 def test_only_code_of_the_users_own_counts(mine: Path) -> None:
     write(mine, {"other.py": "import os, json, torch, numpy, kdx.losses\nfrom torch import nn\nnet = nn.Linear"})
     assert set(Sources().of("other:net")) == {"other"}

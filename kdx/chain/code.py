@@ -12,23 +12,29 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-from kdx.chain.imports import EVERYTHING, Edge, Wanted, edges_of
+from kdx.chain.deeds import deeds_of
+from kdx.chain.imports import EVERYTHING, NOTHING, Edge, Wanted, edges_of
 from kdx.errors import KdxError
 from kdx.users_code import is_installed, is_standard
 
 STAMP = "kdx_source"  # on the spec of a loaded module: the hash of the source that it was loaded from
 NOT_PLUGGED_IN = {"torch", "torchvision", "hydra", "omegaconf"}  # their versions are told in summary.json
+UNKNOWN = "?"  # a name that stands for whatever a file does that is no Python source
 LOCATORS = ("hydra.utils.get_method", "hydra.utils.get_class", "hydra.utils.get_object")
 
 
 @dataclass
 class _Source:
-    """A module of the user's: its file, the hash of what it says, and the modules that it imports."""
+    """A module of the user's: its file, the hash of what it says, the modules that it imports, and what it does.
+
+    `deeds` are the names that it uses where importing it may do something to others, such as fill a registry.
+    """
 
     path: Path
     digest: str
     edges: list[Edge] = field(default_factory=list)
     is_package: bool = False
+    deeds: frozenset[str] = frozenset()
 
 
 class Sources:
@@ -38,6 +44,10 @@ class Sources:
     these import of the user's own: neither the standard library nor installed packages nor kdx. An installed package
     that holds the target itself counts with all its files. Comments, blank lines and layout do not count, docstrings
     do; files other than modules (JSON, weights) that the code reads are not seen.
+
+    What an `__init__` imports and nobody wants of it, whatever the form, counts where importing it does something to
+    others, such as fill a registry: else any edit in a package whose `__init__` names all its modules would train
+    everything again.
     """
 
     def __init__(self) -> None:
@@ -88,52 +98,71 @@ class Sources:
                     vars(spec).setdefault(STAMP, source.digest)
 
     def _walk(self, edges: Sequence[Edge]) -> dict[str, str]:
-        todo, seen, found = list(edges), set(), {}
+        todo, seen = list(edges), set()
+        found: dict[str, str] = {}
         while todo:
             edge = todo.pop()
             if (edge.module, edge.wanted) in seen:
                 continue
             seen.add((edge.module, edge.wanted))
-            todo += [Edge("", above, frozenset()) for above in _packages_around(edge.module)]
-            source = self._source(edge.module)
-            if source is not None:
-                found[edge.module] = source.digest
-                todo += _followed(source, edge.wanted)
+            around, source = _packages_around(edge.module), self._source(edge.module)
+            if edge.wanted != NOTHING or (source is not None and source.deeds):
+                for name in (*around, edge.module):
+                    found |= self._counted(name)
+            todo += [Edge("", above, NOTHING) for above in around]
+            todo += [] if source is None else _followed(source, edge.wanted)
         return found
 
     def _source(self, name: str) -> _Source | None:
         """A module of the user's own, or None for all others."""
         if name not in self._sources:
             self._sources[name] = _read_source(name)
-        source = self._sources[name]
-        if source is not None and getattr(_loaded_spec(name), STAMP, source.digest) != source.digest:
+        return self._sources[name]
+
+    def _counted(self, name: str) -> dict[str, str]:
+        """The hash of a module that is the user's own, by its name; `KdxError` where the process runs another state."""
+        source = self._source(name)
+        if source is None:
+            return {}
+        if getattr(_loaded_spec(name), STAMP, source.digest) != source.digest:
             raise KdxError(f"{source.path}: was edited since this process loaded {name}; start a new process")
-        return source
+        return {name: source.digest}
 
 
 def _followed(source: _Source, wanted: Wanted) -> list[Edge]:
-    """The imports of a module that matter to who wants these names; of a package's `__init__` those that bind them."""
-    if wanted is None or not source.is_package:
+    """The imports of a module that matter to who wants these names; of a package's `__init__` those that bind them.
+
+    What else is imported matters by what it does then.
+    """
+    if wanted is None or (not source.is_package and (wanted or source.deeds)):
         return source.edges
-    edges = []
-    for name in wanted:
+    edges = [edge._replace(binds="", wanted=NOTHING) for edge in source.edges]
+    for name in wanted | source.deeds:
         binding = [edge for edge in source.edges if edge.binds == name]
         edges += binding or source.edges  # it is made there, of whatever was imported
     return edges
 
 
-def _read_source(name: str) -> _Source | None:
+def _own_file(name: str) -> Path | None:
+    """The file of a module of the user's own, or None for all others."""
     spec = _spec(name)
     if name.split(".")[0] == "kdx" or spec is None or not spec.has_location or not spec.origin:
         return None
     path = Path(spec.origin)
-    if _is_installed(spec) or is_standard(path) or _read(path) is None:
+    return None if _is_installed(spec) or is_standard(path) or _read(path) is None else path
+
+
+def _read_source(name: str) -> _Source | None:
+    path = _own_file(name)
+    if path is None:
         return None
     digest, tree = _digest(path)
-    is_package = spec.submodule_search_locations is not None
+    is_package = bool(_folders(name))
     package = name if is_package else name.rpartition(".")[0]
-    edges = [] if tree is None else list(edges_of(tree, package, is_package, path, lambda n: _spec(n) is not None))
-    return _Source(path, digest, edges, is_package)
+    if tree is None:
+        return _Source(path, digest, [], is_package, frozenset({UNKNOWN}))
+    edges = list(edges_of(tree, package, is_package, path, lambda n: _spec(n) is not None))
+    return _Source(path, digest, edges, is_package, deeds_of(tree))
 
 
 def _digest(path: Path) -> tuple[str, ast.Module | None]:

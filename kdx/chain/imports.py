@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 Wanted = frozenset[str] | None  # names of a module that somebody uses
 EVERYTHING: Wanted = None
+NOTHING: Wanted = frozenset()  # but what the module does when it is imported
 
 BY_NAME = {"import_module", "__import__"}
 BY_FILE = {"spec_from_file_location", "walk_packages", "iter_modules", "run_path", "exec_module"}
