@@ -28,7 +28,7 @@ from kdx.config.hydra_keys import check_hydra_keys
 from kdx.config.paths import anchored
 from kdx.config.settings import read_settings
 from kdx.config.stage_overrides import from_hydra, to_hydra
-from kdx.config_loader import composed, config_loader
+from kdx.config_loader import composed, config_loader, refuse_several_options
 from kdx.errors import BusyError, KdxError
 from kdx.explain import explain
 from kdx.process import USER_ERROR, Running, command_process
@@ -209,7 +209,8 @@ def check_jobs(conf: Path, arguments: Sequence[str] | None = None) -> Checked:
             return Checked(settings.plan, _folder_before(config))
         if mode == RunMode.RUN:  # an experiment file may say so
             config = composed(loader, name, args.overrides, run_mode=RunMode.MULTIRUN)
-        _check_sweep(loader, config)
+        folder = ["--config-dir", args.config_dir] if args.config_dir else []
+        _check_sweep(loader, config, conf, [*folder, "--config-name", name])
     return Checked()
 
 
@@ -227,7 +228,8 @@ def _folder_before(config: DictConfig) -> FolderBefore | None:
         return None
 
 
-def _check_sweep(loader: Any, config: DictConfig) -> None:
+def _check_sweep(loader: Any, config: DictConfig, conf: Path, base: Sequence[str]) -> None:
+    """`KdxError` for the first job that is wrong; `base` is the part of the command line that all jobs share."""
     refuse_torchrun(
         "leave it out of a sweep, whose jobs take devices=2, or gpu_ids and n_jobs of hydra/launcher=joblib"
     )
@@ -245,11 +247,12 @@ def _check_sweep(loader: Any, config: DictConfig) -> None:
     params = [to_hydra(f"{key}={value}") for key, value in (config.hydra.sweeper.params or {}).items()]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *_overrides(config.hydra)])
     for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
-        job = loader.load_sweep_config(config, list(overrides))
         try:
-            read_settings(job)
-        except KdxError as error:
-            raise KdxError(f"{error} (in the job {' '.join(map(from_hydra, overrides))})") from error
+            refuse_several_options(loader, overrides)
+            read_settings(loader.load_sweep_config(config, list(overrides)))
+        except (KdxError, HydraException, OmegaConfBaseException) as error:
+            told = explain(error, conf, [*base, *overrides])
+            raise KdxError(f"{told} (in the job {' '.join(map(from_hydra, overrides))})") from error
 
 
 def _check_plugin(group: str, node: Any) -> None:

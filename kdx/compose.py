@@ -16,7 +16,7 @@ from kdx.config.hydra_keys import check_hydra_keys
 from kdx.config.schema import Settings
 from kdx.config.settings import read_settings
 from kdx.config.stage_overrides import from_hydra, to_hydra
-from kdx.config_loader import all_keys, composed, config_loader
+from kdx.config_loader import all_keys, chosen_config, composed, config_loader, key_ending_in
 from kdx.errors import KdxError, suggest
 from kdx.explain import explain
 
@@ -38,7 +38,7 @@ def compose_one(conf: Path, base: Sequence[str], overrides: Sequence[str]) -> Se
     try:
         (settings,) = compose_jobs(conf, base, [overrides])
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
-        raise KdxError(explain(error, conf, overrides)) from error
+        raise KdxError(explain(error, conf, [*base, *overrides])) from error
     return settings
 
 
@@ -84,7 +84,7 @@ def parse_line(conf: Path, arguments: Sequence[str]) -> argparse.Namespace:
     """A command line's options and overrides; `KdxError` for an option that there is not or that cannot be used."""
     args, unknown = _known_args(options_first(arguments))
     if unknown:
-        raise KdxError(f"unknown option {unknown[0]}: {_as_override(unknown[0], conf)}")
+        raise KdxError(f"unknown option {unknown[0]}: {_as_override(unknown[0], conf, arguments)}")
     if args.experimental_rerun is not None:
         raise KdxError("--experimental-rerun: starts what a pickle holds; use the run's command, in summary.json")
     if args.config_path is not None:
@@ -108,9 +108,9 @@ def _known_args(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]
     return parser.parse_known_args(list(arguments))
 
 
-def _as_override(option: str, conf: Path) -> str:
+def _as_override(option: str, conf: Path, arguments: Sequence[str]) -> str:
     word = option.lstrip("-").split("=")[0].replace("-", "_")
-    keys = all_keys(conf)
-    by_end = [key for key in keys if key.rsplit(".", 1)[-1] == word]
-    hint = suggest(word, keys) if not by_end else f"; did you mean {by_end[0]}=...?"
+    keys = all_keys(*chosen_config(conf, arguments))
+    whole = key_ending_in(word, keys)
+    hint = suggest(word, keys) if whole is None else f"; did you mean {whole}=...?"
     return f"keys are written key=value, without dashes{hint}"

@@ -1,8 +1,10 @@
 """The one error that a user is meant to read."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+
+BEGINNING = 3  # letters of a word from which on it is taken for the beginning of another
 
 
 class KdxError(Exception):
@@ -27,6 +29,14 @@ def errors_of(key: str) -> Iterator[None]:
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:
-    """The near miss as `; did you mean 'x'?`, or nothing."""
-    near = get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    """The near miss as `; did you mean 'x'?`, or nothing. What begins with the word comes before what resembles it."""
+    choices = list(choices)
+    begun = [choice for choice in choices if len(word) >= BEGINNING and choice.startswith(word)]
+    near = [min(begun, key=len)] if begun else get_close_matches(word, choices, n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def no_such(kind: str, word: str, choices: Sequence[str]) -> str:
+    """What is said of a word that is none of the choices: the near miss, and all of them."""
+    near = suggest(word, choices)
+    return f"no such {kind}{near}{' ' if near else '; '}choose {', '.join(choices)}"

@@ -209,8 +209,9 @@ def test_a_refused_or_planned_run_leaves_every_folder_as_it_was(tmp_path: Path, 
         (["hydra.verbose=5"], "hydra.verbose=5: "),
         (["dataset=pathmnist", "~dataset.name"], "dataset.name: it is left out, and needed"),  # others refer to it
         (["~epochs", "~data_dir"], "epochs: it is left out, and needed; data_dir: it is left out, and needed"),
-        (["optimizer=sgd", "optimizer.betas=[0,0]"], "optimizer.betas: not among the keys of the chosen option; write +optimizer.betas=VALUE"),
-        (["dataset.white=5"], "dataset.white: not among the keys of the chosen option; write +dataset.white=VALUE"),
+        (["optimizer=sgd", "optimizer.betas=[0,0]"], "optimizer.betas: optimizer=sgd has no such key; its keys: decay, lr, weight_decay, momentum"),
+        (["dataset.white=5"], "dataset.white=5: dataset=cifar10 reads no picture files; choose dataset=imagefolder"),
+        (["optimizer.eps=1e-7"], "optimizer.eps: not among the keys of the chosen option; write +optimizer.eps=VALUE"),
         (["optimizer.betta=5"], "optimizer.betta: no such key; did you mean 'optimizer.betas'?"),
         (["hydra.mode=x"], "Error merging override hydra.mode=x Invalid value 'x', expected one of [RUN, MULTIRUN]"),
         (["hydra.job.name=a/b"], "hydra.job.name=a/b: a plain name is needed: it becomes that of the log file"),
@@ -220,6 +221,7 @@ def test_command_lines_that_are_wrong_are_told_by_what_was_written(
     arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["kdx", *arguments])  # of which the error tells
     with pytest.raises(SystemExit) as end, cli.one_line_errors(CONF):
         cli.check_jobs(CONF, arguments)
     errors = capsys.readouterr().err

@@ -244,7 +244,7 @@ BAD = [  # overrides, and what the one line must hold
     ),
     ("dataset.source._target_=null", "dataset.source._target_=None: the dotted name of a callable"),
     ("dataset.source._target_=5", "dataset.source._target_=5"),
-    ("experiment=5", "experiment=5: cannot be composed: Config group override must be a string"),
+    ("experiment=5", "experiment=5: no such option; choose "),
     ("threads=100000", "threads=100000: a whole number of at least 1 and at most 512"),
     ("model.student=.mynet:small", "model.student=.mynet:small: stage.student needs a network"),
     ("seed=18446744073709551616", "seed=18446744073709551616: a whole number of at least 0"),
@@ -274,13 +274,80 @@ BAD = [  # overrides, and what the one line must hold
     ("data_dir=a\x1bb", "data_dir=a\\\\x1bb"),
     ("epochs=${epochs}", "epochs: Recursive interpolation"),
     ("epochs=???", r"epochs=\?\?\?: a value is needed"),
-    ("kd=5", "kd=5: cannot be composed"),
+    ("kd=5", "kd=5: no such option; choose at, cc, combined"),
+    ("kd=null", "kd=null: no such option; choose at, cc, combined"),
+    ("dataset=digits dataset.path=x", "dataset.path=x: dataset=digits reads no folder; choose dataset=imagefolder\n"),
+    ("dataset=digits +dataset.path=x", "dataset.path=x: dataset=digits reads no folder; choose dataset=imagefolder\n"),
+    ("+dataset.white=4095", "dataset.white=4095: dataset=cifar10 reads no picture files; choose dataset=imagefolder\n"),
+    ("dataset=pathmnist dataset.cache=disk", "dataset.cache=disk: dataset=pathmnist reads no picture files; choose"),
+    ("+dataset.cache=auto", "dataset.cache=auto: dataset=cifar10 reads no picture files; choose"),
+    ("dataset=digits +dataset.in_memory_gb=3", "or dataset.unlabelled=FOLDER"),
+    (
+        "dataset.unlabelled=tests dataset.cache=disk",
+        "dataset.cache: not among the keys .* write [+]dataset.cache=VALUE",
+    ),
+    (
+        "dataset=imagefolder dataset.path=x dataset.source.path=y",
+        "dataset.path=x: dataset.source.path=y is read in its",
+    ),
+    (
+        "dataset.source._target_=mine.load +dataset.path=x",
+        "dataset.path=x: mine.load is not given it; write +dataset.s",
+    ),
+    (
+        "dataset.source._target_=mine.load dataset.size=64",
+        "dataset.size=64: mine.load is not given it; write +dataset.s",
+    ),
+    ("kd=[hinton,dkd]", "kd=[hinton,dkd]: one option is needed; several methods: kd=combined\n"),
+    (
+        "stage.student.kd=[hinton,dkd]",
+        "stage.student.kd=[hinton,dkd]: one option is needed; several methods: stage.stu",
+    ),
+    (
+        "optimizer=[adamw,sgd]",
+        "optimizer=[adamw,sgd]: one option is needed; to try each: --multirun optimizer=adamw,sgd",
+    ),
+    ("dataset=[digits,pneumoniamnist]", "dataset=[digits,pneumoniamnist]: one option is needed"),
+    ("model=[]", r"model=\[\]: one option is needed; choose resnet, thin, vit"),
+    ("hydra/launcher=[basic,joblib]", "hydra/launcher=[basic,joblib]: one option is needed"),
+    ("--multirun kd=[hinton,dkd],at", "kd=[hinton,dkd]: one option is needed; several methods: kd=combined"),
+    ("--multirun stage.student.kd=at,[hinton,dkd]", "stage.student.kd=[hinton,dkd]: one option is needed"),
+    (
+        "--multirun kd=hinton,at kd.temperature=2,4",
+        "kd.temperature: kd=at has no such key; its keys: .*layers.*in the job",
+    ),
+    ("--multirun kd=hinton,at kd.temperature=2", "kd.temperature: kd=at has no such key; its keys: .*in the job kd=at"),
+    ("kd.gamma=2", "kd.gamma: kd=hinton has no such key; its keys: teachers, temperature"),
+    ("kd=hard kd.layers=head", "kd.layers: not among the keys of the chosen option; write [+]kd.layers=VALUE"),
+    (
+        "optimizer.momentum=0.5",
+        "optimizer.momentum: optimizer=adamw has no such key; its keys: decay, lr, weight_decay",
+    ),
+    ("scheduler=none scheduler.gamma=2", "scheduler.gamma: scheduler=none has no such key; its keys: warmup, every"),
+    ("dataset=digits dataset.source.path=x", "dataset.source.path: dataset=digits has no such key"),
+    (
+        "kd.temperature=2,4",
+        "kd.temperature=2,4: several values; add --multirun to try each, or write kd.temperature=[2,4]",
+    ),
+    ("seed=range(3)", "seed=range(3): several values; add --multirun to try each\n"),
+    ("stage.student.epochs=2,4", "error: stage.student.epochs=2,4: several values; add --multirun"),
+    ("lr=0.1", "lr: no such key; did you mean 'optimizer.lr'?"),
+    ("--lr=0.1", "did you mean optimizer.lr=...?"),
+    ("--terms=0 kd=combined", "did you mean kd.terms=...?"),
+    ("stage.teacher.labeled=0.1", "stage.teacher.labeled: no such key; did you mean 'stage.teacher.labelled'?"),
+    ("stage.student.model=resnet18", "stage.student.model: no such key; did you mean 'model.student'?"),
+    ("stage.student.seed=3", "stage.student.seed: no such key; seed is the same for all stages"),
+    ("select=acc", "select=acc: choose auto, accuracy, auc, f1, loss; did you mean 'accuracy'?"),
+    ("stage.student.kd=foo", "error: stage.student.kd=foo: no such option; choose at"),
+    ("stage.student.scheduler=cosin", "stage.student.scheduler=cosin: no such option; did you mean 'cosine'? choose"),
+    ("--multirun stage.student.kd=at,foo", "error: stage.student.kd=foo: no such option; choose at"),
+    ("optimizer=sgd optimizer._target_=mine.Optimizer optimizer.eps=1", "optimizer.eps: optimizer=sgd has no such key"),
     ("dataset.normalize={mean:[125.0],std:[60]}", "pixels scaled to 0-1"),
     ("experiment=search_kd search.trials=0", "search.trials=0: a whole number of at least 1"),
     ("experiment=search_kd search.name=a/b", "search.name=a/b: a plain name"),
     ("experiment=search_kd +search.trial=3", "search.trial: no such key; did you mean 'trials'?"),
     ("experiment=search_kd search.space={kd.alpha:{low:nan}}", "search.space"),
-    ("experiment=nan kd=none", "error: experiment=nan: cannot be composed"),
+    ("experiment=nan kd=none", "error: experiment=nan: no such option; choose"),
     ("stage.student.guide='null'", "stage.student.guide=null: choose null, teacher, assistant"),
     ("stage.student.guide=student", "stage.student.guide=student: choose null, teacher, assistant"),
     ("stage.student.guide=[teacher,teacher]", "choose null, teacher, assistant, or some of them in a list, each once"),
@@ -372,7 +439,31 @@ def test_values_from_the_environment_are_the_runs_and_change_its_fingerprint(mon
 
 
 def test_users_own_data_set_may_be_called_mnist() -> None:
-    settings_of("dataset.name=mnist", "dataset.size=64")
+    settings_of("dataset.name=mnist", "dataset.size=64", "+dataset.source.size='${dataset.size}'")
+
+
+def test_a_users_own_data_set_takes_what_its_function_takes(tmp_path: Path) -> None:
+    """Of its own file, or in the place of a shipped one; a key that nothing reads was accepted without a word."""
+    assert settings_of("dataset=imagefolder", "dataset.path=x").source["path"] == "x"
+    assert settings_of("+dataset.path=x", "+dataset.source.folder='${dataset.path}'").source["folder"] == "x"
+    assert settings_of("dataset=imagefolder", "dataset.source.path=x").source["path"] == "x"
+    own = ["~dataset.source", "+dataset.source={_target_: tests.tiny.dataset}"]
+    read_settings(compose_config("dataset=imagefolder", *own))  # what conf has for another source is not a wish
+    with pytest.raises(KdxError, match=r"^dataset.white=9: tests.tiny.dataset is not given it; write \+dataset.source"):
+        settings_of("+dataset.white=9")
+    settings_of(f"dataset.unlabelled={tmp_path}", "+dataset.cache=disk", "+dataset.in_memory_gb=1")
+
+
+def test_what_a_file_of_the_users_own_holds_is_known(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    (tmp_path / "kd").mkdir()
+    (tmp_path / "kd" / "own.yaml").write_text("_target_: kdx.losses.AttentionTransfer\nlayers: stages\nhard: 1\n")
+    told = "kd.temperature: kd=own has no such key; its keys: teachers, layers, hard"
+    for line in (["kd=own", "kd.temperature=2"], ["-m", "kd=own,hinton", "kd.temperature=2,3"]):
+        monkeypatch.setattr(sys, "argv", ["kdx", *line, "--config-dir", str(tmp_path)])
+        with pytest.raises(SystemExit), cli.one_line_errors(CONF):
+            cli.check_jobs(CONF)
+        assert capsys.readouterr().err.startswith(f"error: {told}")
 
 
 def test_broken_yaml_of_a_user_is_one_line(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

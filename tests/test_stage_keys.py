@@ -30,6 +30,7 @@ def plan_of(tmp_path: Path, *overrides: str) -> dict[str, str]:
         ("stage.student.kd.alpha=0.5", "++stage.student.kd.alpha=0.5"),
         ("stage.student.kd=dkd", "+kd@stage.student.kd=dkd"),
         ("stage.student.kd=dkd,dist", "+kd@stage.student.kd=dkd,dist"),
+        ("stage.student.kd=[dkd,dist],at", "+kd@stage.student.kd=[dkd,dist],at"),
         ("stage.student.kd=null", "++stage.student.kd=null"),
         ("stage.student.kd={alpha:0.5}", "++stage.student.kd={alpha:0.5}"),
         ("stage.student.ema=0.9", "++stage.student.ema=0.9"),

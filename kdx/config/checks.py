@@ -203,8 +203,6 @@ def check_together(run: Schema, problems: Problems) -> None:
     source = str(dataset.source["_target_"])
     if source == "kdx.data.sources.load_medmnist" and dataset.size not in MEDMNIST_SIZES:
         problems.add("dataset.size", dataset.size, f"choose {', '.join(map(str, MEDMNIST_SIZES))}")
-    if source in ("kdx.data.sources.load_cifar", "kdx.data.sources.load_digits") and dataset.size is not None:
-        problems.add("dataset.size", dataset.size, f"{dataset.name} has one size; dataset.resize scales it")
 
 
 def check_torchrun(run: Schema, world: World, problems: Problems) -> None:

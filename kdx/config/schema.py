@@ -77,7 +77,7 @@ class ModelSchema:
 class DatasetSchema:
     name: str = key(NAME)
     source: Any = key(Group())  # returns a kdx.data.dataset.Dataset
-    path: str | None = key(Folder(), None)  # imagefolder only
+    path: str | None = key(Folder(), None)  # of imagefolder's source, as white
     size: int | None = key(PIXELS, None)
     resize: int | None = key(PIXELS, None)
     augment: Any = key(AUGMENT, "none")  # kdx.augmentations says what the options may be
@@ -87,7 +87,7 @@ class DatasetSchema:
     cache: str = key(Choice(CACHE), "auto")  # of picture files: imagefolder, unlabelled; as the next two
     cache_dir: str | None = key(Folder(), None)
     in_memory_gb: float = key(Real(least=0, most=100_000), 2.0)
-    white: float | None = key(Real(above=0, most=2**32), None)  # imagefolder only
+    white: float | None = key(Real(above=0, most=2**32), None)
 
 
 @dataclass

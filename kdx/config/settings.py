@@ -18,6 +18,7 @@ from kdx.config.checks import (
     check_torchrun,
     check_values,
 )
+from kdx.config.data_keys import check_data_keys
 from kdx.config.folder_name import start_name
 from kdx.config.problems import Problems
 from kdx.config.roles import roles_of, teachers_of
@@ -35,12 +36,14 @@ OmegaConf.register_new_resolver("kdx.start", start_name, replace=True)
 
 def read_settings(config: DictConfig) -> Settings:
     """Checked settings; `KdxError` lists every bad key with its value and the choices, in one line."""
+    composed: Any = OmegaConf.to_container(config, resolve=False)
     config, typed = _typed(config)
     problems, torchrun = Problems(), world()
     if torchrun is not None:
         check_torchrun(typed, torchrun, problems)
         typed.devices = torchrun.size
     check_together(typed, problems)
+    check_data_keys(composed, problems)
     order = _teachers_first(config, roles_of(config.stage), problems)
     problems.raise_if_any()
     stages = tuple(_stage(config, role) for role in order)

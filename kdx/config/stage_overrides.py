@@ -6,7 +6,9 @@ import re
 from kdx.config.schema import RoleSchema
 from kdx.config.swap_points import GROUPS
 
-OPTIONS = re.compile(r"[A-Za-z_][\w.\-]*(,[A-Za-z_][\w.\-]*)*")  # names of a group's files, one or a sweep's
+OPTION = r"[A-Za-z_][\w.\-]*"  # the name of a group's file
+LIST = rf"\[{OPTION}(, ?{OPTION})*\]"  # which is refused as it is for the run's own group
+OPTIONS = re.compile(rf"({OPTION}|{LIST})(,({OPTION}|{LIST}))*")  # one, or a sweep's
 OWN_KEYS = {field.name for field in dataclasses.fields(RoleSchema)}
 
 
