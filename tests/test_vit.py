@@ -3,20 +3,24 @@
 import re
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
 from kdx.chain.context import RunContext, load_dataset, make_run_context
+from kdx.chain.index import StageIndex
 from kdx.chain.parts import build_parts
+from kdx.chain.plan import check_plan, make_plan
 from kdx.config.schema import StageSettings
+from kdx.config.settings import read_settings
 from kdx.deploy.run_loader import load_stage
 from kdx.errors import KdxError
 from kdx.losses.objective import Lesson
 from kdx.models.features import Outputs, Watched
 from kdx.models.networks import NetworkSpec, build_network, check_network, count_parameters
-from tests.conftest import CONF, settings_of
+from tests.conftest import CONF, REPO, compose_config, settings_of
 
 pytest.importorskip("timm")
 VIT = [
@@ -140,7 +144,11 @@ def test_a_distilled_vit_is_trained_and_read_again(tiny_run) -> None:
         (["+kd.layers=norm"], r"kd.layers=norm: gives \(2, 6, 96\), logits of 3 classes are needed"),
         (
             ["+kd.layers=head_dist", "model.student=kdx.vit:mini"],
-            "kd.layers: layer head_dist: the network has no such layer",
+            "kd.layers: layer head_dist: the network has no such layer.*in the student, kdx.vit:mini.$",
+        ),
+        (
+            ["+kd.layers=head_dist", "stage.student.guide=assistant", "model.assistant=kdx.vit:mini"],
+            "kd.layers: layer head_dist: .*in the assistant, kdx.vit:mini.$",
         ),
         (
             ["dataset.resize=10"],
@@ -151,3 +159,14 @@ def test_a_distilled_vit_is_trained_and_read_again(tiny_run) -> None:
 def test_errors_are_one_line(tiny_run, overrides: list[str], message: str) -> None:
     with pytest.raises(KdxError, match=message):
         tiny_run(*VIT, "kd=hard", *overrides)
+
+
+def test_the_commands_of_deit_that_are_told_can_be_planned(tmp_path: Path) -> None:
+    """kd=hard +kd.layers=head_dist asked the assistant, too, for a head that it does not have."""
+    own = "model.student=kdx.vit:mini_distilled stage.student.kd=hard stage.student.kd.layers=head_dist"
+    for path in (REPO / "README.md", CONF / "experiment" / "vit.yaml"):
+        assert own in " ".join(path.read_text().replace("\n#", " ").split()), path
+    line = ["experiment=vit", "dataset=digits", "dataset.resize=28", *own.split(), "device=cpu", "amp=off"]
+    settings = read_settings(compose_config(*line, f"output_dir={tmp_path}"))
+    context = make_run_context(settings, load_dataset(settings))
+    check_plan(context, make_plan(context, StageIndex(tmp_path)), tmp_path)

@@ -51,8 +51,11 @@ def build_parts(
     started = None if start is None else begin(network, start, stage.role)
     objective = _objective(context, stage)
     images = torch.zeros(2, network_spec(context, stage).in_channels, *context.input_size, device=context.device)
-    student_layers = _resolved(objective, network, None, images)
-    teacher_layers = {role: _resolved(objective, net, role, images) for role, net in teachers.items()}
+    student_layers = _resolved(objective, network, f"the {stage.role}, {stage.network}", images)
+    teacher_layers = {
+        role: _resolved(objective, net, f"the {role}, {settings.stage(role).network}", images, teaches=True)
+        for role, net in teachers.items()
+    }
     with torch.random.fork_rng(devices=[]):  # what a method draws must not change what the network draws later
         torch.manual_seed(derive_seed(settings.seed, stage.role, "objective"))
         student = _say(network, student_layers, images, context.dataset.num_classes)
@@ -108,16 +111,18 @@ def _hard_loss(context: RunContext, stage: StageSettings) -> HardLoss:
     return HardLoss(data.task, stage.recipe.label_smoothing, wanted)
 
 
-def _resolved(objective: Distillation, network: nn.Module, role: str | None, images: Tensor) -> dict[str, Any]:
-    """The layers that each term's words stand for in the student, or in the teacher of a role; errors name the key."""
+def _resolved(
+    objective: Distillation, network: nn.Module, called: str, images: Tensor, teaches: bool = False
+) -> dict[str, Any]:
+    """The layers that each term's words stand for in a network that learns or teaches; errors name the key and it."""
     found: dict[str, Any] = {}
     for term in objective.terms.values():
         method = term.method
-        own = "layers" if role is None or method.teacher_layers is None else "teacher_layers"
+        own = "teacher_layers" if teaches and method.teacher_layers is not None else "layers"
         try:
-            found |= resolve_layers(network, method.layers if role is None else method.words_of_teacher, images)
+            found |= resolve_layers(network, method.words_of_teacher if teaches else method.layers, images)
         except KdxError as error:
-            raise KdxError(f"{term.key}.{own}: {error} (in the {role or 'student'})") from error
+            raise KdxError(f"{term.key}.{own}: {error} (in {called})") from error
     return found
 
 

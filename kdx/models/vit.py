@@ -28,12 +28,12 @@ def mini(num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.
 
 
 def tiny_distilled(num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
-    """`tiny` with a distillation token; `kd=hard +kd.layers=head_dist` teaches it."""
+    """`tiny` with a distillation token; `stage.student.kd=hard stage.student.kd.layers=head_dist` teaches it."""
     return _distilled(192, 9, 3, num_classes, in_channels, image_size)
 
 
 def mini_distilled(num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
-    """`mini` with a distillation token; `kd=hard +kd.layers=head_dist` teaches it."""
+    """`mini` with a distillation token; `stage.student.kd=hard stage.student.kd.layers=head_dist` teaches it."""
     return _distilled(96, 6, 3, num_classes, in_channels, image_size)
 
 
