@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from kdx.errors import KdxError, suggest
+from kdx.errors import KdxError, suggest, then
 from kdx.process import USER_ERROR, command_process
 from kdx.text import harmless
 from kdx.users_code import users_errors
@@ -221,7 +221,8 @@ def split_key(argument: str, keys: Mapping[str, Key], rest: list[str]) -> tuple[
     given, equals, text = argument.removeprefix("--").partition("=")
     name = given.replace("-", "_")
     if name not in keys or given.startswith("-"):
-        raise KdxError(f"{_short(given)}: no such key{suggest(name, keys)}; keys: {', '.join(keys)}")
+        told = f"{_short(given)}: no such key{suggest(name, keys)}"
+        raise KdxError(then(told, f"keys: {', '.join(keys)}"))
     if equals:
         return name, text
     if isinstance(keys[name], Flag):

@@ -1,5 +1,6 @@
 """The one error that a user is meant to read."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -36,7 +37,17 @@ def suggest(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def hint_last(needed: str) -> str:
+    """What is needed with the near miss, which stands among it, at its end."""
+    hint = re.search(r"; did you mean '[^']*'\?", needed)
+    return needed if hint is None else needed.replace(hint[0], "", 1) + hint[0]
+
+
 def no_such(kind: str, word: str, choices: Sequence[str]) -> str:
     """What is said of a word that is none of the choices: the near miss, and all of them."""
-    near = suggest(word, choices)
-    return f"no such {kind}{near}{' ' if near else '; '}choose {', '.join(choices)}"
+    return then(f"no such {kind}{suggest(word, choices)}", f"choose {', '.join(choices)}")
+
+
+def then(text: str, more: str) -> str:
+    """A text and more of it, behind a question mark or a semicolon."""
+    return f"{text} {more}" if text.endswith("?") else f"{text}; {more}"

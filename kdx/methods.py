@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdx.command import Command, Key, Text, run_command
-from kdx.errors import KdxError, suggest
+from kdx.errors import KdxError, no_such
 from kdx.files import relative
 from kdx.report.tables import aligned
 from kdx.run import CONF, PACKAGE
@@ -40,7 +40,7 @@ def tell_methods(words: list[str], config_dir: str | None) -> Iterator[str]:
         paths |= {path.stem: path for path in _options(Path(config_dir))}
     for word in words:
         if word not in paths:
-            raise KdxError(f"{word}: no such method{suggest(word, paths)}; choose {', '.join(paths)}")
+            raise KdxError(f"{word}: {no_such('method', word, list(paths))}")
     methods = [read_method(paths[name]) for name in words or paths]
     taught = [method for method in methods if method.terms]
     if words:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from omegaconf import MISSING
 
-from kdx.errors import suggest
+from kdx.errors import hint_last, suggest
 from kdx.text import harmless
 
 LARGEST = 2**63 - 1  # what a tensor's int64 holds
@@ -183,7 +183,7 @@ class Either:
         problems = [rule.problem(value) for rule in self.rules]
         if None in problems:
             return None
-        return "; or ".join(filter(None, problems))
+        return hint_last("; or ".join(filter(None, problems)))
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Nullable:
 
     def problem(self, value: Any) -> str | None:
         problem = None if value is None else self.rule.problem(value)
-        return problem if problem is None else f"{problem}, or null"
+        return problem if problem is None else hint_last(f"{problem}, or null")
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def test_names_stand_with_commas_or_as_words(line: str) -> None:
     [
         ("", "FOLDER is missing; usage: python -m toy FOLDER [key=value]"),
         ("F G", "G: a word too many; the command takes FOLDER"),
-        ("F rolle=x", "rolle: no such key; did you mean 'role'?; keys: role, data_dir"),
+        ("F rolle=x", "rolle: no such key; did you mean 'role'? keys: role, data_dir"),
         ("F --rolle x", "rolle: no such key; did you mean 'role'?"),
         ("F --data-dri=x", "data-dri: no such key; did you mean 'data_dir'?"),
         ("F -cam", "-cam: no such key; did you mean 'cam'?"),

@@ -190,14 +190,17 @@ BAD = [  # overrides, and what the one line must hold
     ("+model.studnet=resnet18", "model.studnet=resnet18: no role of this name under stage; did you mean 'student'?"),
     (
         "dataset.augment=[flop]",
-        "flop: choose crop, flip, jitter, rotate, resized_crop, erase, trivial, mixup, cutmix, none; did you mean 'flip'?",
+        "flop: choose crop, flip, jitter, rotate, resized_crop, erase, trivial, mixup, cutmix, none; or a mapping {name: {option: value}} is needed; did you mean 'flip'?",
     ),
     ("dataset.augment=flop", "dataset.augment=flop: flop: choose crop, flip"),
     (
         "dataset.augment={mixp:{}}",
         "dataset.augment=mixp: choose crop, flip, jitter, rotate, resized_crop, erase, trivial, mixup, cutmix; did you mean 'mixup'?",
     ),
-    ("dataset.augment={mixup:{alfa:1}}", "dataset.augment.mixup=alfa: no such option; choose alpha"),
+    (
+        "dataset.augment={mixup:{alfa:1}}",
+        "dataset.augment.mixup.alfa: no such option; did you mean 'alpha'? choose alpha\n",
+    ),
     ("dataset.augment={mixup:{alpha:nan}}", "dataset.augment.mixup.alpha=nan: a finite number of at least 0.01"),
     ("dataset.augment={mixup:{alpha:true}}", "dataset.augment.mixup.alpha=True: a finite number"),
     ("dataset.augment={mixup:0.2}", "dataset.augment.mixup=0.2: a mapping {option: value} is needed, or null"),
@@ -336,6 +339,12 @@ BAD = [  # overrides, and what the one line must hold
     ("--terms=0 kd=combined", "did you mean kd.terms=...?"),
     ("stage.teacher.labeled=0.1", "stage.teacher.labeled: no such key; did you mean 'stage.teacher.labelled'?"),
     ("stage.student.model=resnet18", "stage.student.model: no such key; did you mean 'model.student'?"),
+    ("stage.studnt.epochs=3", "error: stage.studnt: no such role; did you mean 'student'?\n"),
+    ("micro_batches=128", "128: parts of at least two images are needed, and the teacher's batch_size is 32\n"),
+    (
+        "class_weights=balance",
+        "or a list of 2 to 1000000 values is needed; for each: .* or null; did you mean 'balanced'.$",
+    ),
     ("stage.student.seed=3", "stage.student.seed: no such key; seed is the same for all stages"),
     ("select=acc", "select=acc: choose auto, accuracy, auc, f1, loss; did you mean 'accuracy'?"),
     ("stage.student.kd=foo", "error: stage.student.kd=foo: no such option; choose at"),
@@ -375,15 +384,22 @@ def test_bad_values_are_one_line_with_key_value_and_choices(
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and printed.count("\n") == 1 and "Traceback" not in printed
     assert re.search(message, printed) or message in printed
+    assert not re.search(r"\?; ?(or|choose|its|for) ", printed), "a question mark ends what it asks"
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("+optimizer.momentun=0.5", "'momentun'; did you mean 'momentum'?"),
+        (
+            "+optimizer.momentun=0.5",
+            "optimizer.momentun: torch.optim.AdamW has no such key; did you mean 'momentum'? its",
+        ),
         ("+optimizer.params=[1]", "optimizer: torch.optim.AdamW cannot be built: "),
-        ("optimizer._target_=torch.optim.RMSprop", "argument 'fused'; leave it out with ~optimizer.fused"),
+        (
+            "optimizer._target_=torch.optim.RMSprop",
+            "optimizer.fused: torch.optim.RMSprop has no such key; leave it out with ~optimizer.fused; its",
+        ),
     ],
 )
 def test_what_a_shipped_option_does_not_take_is_one_line(override: str, message: str) -> None:

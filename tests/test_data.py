@@ -132,6 +132,13 @@ def test_digits_are_real_complete_and_disjoint() -> None:
     assert int(data.train.images.max()) == 255 and int(data.train.images.min()) == 0
 
 
+@pytest.mark.parametrize("left_out", ["train", "val", "test"])
+def test_a_split_that_is_missing_is_named(left_out: str) -> None:
+    arrays = {split: arrays for split, arrays in tiny.arrays().items() if split != left_out}
+    with pytest.raises(KdxError, match=rf"^mine: the splits train, val, test are needed: {left_out} is missing, "):
+        from_arrays("mine", arrays, task="multi-class", class_names=["a", "b", "c"])
+
+
 def test_a_carved_split_is_disjoint_and_stratified() -> None:
     labels = np.repeat([0, 1, 2], 100)
     kept, carved = carve(labels, 0.1)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from kdx.chain import plan
 from kdx.chain.context import load_dataset, make_run_context
 from kdx.chain.fingerprints import stage_fingerprint
 from kdx.errors import KdxError
@@ -197,3 +198,15 @@ def test_a_run_whose_rank_is_killed_resumes_on_another_number_of_devices(
     assert first["epoch"] == second["epoch"] == 3
     for name, weight in first["model"].items():
         assert torch.allclose(weight.float(), second["model"][name].float(), atol=1e-5), name
+
+
+def test_a_stage_that_one_device_made_is_said_to_be_of_one(caplog: pytest.LogCaptureFixture) -> None:
+    """Its record has no number, and the note said None."""
+    with caplog.at_level("INFO"):
+        plan._note_surroundings("teacher", {"devices": 2, "device": "cpu"}, {"device": "cpu"})
+        plan._note_surroundings("teacher", {"device": "cpu"}, {"devices": 2, "device": "cpu"})
+        plan._note_surroundings("teacher", {"device": "cpu"}, {"device": "cpu"})
+    assert [message.split("with ")[1].split(":")[0] for message in caplog.messages] == [
+        "devices 1 there, 2 here",
+        "devices 2 there, 1 here",
+    ]

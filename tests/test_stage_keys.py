@@ -80,7 +80,7 @@ def test_a_stages_kd_can_be_none() -> None:
         ("stage.student.ema=1", "stage.student.ema=1: a number from 0 to below 1"),
         ("stage.student.labelled=0", "stage.student.labelled=0"),
         ("stage.student.select=best", "stage.student.select=best: choose auto, accuracy, auc, f1, loss"),
-        ("stage.student.class_weights=balancd", "choose balanced; did you mean 'balanced'?"),
+        ("stage.student.class_weights=balancd", "or null; did you mean 'balanced'?"),
         ("stage.student.scheduler.warmup=-1", "stage.student.scheduler.warmup=-1: a finite number of at least 0"),
         ("stage.student.optimizer.decay=norms", "stage.student.optimizer.decay=norms: choose all, weights"),
         ("kd.teachers=median", "kd.teachers=median: choose mean, each"),

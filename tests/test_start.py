@@ -64,7 +64,7 @@ def test_a_teacher_from_elsewhere_whose_backbone_is_frozen_learns_its_classifier
     assert {key for key in taught if not torch.equal(taught[key], weights[key])} == {"head.weight", "head.bias"}
     assert student["norm.num_batches_tracked"] > 0 and "random weights" not in caplog.text
     tiny_run("stage.deliver=teacher", "stage.teacher.freeze_backbone=true")
-    assert "stage.teacher: freeze_backbone=true keeps random weights" in caplog.text
+    assert "warning: stage.teacher: freeze_backbone=true keeps random weights" in caplog.text
 
 
 def renamed():

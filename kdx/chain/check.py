@@ -72,7 +72,7 @@ def check_stage(
     _tell_batch_norm(context, stage, network)
     if stage.freeze_backbone and not stage.pretrained and stage.start is None and stage.start_role is None:
         told = "freeze_backbone=true keeps random weights; take some from elsewhere by pretrained=true or start="
-        log.warning("stage.%s: %s", stage.role, told)
+        log.warning("warning: stage.%s: %s", stage.role, told)
     return network
 
 

@@ -1,7 +1,9 @@
 """Which stages to reuse, load or train, decided and checked before anything is trained."""
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,19 @@ class PlannedStage:
         return self.stage.role
 
 
+@contextmanager
+def errors_of_stage(stage: StageSettings) -> Iterator[None]:
+    """Let an error that begins with a key begin with the stage's own one where that gave the value."""
+    try:
+        yield
+    except KdxError as error:
+        text = str(error)
+        key = re.match(r"[a-z_]+(\.\w+)*", text)
+        if key is None or stage.key_of(key[0]) == key[0]:
+            raise
+        raise type(error)(stage.key_of(key[0]) + text.removeprefix(key[0])) from error
+
+
 def make_plan(context: RunContext, index: StageIndex) -> list[PlannedStage]:
     """The stages that deliver what is asked for, teachers first; a reused stage needs no teacher."""
     settings = context.settings
@@ -55,7 +70,9 @@ def make_plan(context: RunContext, index: StageIndex) -> list[PlannedStage]:
     for stage in settings.stages:
         taught_by = as_recorded([stages[role].fingerprint for role in stage.teachers])
         start = None if stage.start_role is None else stages[stage.start_role].fingerprint
-        stages[stage.role] = _find(context, stage, stage_fingerprint(context, stage, taught_by, start), index)
+        with errors_of_stage(stage):
+            own = stage_fingerprint(context, stage, taught_by, start)
+        stages[stage.role] = _find(context, stage, own, index)
     needed = set(settings.deliver)
     for planned in reversed(stages.values()):
         if planned.role in needed and planned.action == "train":
@@ -102,19 +119,13 @@ def check_plan(context: RunContext, plan: Sequence[PlannedStage], run_dir: Path)
     logits, unlearnt = 0, set[str]()
     for planned in plan:
         if planned.checkpoint is None and planned.action == "train":
-            teachers = planned.stage.teachers
-            start = start_of_file(context, planned.stage)
-            if planned.stage.start_role is not None:
-                untrained = networks[planned.stage.start_role].state_dict()
-                start = Start(untrained, f"the {planned.stage.start_role}")
-            check_teachers(planned.stage, unlearnt)
-            taught_by = {role: networks[role] for role in teachers}
-            networks[planned.role] = check_stage(context, planned.stage, taught_by, start)
+            hashes = {role: loaded[role].sha256 for role in planned.stage.teachers if role in loaded}
+            with errors_of_stage(planned.stage):
+                check_teachers(planned.stage, unlearnt)
+                networks[planned.role] = _try(context, planned.stage, networks)
+                logits += logits_to_come(context, planned.stage, hashes)
             unlearnt |= set() if learns_classes(planned.stage) else {planned.role}
             parameters.append(count_parameters(networks[planned.role]))
-            logits += logits_to_come(
-                context, planned.stage, {role: loaded[role].sha256 for role in teachers if role in loaded}
-            )
         else:
             loaded[planned.role] = _load(context, planned)
             networks[planned.role] = loaded[planned.role].network
@@ -126,8 +137,18 @@ def check_plan(context: RunContext, plan: Sequence[PlannedStage], run_dir: Path)
     return loaded
 
 
+def _try(context: RunContext, stage: StageSettings, networks: Mapping[str, nn.Module]) -> nn.Module:
+    """Try a stage that will be trained, under networks by role like those that it needs; its network, untrained."""
+    start = start_of_file(context, stage)
+    if stage.start_role is not None:
+        start = Start(networks[stage.start_role].state_dict(), f"the {stage.start_role}")
+    return check_stage(context, stage, {role: networks[role] for role in stage.teachers}, start)
+
+
 def _note_surroundings(role: str, here: dict[str, Any], there: dict[str, Any]) -> None:
     """Say in what a reused stage was made otherwise, where its fingerprint does not tell."""
+    there = {"devices": 1} | there  # which is told of several only
+    here = {"devices": 1} | here
     unlike = [key for key in here | there if there.get(key) != here.get(key)]
     if unlike:
         differ = "; ".join(f"{key} {there.get(key)} there, {here.get(key)} here" for key in unlike)

@@ -7,8 +7,8 @@ from kdx.augmentations import BY_NAME, MIXING, Augmentation, options_of
 from kdx.config.checks import unquoted
 from kdx.config.problems import Problems
 from kdx.config.schema import StageSettings
-from kdx.errors import suggest
-from kdx.ranges import Choice, Group, Nullable
+from kdx.errors import no_such
+from kdx.ranges import Choice, Group, Nullable, shown
 
 KEY = "dataset.augment"
 
@@ -30,8 +30,8 @@ def check_augment(config: Mapping[str, Any], problems: Problems) -> None:
             if option in rules:
                 problems.rule(f"{KEY}.{name}.{option}", unquoted(given, rules[option]), rules[option])
             else:
-                near = suggest(str(option), rules)
-                problems.add(f"{KEY}.{name}", option, f"no such option; choose {', '.join(rules)}{near}")
+                key = f"{KEY}.{name}.{option}"
+                problems.tell(key, f"{shown(key)}: {no_such('option', str(option), list(rules))}")
 
 
 def check_kept_logits(

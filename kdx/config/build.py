@@ -3,13 +3,14 @@
 import inspect
 import pkgutil
 import re
+import sys
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from kdx.config.swap_points import rules_of
-from kdx.errors import KdxError, suggest
+from kdx.errors import KdxError, suggest, then
 from kdx.ranges import shown
 from kdx.users_code import reason_of, users_code
 
@@ -30,10 +31,12 @@ def build(node: dict[str, Any], key: str, *arguments: Any, **named: Any) -> Any:
         cause = _cause_of(error)
         if isinstance(cause, KdxError):
             raise cause from None
-        reason = shown(reason_of(cause))
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", reason)
-        hint = "" if unknown is None else _hint_at(unknown[1], key, node["_target_"])
-        raise KdxError(f"{key}: {node['_target_']} cannot be built: {reason}{hint}") from error
+        target = node["_target_"]
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
+        if unknown is not None and unknown[1] in node and unknown[1] not in arguments_of(target):
+            raise KdxError(f"{key}.{unknown[1]}: {_not_taken(unknown[1], key, target, len(arguments))}") from error
+        reason = _without_attribute(target, cause) or shown(reason_of(cause))
+        raise KdxError(f"{key}: {target} cannot be built: {reason}") from error
 
 
 def _cause_of(error: BaseException) -> BaseException:
@@ -47,17 +50,35 @@ def _cause_of(error: BaseException) -> BaseException:
 
 def arguments_of(target: str) -> set[str]:
     """The names of the arguments that a `_target_` takes by name; none where it cannot be found or says nothing."""
+    return set(_arguments_of(target))
+
+
+def _arguments_of(target: str) -> list[str]:
+    """The names of a `_target_`'s arguments in their order."""
     try:
         with users_code(target):
-            return set(inspect.signature(pkgutil.resolve_name(target)).parameters)
+            return list(inspect.signature(pkgutil.resolve_name(target)).parameters)
     except KdxError:
-        return set()
+        return []
 
 
-def _hint_at(name: str, key: str, target: str) -> str:
-    """What to do about a key that a `_target_` does not take: a near one, or out with what another option left."""
+def _without_attribute(target: str, cause: BaseException) -> str | None:
+    """What is wrong with a `_target_` whose module does not hold it; None where it is something else."""
+    module, _, name = target.rpartition(".")
+    if not isinstance(cause, ModuleNotFoundError) or module not in sys.modules or hasattr(sys.modules[module], name):
+        return None
+    return f"{module} has no attribute {name}{suggest(name, vars(sys.modules[module]))}"
+
+
+def _not_taken(name: str, key: str, target: str, given: int) -> str:
+    """What to do about a key that a `_target_` does not take: a near one, or out with what another option left.
+
+    The first `given` arguments are not the user's to give.
+    """
     keys = _keys_of(target, key)
-    return f"; leave it out with ~{key}.{name}" if name in keys else suggest(name, keys)
+    hint = f"; leave it out with ~{key}.{name}" if name in keys else suggest(name, keys)
+    own = [*_arguments_of(target)[given:], *(ours for ours in ("hard", "weight") if key.split(".")[0] == "kd")]
+    return then(f"{target} has no such key{hint}", f"its keys: {', '.join(dict.fromkeys(own))}")
 
 
 def _keys_of(target: str, key: str) -> set[str]:

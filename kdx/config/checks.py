@@ -37,7 +37,7 @@ def check_values(config: Mapping[str, Any], problems: Problems) -> None:
                 problems.add(f"stage.{role}.start", stage[role]["start"], why)
             check_groups_of_stage(role, stage[role], config, problems)
             needed = NETWORK.problem(model.get(role))
-            if needed is not None:
+            if needed is not None and f"stage.{role}" not in problems.keys:  # a role that there is
                 problems.add(f"model.{role}", model.get(role), f"stage.{role} needs {needed}")
 
 
@@ -173,15 +173,22 @@ def check_recipe(stage: StageSettings, run: Schema, problems: Problems) -> None:
         problems.add("dataset.balance", True, needed)
     if recipe.micro_batches > max(1, recipe.batch_size // 2):
         needed = f"parts of at least two images are needed, and the {role}'s batch_size is {recipe.batch_size}"
-        problems.add(_key_of(role, "micro_batches", recipe, run), recipe.micro_batches, needed)
+        _add_once(_key_of(role, "micro_batches", recipe, run), recipe.micro_batches, needed, problems)
     world = world_of(run.devices)
     if world > 1 and recipe.micro_batches * world > max(1, recipe.batch_size // 2):
         times = f"{recipe.micro_batches} micro_batches, " if recipe.micro_batches > 1 else ""
         needed = f"two images for each are needed at least ({times}batch_size={recipe.batch_size} of the {role})"
-        problems.add("devices", run.devices, needed)
+        _add_once("devices", run.devices, needed, problems)
     # of gradients summed over parts, only one part may arrive (PyTorch issue 96693)
     if recipe.micro_batches > 1 and run.compile == "reduce-overhead":
-        problems.add("compile", run.compile, "CUDA graphs spoil gradients summed by micro_batches; choose default")
+        needed = "CUDA graphs spoil gradients summed by micro_batches; choose default"
+        _add_once("compile", run.compile, needed, problems)
+
+
+def _add_once(key: str, value: Any, needed: str, problems: Problems) -> None:
+    """A problem with a key of the run that other stages may have had, too."""
+    if key not in problems.keys:
+        problems.add(key, value, needed)
 
 
 def _key_of(role: str, name: str, recipe: Recipe, run: Schema) -> str:

@@ -24,21 +24,22 @@ class Problems:
         self.referred: list[str] = []
 
     def add(self, key: str, value: Any, needed: str) -> None:
-        self._tell(key, f"{shown(key)}={shown(value)}: {needed}")
+        self.tell(key, f"{shown(key)}={shown(value)}: {needed}")
 
     def unknown(self, key: str, choices: Iterable[str]) -> None:
         """A key that nothing reads, with the near miss among those that are read beside it."""
-        self._tell(key, f"{shown(key)}: no such key{suggest(key.rsplit('.', 1)[-1], choices)}")
+        self.tell(key, f"{shown(key)}: no such key{suggest(key.rsplit('.', 1)[-1], choices)}")
 
     def unknown_role(self, role: str, choices: Iterable[str]) -> None:
-        self._tell(f"stage.{role}", f"stage.{role}: no such role{suggest(role, choices)}")
+        self.tell(f"stage.{role}", f"stage.{role}: no such role{suggest(role, choices)}")
 
     def left_out(self, key: str) -> None:
         """A key that an override such as `~key` removed."""
         instead = f"; write {key}=none to do without" if key in OPTIONAL_GROUPS else ""
-        self._tell(key, f"{key}: it is left out, and needed{instead}")
+        self.tell(key, f"{key}: it is left out, and needed{instead}")
 
-    def _tell(self, key: str, line: str) -> None:
+    def tell(self, key: str, line: str) -> None:
+        """A line about a key."""
         self.keys.add(key)
         (self.referred if key in self.references else self.lines).append(line)
 

@@ -1,6 +1,6 @@
 """The types of a run's configuration: as composed (Schema), and as checked (Settings). Imports no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from typing import Any, get_type_hints
 
@@ -182,6 +182,14 @@ class StageSettings:
     @property
     def distilled(self) -> bool:
         return bool(self.teachers)
+
+    def key_of(self, key: str) -> str:
+        """The key that gave the stage a value or a part: its own one, or that of the run."""
+        group, _, name = key.partition(".")
+        own = self.config["stage"][self.role].get(group)
+        if isinstance(own, Mapping) and "_target_" not in own:  # single keys in the place of the run's
+            own = own.get(name.partition(".")[0])
+        return key if own is None else f"stage.{self.role}.{key}"
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from kdx.data.dataset import Dataset
 from kdx.data.description import counts_of, imbalance
 from kdx.data.download import md5_of
 from kdx.data.sources import load_cifar, load_digits, load_medmnist, medmnist_counts, medmnist_file
-from kdx.errors import KdxError, suggest
+from kdx.errors import KdxError, no_such
 
 TITLES = ("name", "task", "classes", "train/val/test", "classes in each", "most : fewest", "licence")
 CIFAR = {  # classes, MB of the archive
@@ -81,7 +81,7 @@ def check_names(wanted: Sequence[str]) -> None:
     known = names()
     for name in wanted:
         if name not in known:
-            raise KdxError(f"{name}: no such data set{suggest(name, known)}; choose {', '.join(known)}")
+            raise KdxError(f"{name}: {no_such('data set', name, known)}")
 
 
 def prepare(name: str, root: Path, size: int, download: bool) -> str:

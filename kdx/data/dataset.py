@@ -13,6 +13,8 @@ from torch import Tensor
 from kdx.errors import KdxError
 from kdx.tasks import MULTI_LABEL, TASKS
 
+SPLITS = ("train", "val", "test")
+
 
 class FileImages(Protocol):
     """Images that are decoded when asked for: `images[i]` is uint8 (C, H, W)."""
@@ -131,9 +133,15 @@ def from_arrays(
     Images are uint8 (N, H, W) or (N, H, W, C), labels integers (N,) or (N, 1), or 0/1 (N, L) if multi-label.
     Raises `KdxError` that names the split, and the index of the first bad label.
     """
+    missing = [split for split in SPLITS if split not in arrays]
+    if missing:
+        there = ", ".join(map(str, arrays)) or "nothing"
+        raise KdxError(
+            f"{name}: the splits {', '.join(SPLITS)} are needed: {', '.join(missing)} is missing, {there} given"
+        )
     splits = {}
     digest = hashlib.sha256(repr((task, list(class_names))).encode())
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         images, labels = arrays[split]
         images = check_images(images, f"{name}/{split}")
         labels = check_labels(labels, len(images), task, len(class_names), f"{name}/{split}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdx.data.dataset import Dataset, check_labels, from_arrays
+from kdx.data.dataset import SPLITS, Dataset, check_labels, from_arrays
 from kdx.data.download import fetch, md5_of
 from kdx.data.pictures import check_regular
 from kdx.errors import KdxError
@@ -18,7 +18,6 @@ from kdx.tasks import MULTI_LABEL
 
 SPLIT_SEED = 0  # one split for every run: the run's seed must not move images between train and validation
 CIFAR_VAL = 5000
-SPLITS = ("train", "val", "test")
 MIRRORED = (
     "organamnist",
     "organcmnist",

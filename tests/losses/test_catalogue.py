@@ -92,11 +92,11 @@ def test_a_new_file_appears_by_itself(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["dkdd"], "dkdd: no such method; did you mean 'dkd'?; choose at, cc,"),
+        (["dkdd"], "dkdd: no such method; did you mean 'dkd'? choose at, cc,"),
         (["dkd", "config_dir=nowhere"], "config_dir=nowhere: no such folder"),
         (["bad", "config_dir=."], "bad.yaml: is no option of kd"),
         (["list", "config_dir=."], "list.yaml: is no option of kd"),
-        (["wrong", "config_dir=."], "wrong.yaml: kd: kdx.losses.Hinton cannot be built"),
+        (["wrong", "config_dir=."], "wrong.yaml: kd.temperatur: kdx.losses.Hinton has no such key; did you mean 'temp"),
         (["terms", "config_dir=."], "terms.yaml: kd.terms=5: a mapping"),
         (["config_dir=."], "bad.yaml: is no option of kd"),
     ],

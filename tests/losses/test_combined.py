@@ -113,8 +113,11 @@ REFUSED = [
     (["kd.terms.at.weight={from: 0, to: 1, until: 20}"], "kd.terms.at.weight={'from': 0, 'to': 1, 'until': 20}: "),
     (["kd.hard=abc"], f"kd.hard=abc: {RIGHT}"),
     (["kd.terms.hinton.temperature=nan"], "kd.terms.hinton.temperature=nan: a finite number above 0"),
-    (["+kd.terms.at.weigth=1"], "kd.terms.at: kdx.losses.AttentionTransfer cannot be built: .*did you mean 'weight'"),
-    (["+kd.terms.at.powr=1"], "kd.terms.at: .*did you mean 'power'"),
+    (
+        ["+kd.terms.at.weigth=1"],
+        "kd.terms.at.weigth: kdx.losses.AttentionTransfer has no such key; did you mean 'weight'",
+    ),
+    (["+kd.terms.at.powr=1"], "kd.terms.at.powr: .*did you mean 'power'. its keys: layers"),
     (["kd.terms.at.layers=stage"], "kd.terms.at.layers: .*did you mean 'stages'"),
     (["+kd.terms.at.teacher_layers=stags"], "kd.terms.at.teacher_layers: .*did you mean 'stages'.*in the assistant"),
     (["kd.terms.at.layers=pooled"], r"kd.terms.at.layers: maps \(B, C, H, W\) are needed"),
