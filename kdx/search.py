@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import re
 import sys
 import threading
 from collections.abc import Sequence
@@ -14,12 +15,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdx import cli, ranges
+from kdx.chain.index import own_folder
 from kdx.command import Flag, Key, Text, asks_for_help, split_key
 from kdx.compose import compose_jobs, compose_line
 from kdx.config.hydra_keys import check_backend
 from kdx.config.problems import Problems
 from kdx.config.schema import DASK, SearchSchema, Settings
 from kdx.config.settings import explain_key, flat_keys, read_settings
+from kdx.config.stage_overrides import quoted
+from kdx.config.swap_points import GROUPS
 from kdx.errors import KdxError, suggest
 from kdx.recipe import ACCURACY, AUC, AUTO, DECIMALS, LOSS, SCORES, SELECTIONS
 from kdx.report.sweep import write_report
@@ -61,7 +65,14 @@ def search(requested: SearchSchema, settings: Settings, program: Program, overri
     """
     refuse_what_moves_the_measure(requested, settings)
     folder = Path(settings.output_dir) / "search" / requested.name
-    folder.mkdir(parents=True, exist_ok=True)
+    with own_folder(folder, "search", "search.name"):
+        _search_in(folder, requested, settings, program, overrides)
+    return folder
+
+
+def _search_in(
+    folder: Path, requested: SearchSchema, settings: Settings, program: Program, overrides: Sequence[str]
+) -> None:
     last = settings.deliver[-1]
     select = settings.stage(last).recipe.select
     study = _open_study(requested, folder, settings.seed, select)
@@ -69,7 +80,7 @@ def search(requested: SearchSchema, settings: Settings, program: Program, overri
     _refuse_other_search(study, stages, folder)
     trials = _Trials(study, requested, folder, overrides, last, select)
     if not _trials_left(study, requested):
-        return folder
+        return
     launch = Launch(requested.n_jobs, cluster=requested.backend == DASK)
     with executors(program, launch, requested.n_jobs, folder) as executor_of:
         while left := _trials_left(study, requested):  # those that fail are made up for
@@ -78,7 +89,6 @@ def search(requested: SearchSchema, settings: Settings, program: Program, overri
                 log.info("%d trials, %d at a time; what each prints is in its console.log", left, at_once)
             with watched(Outlook(executor, left), trials.values_of):
                 run_parallel(partial(trials.run, executor), range(left), _tell, executor.stop, at_once, THREADS)
-    return folder
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,7 @@ class _Trials:
             return None
         with self.lock:
             trial = self.study.ask()
-            values = tuple(f"{key}={_propose(trial, key, space)}" for key, space in self.requested.space.items())
+            values = tuple(_override(key, _propose(trial, key, space)) for key, space in self.requested.space.items())
         job = Job(trial.number, (*self.overrides, *values), self.folder / str(trial.number))
         end = executor.run(job, partial(self._reason_to_prune, trial, job) if self.requested.prune else None)
         if end is None:
@@ -174,13 +184,27 @@ def read_search(config: DictConfig) -> SearchSchema:
     problems = Problems()
     check_backend("search.backend", requested.backend, problems)
     for key, space in requested.space.items():
-        if OmegaConf.select(config, key, default=problems) is problems:
-            problems.add("search.space", key, f"no such key{suggest(key, flat_keys(config))}")
+        now = _value_of(config, key, default=problems)
+        if now is problems:
+            known = [name for name in flat_keys(config) if not name.startswith("search.")]
+            problems.add("search.space", key, f"no such key{suggest(key, known)}")
         if not _is_space(space):
             needed = "{low, high, log} with low < high (above 0 if log), or {choices: [...]} is needed"
             problems.add(f"search.space.{key}", space, needed)
+        elif isinstance(now, float):  # {low: 0, high: 1} of a real number is no two whole ones
+            requested.space[key] = {k: float(v) if k in ("low", "high") else v for k, v in space.items()}
     problems.raise_if_any()
     return requested
+
+
+def _value_of(config: DictConfig, key: str, default: Any) -> Any:
+    """What a key is now: of a stage's own key of a group that the stage does not have yet, what it is for all."""
+    found = OmegaConf.select(config, key, default=default)
+    role, _, usual = key.removeprefix("stage.").partition(".")
+    of_group = usual.split(".")[0] in GROUPS and "." in usual
+    if found is default and key.startswith("stage.") and role in config.stage and of_group:
+        return OmegaConf.select(config, usual, default=default)
+    return found
 
 
 def refuse_what_moves_the_measure(requested: SearchSchema, settings: Settings) -> None:
@@ -207,18 +231,22 @@ def _is_space(space: dict[str, Any]) -> bool:
 
 
 def _open_study(requested: SearchSchema, folder: Path, seed: int, select: str) -> "optuna.Study":
-    """The search's study in its sqlite file; trials that died with an earlier search are queued again."""
+    """The search's study in its sqlite file; trials that died with an earlier search are queued again.
+
+    One that goes on draws other numbers than it drew before.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         study_name=requested.name,
         storage=f"sqlite:///{folder / 'study.db'}",
-        sampler=optuna.samplers.TPESampler(seed=seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3) if requested.prune else optuna.pruners.NopPruner(),
         direction="minimize" if select == LOSS else "maximize",
         load_if_exists=True,
     )
+    begun = len(study.get_trials(deepcopy=False))
+    study.sampler = optuna.samplers.TPESampler(seed=seed + begun)
     for dead in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
         study.tell(dead.number, state=optuna.trial.TrialState.FAIL)
         study.enqueue_trial(dead.params, user_attrs={INSTEAD_OF: dead.number})
@@ -230,7 +258,14 @@ def _places_in(space: dict[str, dict[str, Any]]) -> list[list[str]]:
     values = {key: given.get("choices", [given.get("low")]) for key, given in space.items()}
     first = {key: choices[0] for key, choices in values.items()}
     places = [first, *(first | {key: value} for key, choices in values.items() for value in choices[1:])]
-    return [[f"{key}={value}" for key, value in place.items()] for place in places]
+    return [[_override(key, value) for key, value in place.items()] for place in places]
+
+
+def _override(key: str, value: Any) -> str:
+    """A value of the space as on the command line; a text that would mean something else there in quotes."""
+    if isinstance(value, str) and not re.fullmatch(r"[\w.+\-/:]*|\[.*\]|\{.*\}", value):
+        return f"{key}={quoted(value)}"
+    return f"{key}={'null' if value is None else value}"
 
 
 def _refuse_other_search(study: "optuna.Study", stages: list[dict[str, str]], folder: Path) -> None:
@@ -262,7 +297,7 @@ def _propose(trial: "optuna.Trial", key: str, space: dict[str, Any]) -> Any:
     low, high = space["low"], space["high"]
     if isinstance(low, int) and isinstance(high, int):
         return trial.suggest_int(key, low, high, log=space.get("log", False))
-    return round(trial.suggest_float(key, low, high, log=space.get("log", False)), 6)
+    return trial.suggest_float(key, low, high, log=space.get("log", False))
 
 
 def _falls_behind(trial: "optuna.Trial", job: Job, role: str, select: str) -> bool:

@@ -9,6 +9,7 @@ import torch
 from medmnist import INFO
 from PIL import Image
 
+from kdx.data.batches import resized
 from kdx.data.dataset import Dataset, Split, from_arrays
 from kdx.data.decoding import decoded_batches
 from kdx.data.imagefolder import load_imagefolder
@@ -137,6 +138,16 @@ def test_a_split_that_is_missing_is_named(left_out: str) -> None:
     arrays = {split: arrays for split, arrays in tiny.arrays().items() if split != left_out}
     with pytest.raises(KdxError, match=rf"^mine: the splits train, val, test are needed: {left_out} is missing, "):
         from_arrays("mine", arrays, task="multi-class", class_names=["a", "b", "c"])
+
+
+@pytest.mark.parametrize("counts", [[100, 2, 2], [1000, 5, 5, 2], [200, 3, 3, 3, 3, 3], [2, 2, 2], [0, 40, 2]])
+def test_a_carved_split_has_every_class_on_both_sides(counts: list[int]) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    size = max(-(-len(labels) // 10), len(counts))
+    kept, carved = carve(labels, size)
+    assert sorted([*kept, *carved]) == list(range(len(labels))) and len(carved) == size
+    assert set(labels[kept]) == set(labels[carved]) == set(labels)
+    assert np.array_equal(carve(labels, size)[1], carved)
 
 
 def test_a_carved_split_is_disjoint_and_stratified() -> None:
@@ -316,3 +327,14 @@ def test_batches_of_another_set_are_neither_read_nor_overwritten(tmp_path: Path)
     for download in (False, True):
         with pytest.raises(KdxError, match="data_batch_1 is not the published file .*: move the folder away"):
             load_cifar("cifar10", str(tmp_path), download)
+
+
+@pytest.mark.parametrize("size", [(64, 512), (512, 64), (64, 64), (65, 64)])
+def test_images_that_shrink_in_one_direction_are_smoothed(size: tuple[int, int]) -> None:
+    noise = (
+        torch.rand(1, 1, 512, 64, generator=torch.manual_seed(0)) if size[0] > size[1] else torch.rand(1, 1, 64, 512)
+    )
+    images = noise[..., : size[0], : size[1]]
+    spread = float(resized(images, 64).std())
+    assert spread == pytest.approx(float(resized(images.transpose(2, 3), 64).std()), rel=1e-3)
+    assert (spread < 0.8 * float(images.std())) == (max(size) == 512)

@@ -13,13 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from kdx.results import PlanEntry, Run, UnderWay, read_run, read_under_way, write_run
+from kdx.results import PlanEntry, Run, UnderWay, read_run, read_sweep, read_under_way, write_run
 from kdx.results.records import SUMMARY
 from kdx.sweeps.board import Board
 from kdx.sweeps.jobs import Job, JobEnd
 from kdx.sweeps.outlook import Doing, Outlook, seconds_left
 from kdx.sweeps.watch import draw, tell
 from kdx.sweeps.words import duration, heading, sentence, table
+from tests.test_report import write_job as write_finished_job
 
 PLAN = [
     PlanEntry("professor", "load"),
@@ -158,6 +159,16 @@ def test_a_job_s_end_tells_the_same_time_left(tmp_path: Path, caplog: pytest.Log
         "[2/3] job 0 seed=0: val 91.50 (8 s)",
         "[3/3] job 2 seed=2: val 91.50 (8 s)",
     ]
+
+
+def test_a_sweep_that_is_started_again_keeps_how_long_its_jobs_took(tmp_path: Path) -> None:
+    jobs = [Job(number, (f"seed={number}",), tmp_path / str(number)) for number in range(2)]
+    for job in jobs:
+        write_finished_job(tmp_path, job.number, [*job.overrides], 91.5, 90.0)
+    Board(tmp_path, jobs).note(jobs[0], JobEnd("finished", 8.8, 91.5), None)
+    again = Board(tmp_path, jobs)
+    assert [read_sweep(tmp_path)[str(job.number)].seconds for job in jobs] == [8.8, 0.0]
+    assert not again.unfinished()
 
 
 class Looks:

@@ -28,12 +28,12 @@ FINGERPRINT_FORMAT = 2  # raise it when the same settings come to mean other wei
 
 
 @contextmanager
-def own_folder(folder: Path) -> Iterator[None]:
-    """Be the only run in a folder; `BusyError` at once where another one is."""
+def own_folder(folder: Path, what: str = "run", key: str = "hydra.run.dir") -> Iterator[None]:
+    """Be the only run in a folder; `BusyError` at once where another one is, with the key that names the folder."""
     make_folder(folder)
     lock = FileLock(folder / ".lock")
     if not _acquired(lock, 0.5):  # clean.sh looks at it for a moment
-        raise BusyError(f"{folder}: another run is at work in this folder; choose another hydra.run.dir")
+        raise BusyError(f"{folder}: another {what} is at work in this folder; choose another {key}")
     try:
         for place in _folders_of_run(folder):
             sweep_temps(place)

@@ -65,7 +65,7 @@ def resized(images: Tensor, size: int | None) -> Tensor:
     """Float images (B, C, H, W) scaled to `size` pixels, smoothed first where they shrink; None leaves them."""
     if size is None or images.shape[-2:] == (size, size):
         return images
-    return F.interpolate(images, (size, size), mode="bilinear", antialias=images.shape[-1] > size)
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=max(images.shape[-2:]) > size)
 
 
 def mean_and_std(images: Tensor | FileImages, sample: int = 5000) -> tuple[tuple[float, ...], tuple[float, ...]]:

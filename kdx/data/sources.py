@@ -26,7 +26,10 @@ MIRRORED = (
 
 
 def carve(labels: np.ndarray, size: int | float) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (kept, carved) of a stratified split that never changes; `size` is a count or a share."""
+    """Indices (kept, carved) of a stratified split that never changes, with every class on both sides.
+
+    `size` is a count or a share.
+    """
     from sklearn.model_selection import train_test_split
 
     counts = np.bincount(labels)
@@ -38,7 +41,21 @@ def carve(labels: np.ndarray, size: int | float) -> tuple[np.ndarray, np.ndarray
             "least, one for either side"
         )
     kept, carved = train_test_split(np.arange(len(labels)), test_size=size, random_state=SPLIT_SEED, stratify=labels)
-    return np.sort(kept), np.sort(carved)
+    carved = _with_every_class(carved, kept, labels)
+    kept = _with_every_class(np.setdiff1d(np.arange(len(labels)), carved), carved, labels)
+    return np.sort(kept), np.setdiff1d(np.arange(len(labels)), kept)
+
+
+def _with_every_class(part: np.ndarray, rest: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """A part of the images in which each class has one, as large as before: rounding may leave a rare class out.
+
+    Its first image in the rest comes in the place of the last of the class with the most.
+    """
+    for label in np.setdiff1d(labels, labels[part]):
+        most = np.bincount(labels[part]).argmax()
+        out = part[labels[part] == most].max()
+        part = np.append(part[part != out], rest[labels[rest] == label].min())
+    return part
 
 
 def load_digits() -> Dataset:

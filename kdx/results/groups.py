@@ -173,7 +173,7 @@ def is_of_distillation(key: str) -> bool:
 
 def decides(key: str) -> bool:
     """Whether an override may change a result."""
-    return key not in PLACES and not key.startswith("hydra.")
+    return key not in PLACES and not key.startswith(("hydra.", "search."))
 
 
 def grouped(frame: "pd.DataFrame") -> list[Configuration]:

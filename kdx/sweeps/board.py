@@ -37,7 +37,7 @@ class Board:
             end = finished_before(job)
             if end is not None:
                 listed = known.get(str(job.number), SweepJob([]))
-                self.done[job.number] = replace(end, worker=listed.worker)
+                self.done[job.number] = replace(end, worker=listed.worker, seconds=listed.seconds or end.seconds)
         if self.done:
             log.info("%d of %d jobs were finished before", len(self.done), len(jobs))
         self.write()
