@@ -432,6 +432,73 @@ def test_modules_that_only_define_do_not_count_because_a_package_names_them(mine
     assert set(Sources().of("own.net")) == {"own", "own.net"}
 
 
+HACK = """
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, str(Path(__file__).parent / "lib"))
+    {taken}
+    from mine.nets import Wide
+    def net(num_classes, in_channels):
+        {late}
+        return Wide(num_classes, in_channels)
+"""
+LATE = {  # how it is taken in -> the file, and what of it has to be on the path
+    "module": ("from parts import act", "pass", "parts.py"),
+    "plain": ("import parts", "pass", "parts.py"),
+    "of a package": ("from parts.acts import act", "pass", "parts/acts.py"),
+    "of a folder": ("from parts import acts", "pass", "parts/acts.py"),
+    "when it is called": ("", "from parts import act", "parts.py"),
+    "by name": ("import importlib\n    importlib.import_module('parts')", "pass", "parts.py"),
+}
+
+
+@pytest.mark.parametrize("form", LATE)
+def test_code_that_is_found_only_by_a_changed_path_is_refused(mine: Path, form: str, tiny_run, monkeypatch) -> None:
+    """Its edits would go unnoticed. Once its folder is on the path for every process, it counts."""
+    taken, late, file = LATE[form]
+    write(mine, {"other.py": HACK.format(taken=taken, late=late), f"lib/{file}": "act = 1"})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    line = ["model.teacher=other:net", "stage.deliver=teacher", "epochs=1"]
+    before = list(sys.path)
+    told = rf"{file}: parts\S* was found only once .* put {mine / 'lib'} on PYTHONPATH$"
+    try:
+        with pytest.raises(KdxError, match=told) as error:
+            tiny_run(*line)
+        assert "\n" not in str(error.value)
+        forget("mine", "other", "parts")
+        sys.path[:] = [*before, str(mine / "lib")]
+        assert tiny_run(*line).statuses() == {"teacher": "trained"}
+        forget("mine", "other", "parts")
+        write(mine, {f"lib/{file}": "act = 2"})
+        assert tiny_run(*line).statuses() == {"teacher": "trained"}
+        assert tiny_run(*line).statuses() == {"teacher": "reused"}
+    finally:
+        forget("parts")
+
+
+def test_module_that_is_loaded_from_elsewhere_than_it_was_found_is_refused(mine: Path, monkeypatch) -> None:
+    write(mine, {"other.py": HACK.format(taken="import own", late="pass"), "own.py": "", "lib/own.py": "a = 1"})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    sources = Sources()
+    assert set(sources.of("other:net")) == {"other", "own", "mine", "mine.nets", "mine.helper", "mine.deeper"}
+    importlib.import_module("other")
+    with pytest.raises(KdxError, match=r"lib/own.py: own was found only once"):
+        sources.confirm()
+
+
+def test_target_that_is_found_only_by_a_changed_path_is_refused(mine: Path, monkeypatch) -> None:
+    write(mine, {"other.py": HACK.format(taken="", late="pass"), "lib/own.py": "class Loss:\n    pass"})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    sources = Sources()
+    sources.of("other:net")
+    assert sources.of("own.Loss") == {}
+    sources.confirm()
+    importlib.import_module("other")
+    importlib.import_module("own")
+    with pytest.raises(KdxError, match=r"own.py: own was found only once"):
+        sources.confirm()
+
+
 def test_only_code_of_the_users_own_counts(mine: Path) -> None:
     write(mine, {"other.py": "import os, json, torch, numpy, kdx.losses\nfrom torch import nn\nnet = nn.Linear"})
     assert set(Sources().of("other:net")) == {"other"}

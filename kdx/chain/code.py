@@ -5,7 +5,7 @@ import hashlib
 import importlib
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from importlib.machinery import ModuleSpec
@@ -78,6 +78,7 @@ class Sources:
             return {}
         module = next((name for name in _prefixes(parts) if _spec(name) is not None), None)
         if module is None:
+            self._sources |= {name: None for name in _prefixes(parts) if name not in self._sources}
             return {}
         if _is_installed(_spec(module)):
             return _installed_package(parts[0])
@@ -85,16 +86,21 @@ class Sources:
         return self._walk([Edge("", module, frozenset(attribute) if attribute else EVERYTHING)])
 
     def confirm(self) -> None:
-        """`KdxError` where a file has changed since it was read; marks the loaded modules with what they were read as.
+        """`KdxError` where a file has changed since it was read, or was found only once the code was imported.
 
-        To be called once the code has been imported: what runs is then known to be what was hashed.
+        To be called once the code has been imported: what runs is then known to be what was hashed. Marks the loaded
+        modules with what they were read as.
         """
+        paths = {source.path.resolve() for source in self._sources.values() if source is not None}
         for name, source in self._sources.items():
-            if source is not None:
+            if source is None:
+                _refuse_found_late(name, paths)
+            else:
                 if _read(source.path) is None or _digest(source.path)[0] != source.digest:
                     raise KdxError(f"{source.path}: was edited while the run started; start it again")
                 spec = _loaded_spec(name)
                 if spec is not None:
+                    _refuse_found_late(name, paths)
                     vars(spec).setdefault(STAMP, source.digest)
 
     def _walk(self, edges: Sequence[Edge]) -> dict[str, str]:
@@ -163,6 +169,17 @@ def _read_source(name: str) -> _Source | None:
         return _Source(path, digest, [], is_package, frozenset({UNKNOWN}))
     edges = list(edges_of(tree, package, is_package, path, lambda n: _spec(n) is not None))
     return _Source(path, digest, edges, is_package, deeds_of(tree))
+
+
+def _refuse_found_late(name: str, known: Collection[Path]) -> None:
+    """`KdxError` where a module now comes from a file of the user's that is not among those that were known before."""
+    path = _own_file(name)
+    if path is not None and path.resolve() not in known:
+        folder = path.parents[name.count(".") + (path.stem == "__init__")]
+        raise KdxError(
+            f"{path}: {name} was found only once your code had been imported (does it change sys.path?), "
+            f"so that its edits would go unnoticed; put {folder} on PYTHONPATH"
+        )
 
 
 def _digest(path: Path) -> tuple[str, ast.Module | None]:

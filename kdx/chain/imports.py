@@ -63,6 +63,8 @@ def _from(node: ast.ImportFrom, package: str, is_module: Callable[[str], bool]) 
             yield Edge(binds, inner, EVERYTHING)
         elif base:
             yield Edge(binds, base, frozenset({alias.name}))
+            if not is_module(base):  # it may be found later, as a folder without __init__, too
+                yield Edge(binds, inner, EVERYTHING)
 
 
 def _call(node: ast.Call, package: str, path: Path) -> Iterator[Edge]:
