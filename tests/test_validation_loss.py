@@ -125,6 +125,8 @@ def test_features_alone_are_validated_by_the_weights_that_are_shipped(tmp_path: 
         (["kd=pkt", "kd.hard=0", "select=loss"], False),
         (["kd=pkt", "kd.hard=0", "select=loss", "ema=0.9"], True),
         (["kd=pkt", "select=loss", "ema=0.9"], False),
+        (["kd=crd", "kd.hard=0", "select=loss"], True),
+        (["kd=crd"], False),
         (["kd=combined", "kd.hard=0"], False),
         (["kd=combined", "kd.hard=0", "kd.terms.hinton.weight=0", "select=loss"], True),
         (["kd=combined", "kd.hard={from: 1, to: 0, until: 0.5}", "epochs=4"], True),

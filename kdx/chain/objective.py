@@ -25,7 +25,8 @@ from kdx.recipe import LOSS, SCORES
 
 OURS = ("weight", *OF_STAGE)  # of any method; what else its file holds is its own
 # How validation's loss is made: raise it when that changes, and no stage is reused in which it may change the best
-# epoch. 2: weights are those of the end, and features those of the average of the weights.
+# epoch. 2: weights are those of the end, and features those of the average of the weights; crd compares an image of
+# validation with itself, not with an image of the training split.
 VALIDATION_VERSION = 2
 
 
@@ -80,7 +81,8 @@ def is_validated_anew(stage: StageSettings) -> bool:
     after_one_epoch = 1 / stage.recipe.epochs
     if any(weight.at(after_one_epoch) != weight.end for weight in (hard, *(term.weight for term in terms.values()))):
         return True
-    as_before = hard.start == 0 and all(term.method.layers for term in terms.values()) and not stage.recipe.ema
+    methods = [term.method for term in terms.values()]
+    as_before = hard.start == 0 and not stage.recipe.ema and all(m.layers and not m.remembers for m in methods)
     return by_features_alone(hard, terms) and not as_before
 
 

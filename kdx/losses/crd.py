@@ -108,20 +108,25 @@ class CRD(Objective):
     def forward(self, student: Outputs, teacher: Outputs, lesson: Lesson) -> dict[str, Tensor]:
         images = lesson.indices
         size = len(self.bank_student)
+        own = images if self.training else images % size  # of another split, whose images have no rows
         others = draw_others(images, min(self.negatives, size - 1), size, lesson.progress, self.salt)
         features, target = one_pair(*self.maps_of(student, teacher))
-        return {"loss": self.contrast(features, target, torch.cat([images[:, None], others], dim=1))}
+        return {"loss": self.contrast(features, target, torch.cat([own[:, None], others], dim=1))}
 
     def contrast(self, student: Tensor, teacher: Tensor, rows: Tensor) -> Tensor:
         """The loss of features (B, D_s) and (B, D_t) with the banks' rows (B, 1 + K), the images' own first.
 
-        In training mode it then moves the images' own rows.
+        In training mode it then moves the images' own rows. Else the images are of another split and have none: the
+        positives are their own two embeddings.
         """
         by, under = self.embed_student(student), self.embed_teacher(teacher)
         scores = [
             similarities(bank, rows, seen) / self.temperature
             for bank, seen in ((self.bank_teacher, by), (self.bank_student, under))
         ]
+        if not self.training:
+            positives = (by * under).sum(dim=1, keepdim=True) / self.temperature
+            scores = [torch.cat([positives, s[:, 1:]], dim=1) for s in scores]
         with torch.no_grad():
             size = math.log(len(self.bank_student))
             measured = torch.stack([s.logsumexp((0, 1)) - math.log(s.numel()) + size for s in scores])

@@ -391,6 +391,20 @@ def test_banks_move_in_training_only_and_only_the_images_own_rows() -> None:
     assert changed.tolist() == lesson().indices.tolist() and torch.isfinite(method.log_z).all()
 
 
+@torch.no_grad()
+def test_images_of_another_split_are_compared_with_themselves_and_not_with_rows_of_the_bank() -> None:
+    """Validation's images have numbers of their own, which may be larger than any of the training split."""
+    method = prepared(FEATURES["crd"]())
+    pair, images = (outputs("student"), outputs("teacher")), lesson().indices
+    method.train()(*pair, lesson())
+    method.eval()
+    method.bank_student.zero_(), method.bank_teacher.zero_()  # so that all negatives are alike
+    told = [float(method(*pair, lesson()._replace(indices=images + more))["loss"]) for more in (0, 7, 5000)]
+    assert told[1] == pytest.approx(told[0], rel=1e-6) and told[2] == pytest.approx(told[0], rel=1e-6)
+    method.embed_teacher = method.embed_student
+    assert float(method(pair[0], pair[0], lesson())["loss"]) < told[0]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (2, 4), (3, 5), (7, 6), (9, 12), (8, 12)])
 def test_maps_are_averaged_as_by_adaptive_pooling(size: tuple[int, int]) -> None:
     maps = torch.randn(2, 3, 9, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
