@@ -122,6 +122,7 @@ def chosen_config(
         groups = loader.list_groups("")
         pairs = [(word, *word.lstrip("+").partition("=")[::2]) for word in map(to_hydra, words)]
         chosen = [w for w, key, value in pairs if value in loader.get_group_options(key.partition("@")[0])]
+        chosen += [word for word in words if word.startswith("~") and word[1:] in groups]
         chosen += [f"++{key}={value}" for _, key, value in pairs if key in values and "," not in value]
         return composed(loader, args.config_name or "config", chosen, run_mode=RunMode.RUN), groups
 

@@ -34,7 +34,7 @@ def explain(error: Exception, conf: Path, arguments: Sequence[str] = ()) -> str:
     if isinstance(error, OverrideParseException) and "missing EQUAL" in str(error):
         return f"{error.override}: a value is missing, write {error.override}=VALUE"
     if lines[0].startswith(("Ambiguous value for argument '", "Sweep parameters '")):
-        return _several(from_hydra(lines[0].split("'", 1)[1].rsplit("'", 1)[0]))
+        return _several(from_hydra(lines[0].split("'", 1)[1].rsplit("'", 1)[0]), chosen_config(conf)[1])
     if lines[0].startswith("Error merging override ") and "Cannot merge" in str(error.__cause__):
         override = lines[0].removeprefix("Error merging override ").lstrip("+")
         key = override.partition("=")[0]
@@ -46,10 +46,11 @@ def explain(error: Exception, conf: Path, arguments: Sequence[str] = ()) -> str:
     return " ".join(lines)
 
 
-def _several(override: str) -> str:
-    """Values that only a sweep takes."""
+def _several(override: str, groups: Sequence[str]) -> str:
+    """Values that only a sweep takes; of a group's options there is no list either."""
     key, _, value = override.partition("=")
-    or_list = "" if "(" in value else f", or write {key}=[{value}] for a list"
+    of_group = key in groups or (key.startswith("stage.") and key.rpartition(".")[2] in groups)
+    or_list = "" if of_group or "(" in value else f", or write {key}=[{value}] for a list"
     return f"{override}: several values; add --multirun to try each{or_list}"
 
 
@@ -64,12 +65,30 @@ def _no_option(missing: str, options: Sequence[str], arguments: Sequence[str]) -
 
 
 def _not_there(key: str, conf: Path, arguments: Sequence[str]) -> str:
-    """A key that the chosen options do not have: how it is added where something reads it, else what is near."""
-    config, groups = chosen_config(conf, arguments)
-    known = all_keys(config, groups)
+    """A key that the chosen options do not have, or of a sweep the first one."""
+    lines = _with_one_option(key.partition(".")[0], arguments)
+    for line in lines:
+        config, groups = chosen_config(conf, line)
+        known = all_keys(config, groups)
+        if key not in known:
+            return _why_not(key, config, known, conf, line)
+    if len(lines) > 1:  # Hydra first composes what all jobs share, under the group's usual option
+        return f"{key}: a value for options that are swept is to be swept, too; write '{key}=choice(VALUE)'"
+    return f"{key}: the value holds keys that are not there yet; add each with +{key}.<key>=<value>"
+
+
+def _with_one_option(group: str, arguments: Sequence[str]) -> list[list[str]]:
+    """A command line for each option of a group that it sweeps over."""
+    swept = next((word for word in arguments if word.startswith(f"{group}=") and "," in word), None)
+    if swept is None:
+        return [list(arguments)]
+    options = swept.partition("=")[2].split(",")
+    return [[f"{group}={option}" if word == swept else word for word in arguments] for option in options]
+
+
+def _why_not(key: str, config: DictConfig, known: Sequence[str], conf: Path, arguments: Sequence[str]) -> str:
+    """Why a key is not there: how it is added where something reads it, else what is near."""
     group, _, name = key.rpartition(".")
-    if key in known:
-        return f"{key}: the value holds keys that are not there yet; add each with +{key}.<key>=<value>"
     if group == "dataset" and name in DEFAULTS:
         return _not_read(key, conf, arguments)
     target = OmegaConf.select(config, f"{group}._target_") if group in SWAP_POINTS else None
@@ -97,6 +116,8 @@ def _not_taken(key: str, target: str | None, config: DictConfig) -> str:
         return _to_add(key)
     keys = [str(own) for own in OmegaConf.select(config, group) if not str(own).startswith("_")]
     chosen = group.partition(".")[0]
+    if chosen not in config.hydra.runtime.choices:
+        return f"{key}: ~{chosen} leaves it out"
     its = f"; its keys: {', '.join(keys)}" if keys else ""
     return f"{key}: {chosen}={config.hydra.runtime.choices.get(chosen)} has no such key{its}"
 

@@ -320,6 +320,15 @@ BAD = [  # overrides, and what the one line must hold
         "kd.temperature: kd=at has no such key; its keys: .*layers.*in the job",
     ),
     ("--multirun kd=hinton,at kd.temperature=2", "kd.temperature: kd=at has no such key; its keys: .*in the job kd=at"),
+    (
+        "--multirun kd=at,fitnet kd.layers=last_map",
+        "kd.layers: a value .* to be swept, too; write 'kd.layers=choice[(]VAL",
+    ),
+    ("--multirun kd=at,dkd kd.layers=last_map", "kd.layers: kd=dkd has no such key; its keys: teachers, alpha, beta"),
+    ("--multirun dataset=digits,imagefolder dataset.path=x", "dataset.path=x: dataset=digits reads no folder; choose"),
+    ("~kd kd.temperature=3", "error: kd.temperature: ~kd leaves it out"),
+    ("model=thin,vit", "error: model=thin,vit: several values; add --multirun to try each\n"),
+    ("stage.student.kd=at,dkd", "error: stage.student.kd=at,dkd: several values; add --multirun to try each\n"),
     ("kd.gamma=2", "kd.gamma: kd=hinton has no such key; its keys: teachers, temperature"),
     ("kd=hard kd.layers=head", "kd.layers: not among the keys of the chosen option; write [+]kd.layers=VALUE"),
     (
