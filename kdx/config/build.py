@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from kdx.config.swap_points import rules_of
 from kdx.errors import KdxError, suggest, then
 from kdx.ranges import shown
-from kdx.users_code import reason_of, users_code
+from kdx.users_code import reason_of, text_of, users_code
 
 
 def build(node: dict[str, Any], key: str, *arguments: Any, **named: Any) -> Any:
@@ -32,7 +32,7 @@ def build(node: dict[str, Any], key: str, *arguments: Any, **named: Any) -> Any:
         if isinstance(cause, KdxError):
             raise cause from None
         target = node["_target_"]
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", text_of(cause))
         if unknown is not None and unknown[1] in node and unknown[1] not in arguments_of(target):
             raise KdxError(f"{key}.{unknown[1]}: {_not_taken(unknown[1], key, target, len(arguments))}") from error
         reason = _without_attribute(target, cause) or shown(reason_of(cause))
