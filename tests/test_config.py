@@ -372,6 +372,11 @@ BAD = [  # overrides, and what the one line must hold
     ("stage.student.guide=[]", "choose null, teacher, assistant, or some of them in a list"),
     ("stage.student.guide=[teacher,techer]", "choose null, teacher, assistant; did you mean 'teacher'?"),
     ("model.student=5", "model.student=5: stage.student needs a network"),
+    (
+        "stage.teacher.checkpoint_key=ema",
+        "checkpoint_key=ema: it names a place in a file; stage.teacher.checkpoint=FILE",
+    ),
+    ("stage.student.start=teacher stage.student.checkpoint_key=x", "checkpoint_key=x: .* or stage.student.start=FILE"),
     ("--epochs 3", "unknown option --epochs: keys are written key=value, without dashes; did you mean epochs=...?"),
     ("--temperature=3", "did you mean kd.temperature=...?"),
     ("--config-dir nowhere", "--config-dir nowhere: no such folder"),

@@ -35,6 +35,10 @@ def check_values(config: Mapping[str, Any], problems: Problems) -> None:
             if stage[role].get("start") is not None and stage[role].get("checkpoint") is not None:
                 why = f"a stage that is not trained has no start; leave out stage.{role}.checkpoint or this"
                 problems.add(f"stage.{role}.start", stage[role]["start"], why)
+            key, start = stage[role].get("checkpoint_key"), stage[role].get("start")
+            if key is not None and stage[role].get("checkpoint") is None and start in (None, *roles):
+                why = f"it names a place in a file; stage.{role}.checkpoint=FILE or stage.{role}.start=FILE is needed"
+                problems.add(f"stage.{role}.checkpoint_key", key, why)
             check_groups_of_stage(role, stage[role], config, problems)
             needed = NETWORK.problem(model.get(role))
             if needed is not None and f"stage.{role}" not in problems.keys:  # a role that there is
