@@ -152,7 +152,7 @@ def from_arrays(
         splits[split] = Split(torch.from_numpy(channels_first), torch.from_numpy(labels))
     check_same_shape(name, splits)
     check_every_class(name, splits["train"].labels, task, class_names)
-    train, val, test = (splits[split] for split in ("train", "val", "test"))
+    train, val, test = (splits[split] for split in SPLITS)
     return Dataset(name, task, tuple(class_names), train, val, test, digest.hexdigest(), mirrored)
 
 

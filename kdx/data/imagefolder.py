@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdx.data.dataset import Dataset, Split
+from kdx.data.dataset import SPLITS, Dataset, Split
 from kdx.data.decoding import DecodedFiles, kept
 from kdx.data.folders import Listing, find_classes, find_splits, folders_beside, list_split, listing_notes, suffixes
 from kdx.data.pictures import READER, check_regular, read_picture
@@ -74,7 +74,7 @@ def list_files(path: str) -> tuple[list[str], dict[str, Files], dict[str, Listin
     files = {split: (listing.paths, listing.classes) for split, listing in listings.items()}
     if "val" not in files:
         files |= _carve_val(*files["train"], class_names)
-    return class_names, {split: files[split] for split in ("train", "val", "test")}, listings
+    return class_names, {split: files[split] for split in SPLITS}, listings
 
 
 def _check_every_class(train: Listing, class_names: Sequence[str], folder: Path) -> None:

@@ -253,9 +253,9 @@ def grid(frame: "pd.DataFrame", rows: str, columns: str, value: str = "val_accur
         raise KdxError(f"{rows}, {columns}: choose two of {', '.join(keys)}")
     if value not in GRID_VALUES:
         raise KdxError(f"{value}: choose one of {', '.join(GRID_VALUES)}")
-    found = []
+    shared, found = {rows, columns} - {*swept_keys(frame)}, []
     for group in grouped(frame):
-        same = {key: group.runs[key].iloc[0] for key in (rows, columns) if key not in swept_keys(frame)}
+        same = {key: group.runs[key].iloc[0] for key in shared}
         at = {key: (same | group.values).get(key) for key in (rows, columns)}
         if "" not in map(as_text, at.values()):
             found += [{**at, value: score} for score in group.scores(value)]
