@@ -31,7 +31,7 @@ from kdx.config.stage_overrides import from_hydra, to_hydra
 from kdx.config_loader import composed, config_loader, refuse_several_options
 from kdx.errors import BusyError, KdxError
 from kdx.explain import explain
-from kdx.process import USER_ERROR, Running, command_process
+from kdx.process import JOB_THREADS, USER_ERROR, Running, command_process
 from kdx.run_folder import FolderBefore
 from kdx.text import harmless
 from kdx.torchrun import Followers, refuse_torchrun
@@ -91,6 +91,15 @@ class Checked:
     before: FolderBefore | None = None
 
 
+def _take_share(config: DictConfig) -> list[str]:
+    """Let a job that says nothing of `threads` compute with its share of them; what that is as an override."""
+    share = os.environ.get(JOB_THREADS)
+    if share is None or config.threads is not None:
+        return []
+    config.threads = int(share)
+    return [f"threads={share}"]
+
+
 def run_job(config: DictConfig, before: FolderBefore | None, followers: Followers | None = None) -> float | None:
     """One job: its settings, then the chain. run.log has its errors too. `followers` are torchrun's other ranks.
 
@@ -106,12 +115,13 @@ def run_job(config: DictConfig, before: FolderBefore | None, followers: Follower
 
     try:
         start = Path(hydra_config.runtime.cwd)
+        overrides = [*map(from_hydra, _overrides(hydra_config)), *_take_share(config)]
         settings = read_settings(config if start == Path.cwd() else anchored(config, start))  # hydra.job.chdir=true
         from kdx.chain.chain import run_chain  # imports torch
 
         gc.freeze()  # what the imports made stays: every collection between stages would go through it, 0.3 s
         with users_errors():
-            result = run_chain(settings, run_dir, list(map(from_hydra, _overrides(hydra_config))), followers)
+            result = run_chain(settings, run_dir, overrides, followers)
     except KdxError as error:
         _tell(str(error))
         if _wants_traceback() or not single:

@@ -20,7 +20,7 @@ from kdx.report.statistics import (
     wilson,
 )
 from kdx.report.sweep import write_report
-from kdx.results import grouped, load, load_sweep
+from kdx.results import configurations, grouped, load, load_sweep
 from tests.test_report import write_job
 
 
@@ -192,6 +192,16 @@ def test_csv_and_frame_agree_with_the_table(tmp_path: Path, monkeypatch: pytest.
     low, high = wilson(80.0, 200)
     assert (float(rows[0]["student_test_accuracy_low"]), float(rows[0]["student_test_accuracy_high"])) == (low, high)
     assert f"| 80.00 | {low:.2f} to {high:.2f} |" in text and gains(load(tmp_path / "0")).empty
+
+
+def test_all_tables_round_a_mean_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdx.report.sweep_pictures.curves", lambda *_: "")
+    tie = [81.37, 81.83, 82.0, 81.34]  # the mean is 81.635 in decimals; added up one by one it comes out below
+    write_report(jobs(tmp_path, ("kd=none", WELL), ("kd=dist", tie)))
+    text = (tmp_path / "sweep.md").read_text()
+    (gain,) = re.findall(r"\| dist \| kd=none \| 4 \| (\S+) ", text)
+    assert gain == "81.64" and f"{configurations(load(tmp_path))['test_accuracy_mean'].max():.2f}" == gain
+    assert f"| {gain} ± " in text and "81.63" not in text
 
 
 def compared(capsys: pytest.CaptureFixture[str], *folders: Path) -> str:

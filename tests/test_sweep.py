@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from kdx import cli
+from kdx.sweeps.processes import processors
 from tests.conftest import SLOW_TEACHER, TINY, Start, finish, same_weights, until
 from tests.forks import kdx
 
@@ -45,6 +46,33 @@ def test_parallel_sweep_trains_shared_stages_once_and_equals_a_sequential_one(tm
         assert first["student_fingerprint"] == second["student_fingerprint"]
         assert first["student_test_accuracy"] == second["student_test_accuracy"]  # threads=1 in both
     assert [row["teacher_status"] for row in one] == ["trained", "reused", "reused", "reused"]
+
+
+def test_jobs_share_the_threads_unless_their_config_sets_them(tmp_path: Path, kdx_environment) -> None:
+    experiments = tmp_path / "conf" / "experiment"
+    experiments.mkdir(parents=True)
+    for name, lines in (("own", "seed: 1\nthreads: 3\n"), ("none", "")):
+        (experiments / f"{name}.yaml").write_text(f"# @package _global_\nepochs: 1\n{lines}")
+    line = [
+        "--config-dir",
+        str(experiments.parent),
+        "--multirun",
+        *TINY,
+        "experiment=own,none",
+        "stage=student",
+        "kd=none",
+    ]
+    line.remove("threads=1")
+    sweep = kdx(tmp_path, kdx_environment, *line, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert sweep.returncode == 0, sweep.stderr
+    share = f"threads={max(1, processors() // 2)}"
+    for row in rows(tmp_path):
+        folder = next(tmp_path.rglob("sweep.csv")).parent / row["job"]
+        (config,) = folder.glob("student/logs/*_config.json")
+        given = [one for one in json.loads((folder / "summary.json").read_text())["overrides"] if "threads" in one]
+        own = row["experiment"] == "own"
+        assert given == ([] if own else [share])
+        assert json.loads(config.read_text())["config"]["threads"] == (3 if own else int(share.split("=")[1]))
 
 
 def test_whatever_one_job_does_the_others_finish(tmp_path: Path, kdx_environment) -> None:

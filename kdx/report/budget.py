@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from kdx.recipe import AUC, DECIMALS
 from kdx.report.gains import NAMES, digits_of, score_of
-from kdx.results import Configuration, best_of, same_data
+from kdx.results import Configuration, best_of, mean_of, same_data
 
 CLOSE = {DECIMALS[AUC]: 0.01}  # one point, of scores from 0 to 1; of those in percent it is 1
 
@@ -155,4 +155,4 @@ def _candidate(group: Configuration, score: str, column: str, role: str | None =
         return None
     name = str(stages["network"].iloc[0])
     parameters, of = int(stages["parameters"].iloc[0]), TEACHER if role else STUDENT
-    return Candidate(name, of, len(test), float(validation.mean()), float(test.mean()), parameters, costs)
+    return Candidate(name, of, len(test), mean_of(validation), mean_of(test), parameters, costs)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kdx.results import mean_of
+
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
 POWER = 0.8  # of the test that `seeds_needed` plans
@@ -58,7 +60,7 @@ class Difference:
 def paired_difference(one: Sequence[float], other: Sequence[float]) -> Difference:
     """The difference of two arms' scores, seed by seed, with the paired t-test's interval and p."""
     differences = [ours - theirs for ours, theirs in zip(one, other, strict=True)]
-    found = Difference(_mean(one), _mean(other), len(differences))
+    found = Difference(mean_of(one), mean_of(other), len(differences))
     if found.n < 2:
         return found
     if max(differences) - min(differences) < EQUAL * max(map(abs, (*one, *other))):
@@ -71,7 +73,7 @@ def paired_difference(one: Sequence[float], other: Sequence[float]) -> Differenc
 
 def unpaired_difference(one: Sequence[float], other: Sequence[float]) -> Difference:
     """The difference of arms that share no seeds, with Welch's interval and p."""
-    found = Difference(_mean(one), _mean(other), min(len(one), len(other)), paired=False)
+    found = Difference(mean_of(one), mean_of(other), min(len(one), len(other)), paired=False)
     if found.n < 2:
         return found
     spread = math.hypot(_std(one), _std(other))
@@ -136,10 +138,6 @@ def wilson(accuracy: float, images: int) -> tuple[float, float]:
     return 100 * float(interval.low), 100 * float(interval.high)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
 def _std(values: Sequence[float]) -> float:
-    mean = _mean(values)
+    mean = mean_of(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))

@@ -37,6 +37,7 @@ from kdx.results import (
     grouped,
     keys_of,
     load_sweep,
+    mean_of,
     override_keys,
     rank_of,
     roles_of,
@@ -264,5 +265,5 @@ def _spread(
     if not len(scores):
         return "-"
     digits = digits_of(name) if digits is None else digits
-    text = f"{scores.mean():.{digits}f}" + ("" if len(scores) == 1 else f" ± {scores.std():.{digits}f}")
+    text = f"{mean_of(scores):.{digits}f}" + ("" if len(scores) == 1 else f" ± {scores.std():.{digits}f}")
     return f"{text} (n={len(scores)})" if with_n else text

@@ -16,6 +16,7 @@ from kdx.results.groups import grid as grid
 from kdx.results.groups import grouped as grouped
 from kdx.results.groups import is_of_distillation as is_of_distillation
 from kdx.results.groups import keys_of as keys_of
+from kdx.results.groups import mean_of as mean_of
 from kdx.results.groups import rank_of as rank_of
 from kdx.results.groups import selection_of as selection_of
 from kdx.results.groups import unlike_losses as unlike_losses

@@ -78,7 +78,7 @@ class Configuration:
             if as_text(score) and as_text(fingerprint):
                 rows.setdefault(as_text(run.get(SEED)), {})[str(fingerprint)] = float(score)
         table = [
-            {"seed": seed, "score": math.fsum(found.values()) / len(found), "stage": " ".join(sorted(found))}
+            {"seed": seed, "score": mean_of(found.values()), "stage": " ".join(sorted(found))}
             for seed, found in rows.items()
         ]
         return pd.DataFrame(table, columns=["seed", "score", "stage"])
@@ -103,7 +103,13 @@ class Configuration:
 
     def mean(self, name: str) -> float:
         """The mean of a score of the delivered stages; NaN where there is none."""
-        return float(self.scores(name).mean())
+        return mean_of(self.scores(name))
+
+
+def mean_of(values: Iterable[float]) -> float:
+    """The mean, rounded once, so that all tables that show it agree to the digit; NaN of nothing."""
+    found = list(values)
+    return math.fsum(found) / len(found) if found else math.nan
 
 
 def first_teacher(guides: Mapping[str, Sequence[str]], role: str) -> str | None:
@@ -232,8 +238,9 @@ def configurations(frame: "pd.DataFrame", role: str | None = None) -> "pd.DataFr
     groups = grouped(frame)
     for group in groups:
         stages = group.stages(role)[list(names)].astype(float)
-        summed = {f"{name}_{how}": getattr(stages[name], how)() for name in names for how in ("mean", "std")}
-        rows.append({**group.values, "n": len(stages), **summed})
+        means = {f"{name}_mean": mean_of(stages[name].dropna()) for name in names}
+        spreads = {f"{name}_std": stages[name].std() for name in names}
+        rows.append({**group.values, "n": len(stages), **means, **spreads})
     keys = keys_of(groups)
     columns = [*keys, "n", *(f"{name}_{how}" for name in names for how in ("mean", "std"))]
     select, column = selection_of(groups)
@@ -260,7 +267,7 @@ def grid(frame: "pd.DataFrame", rows: str, columns: str, value: str = "val_accur
         if "" not in map(as_text, at.values()):
             found += [{**at, value: score} for score in group.scores(value)]
     table = pd.DataFrame(found, columns=[rows, columns, value])
-    shaped = table.pivot_table(index=rows, columns=columns, values=value, aggfunc="mean", sort=False)
+    shaped = table.pivot_table(index=rows, columns=columns, values=value, aggfunc=mean_of, sort=False)
     return shaped.loc[sorted(shaped.index, key=_as_number), sorted(shaped.columns, key=_as_number)]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kdx.config.stage_overrides import quoted
 from kdx.files import write_json
-from kdx.process import end_with_parent
+from kdx.process import JOB_THREADS, end_with_parent
 from kdx.signals import heard_signals, ignored, stop_ignoring
 from kdx.sweeps.jobs import GiveUp, Job, JobEnd, Program, end_of
 
@@ -30,7 +30,7 @@ class JobProcesses:
     """Runs jobs as forks of a server process that has imported torch once; an `Executor`.
 
     Of jobs that run at once each writes what it would show to console.log, computes with its share of the CPU's
-    threads, unless it sets `threads` itself, and sees one of the GPUs. `timeout` is the seconds that a job may take.
+    threads, unless its config sets `threads`, and sees one of the GPUs. `timeout` is the seconds that a job may take.
     Jobs that belong to another process's sweep are given its `environment` and its `folder` to work in, and `threads`.
     """
 
@@ -103,6 +103,8 @@ class JobProcesses:
     def _start(self, job: Job, slot: int) -> ForkServerProcess | None:
         write_json(job.folder / "job.json", {"overrides": list(job.overrides)})  # keeps a refused job's folder, too
         environment = dict(self.environment)
+        if self.threads is not None:
+            environment[JOB_THREADS] = str(self.threads)
         if self.gpu_ids:
             environment["CUDA_VISIBLE_DEVICES"] = str(self.gpu_ids[slot % len(self.gpu_ids)])
         console = job.folder / "console.log" if self.quiet else None
@@ -125,8 +127,6 @@ class JobProcesses:
     def _arguments(self, job: Job) -> list[str]:
         arguments = [*self.program.base, *job.overrides, f"hydra.run.dir={quoted(str(job.folder))}", "hydra.mode=RUN"]
         defaults = {"resume": "true", "report": "false"}
-        if self.threads is not None:
-            defaults["threads"] = str(self.threads)
         given = {override.partition("=")[0] for override in job.overrides}
         return [*arguments, *(f"{key}={value}" for key, value in defaults.items() if key not in given)]
 
