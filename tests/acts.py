@@ -4,7 +4,24 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+
+class SlowToLoad:
+    """`act`, which a process needs two seconds to load; `begun` is there from the moment in which it begins to."""
+
+    def __init__(self, begun: Path) -> None:
+        self.begun = begun
+
+    def __reduce__(self) -> tuple[Callable[[Path], Callable[[], None]], tuple[Path]]:
+        return _load_slowly, (self.begun,)
+
+
+def _load_slowly(begun: Path) -> Callable[[], None]:
+    begun.touch()
+    time.sleep(2)
+    return act
 
 
 def act() -> None:

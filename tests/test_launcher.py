@@ -1,5 +1,6 @@
 """The launcher's keys, and the processes that jobs are: what joblib schedules, ends, and what is told of it."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from kdx.sweeps.jobs import Job, JobEnd, Program
 from kdx.sweeps.launch import Launch
 from kdx.sweeps.parallel import THREADS, run_parallel
 from kdx.sweeps.processes import JobProcesses
-from tests.acts import act
+from tests.acts import SlowToLoad, act
 from tests.conftest import CONF, TINY, until
 
 
@@ -78,6 +79,19 @@ def test_an_error_of_the_sweep_itself_ends_the_jobs_and_starts_no_more(begin, tm
         run_parallel(lambda job: (job, processes.run(job)), todo, note, processes.stop, 2, THREADS)
     assert not processes.running
     assert processes.run(todo[-1]) is None
+
+
+def test_a_job_whose_process_is_still_being_made_is_stopped_too(tmp_path: Path) -> None:
+    """It ignores signals until then, as the server does that it is a fork of."""
+    begun, asleep = tmp_path / "begun", tmp_path / "asleep"
+    processes = JobProcesses(Program(SlowToLoad(begun), CONF, (), lambda conf, base, jobs: []))  # type: ignore[arg-type]
+    (job,) = jobs(tmp_path, f"act.sleep={asleep}")
+    running = threading.Thread(target=processes.run, args=(job,))
+    running.start()
+    until(begun.exists)
+    processes.stop()
+    running.join()
+    assert not asleep.exists() and not processes.running and not processes.ended
 
 
 def test_an_error_while_a_job_is_waited_for_ends_that_job(begin, tmp_path: Path) -> None:

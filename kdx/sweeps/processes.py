@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
@@ -58,6 +58,8 @@ class JobProcesses:
         self.running: dict[Job, tuple[ForkServerProcess, float]] = {}  # and since when, as time.monotonic() counts
         self.ended: list[JobEnd] = []
         self.stopping = False
+        # which a job looks at once it hears signals: one that comes while its process is still being made is lost
+        self.stop_asked, self.ask_to_stop = self.context.Pipe(duplex=False)
 
     def run(self, job: Job, give_up: GiveUp | None = None) -> JobEnd | None:
         """As `Executor.run`; the process is a fork of the server."""
@@ -92,6 +94,8 @@ class JobProcesses:
         No job is started any more.
         """
         with self.changing:
+            if not self.stopping:
+                self.ask_to_stop.send_bytes(b"stop")
             self.stopping = True
             for process, _ in self.running.values():
                 process.terminate()
@@ -108,7 +112,8 @@ class JobProcesses:
         if self.gpu_ids:
             environment["CUDA_VISIBLE_DEVICES"] = str(self.gpu_ids[slot % len(self.gpu_ids)])
         console = job.folder / "console.log" if self.quiet else None
-        work = (self.program.main, self._arguments(job), console, environment, self.heard, self.folder)
+        arguments = self._arguments(job)
+        work = (self.program.main, arguments, console, environment, self.heard, self.stop_asked, self.folder)
         process = self.context.Process(target=_work, args=work, name=f"job {job.number}")
         with self.changing:
             if self.stopping:
@@ -179,10 +184,13 @@ def _work(
     console: Path | None,
     environment: dict[str, str],
     heard: Sequence[signal.Signals],
+    stop_asked: Connection,
     folder: Path | None,
 ) -> None:
     """The job's process: `kdx <arguments>`, ended when the process that started it is gone."""
     stop_ignoring(heard)
+    if stop_asked.poll():
+        os.kill(os.getpid(), signal.SIGTERM)
     end_with_parent()
     os.environ.update(environment)
     if folder is not None:
