@@ -256,13 +256,29 @@ def _check_sweep(loader: Any, config: DictConfig, conf: Path, base: Sequence[str
         return  # other sweepers choose their jobs as they go
     params = [to_hydra(f"{key}={value}") for key, value in (config.hydra.sweeper.params or {}).items()]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *_overrides(config.hydra)])
-    for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
+    for overrides in _to_check(BasicSweeper.split_arguments(parsed, None)[0], config):
         try:
             refuse_several_options(loader, overrides)
             read_settings(loader.load_sweep_config(config, list(overrides)))
         except (KdxError, HydraException, OmegaConfBaseException) as error:
             told = explain(error, conf, [*base, *overrides])
             raise KdxError(f"{told} (in the job {' '.join(map(from_hydra, overrides))})") from error
+
+
+def _to_check(jobs: Sequence[Sequence[str]], config: DictConfig) -> Iterator[Sequence[str]]:
+    """Each job whose seed is new, and each that differs in more than the seed: a quarter of a second each.
+
+    All of them where something refers to the seed.
+    """
+    typed = [from_hydra(override) for overrides in jobs for override in overrides]
+    referred = "${seed}" in f"{OmegaConf.to_container(config, resolve=False)} {typed}"
+    seen: set[tuple[str, ...]] = set()
+    for overrides in jobs:
+        seeds = tuple(override for override in overrides if override.startswith("seed="))
+        others = tuple(override for override in overrides if override not in seeds)
+        if referred or not {seeds, others} <= seen:
+            yield overrides
+        seen |= {seeds, others}
 
 
 def _check_plugin(group: str, node: Any) -> None:

@@ -80,10 +80,10 @@ def refuse_several_options(loader: Any, overrides: Sequence[str]) -> None:
     """`KdxError` for a list of a group's options, which Hydra would merge into one that is neither."""
     for override in OverridesParser.create(config_loader=loader).parse_overrides(list(overrides)):
         group = override.key_or_group
-        if override.is_delete() or not _options(loader, group):
+        if override.is_delete():
             continue
         for value in override.sweep_iterator() if override.is_discrete_sweep() else [override.value()]:
-            if isinstance(value, list) and len(value) != 1:
+            if isinstance(value, list) and len(value) != 1 and _options(loader, group):
                 key = from_hydra(str(override.input_line)).partition("=")[0].lstrip("+")
                 raise KdxError(f"{key}=[{','.join(map(str, value))}]: {_one_option(loader, key, group, value)}")
 

@@ -1,5 +1,6 @@
 """kdx as a process: start-up without torch, one-line errors, from a checkout and from a wheel."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pytest
 
 from kdx import cli
 from kdx.compose import options_first
+from kdx.config.settings import read_settings
+from kdx.errors import KdxError
 from tests.conftest import CONF, REPO, TINY
 from tests.forks import kdx
 
@@ -227,6 +230,27 @@ def test_command_lines_that_are_wrong_are_told_by_what_was_written(
     errors = capsys.readouterr().err
     assert end.value.code == 2 and errors.startswith(f"error: {told}") and errors.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("swept", "checked", "wrong"),
+    [
+        (["seed=0,1,2", "epochs=1,2,3"], 5, None),  # three seeds and three numbers, of which the first job has one each
+        (["seed=0,1,2"], 3, None),
+        (["seed=0,1,x"], 3, "seed=x: "),
+        (["seed=0,1", "epochs=1,2,0"], 4, "epochs=0: "),
+        (["batch_size=16,8", "seed=2,5", "micro_batches=${seed}"], 4, "micro_batches=5: "),
+    ],
+)
+def test_of_jobs_that_differ_in_the_seed_alone_one_is_checked(
+    swept: list[str], checked: int, wrong: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    read: list[object] = []
+    monkeypatch.setattr(cli, "read_settings", lambda config: read.append(config) or read_settings(config))
+    with contextlib.nullcontext() if wrong is None else pytest.raises(KdxError, match=f"^{wrong}"):
+        cli.check_jobs(CONF, ["--multirun", *TINY, *swept])
+    assert len(read) == checked
 
 
 def test_overrides_may_stand_on_both_sides_of_an_option() -> None:

@@ -19,7 +19,7 @@ from kdx.ranges import Choice, Flag, Group, Nullable, Real, Rule, Whole
 from tests.conftest import TINY, compose_config
 from tests.forks import Forks
 
-EXAMPLES = int(os.environ.get("KDX_FUZZ", "100"))
+EXAMPLES = int(os.environ.get("KDX_FUZZ", "60"))
 CONTROL = ("Cc", "Cs", "Zl", "Zp")  # what starts a line or commands a terminal
 ROLES = ("teacher", "assistant", "student")
 OPTIONS = [  # the groups' choices, one of each row
@@ -176,7 +176,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 )
 @given(arguments=command_lines())
 def test_any_value_of_any_key_is_a_run_or_one_line(forks: Forks, arguments: list[str]) -> None:
-    """The same 100 cases each time; the environment variable KDX_FUZZ=1000 tries as many others."""
+    """The same cases each time; the environment variable KDX_FUZZ=1000 tries as many others."""
     end = forks.run(arguments)
     note(f"{end}")
     assert verdict(end) in ("refused", "runs")

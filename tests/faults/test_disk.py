@@ -49,7 +49,7 @@ def test_failure_of_every_write_is_one_line_and_is_gone_on_from(
     expected = result_of(clean)
     k = 0
     while True:
-        k += 3 if name == "fsync" else 1  # a write has two fsyncs, of file and folder
+        k += 5 if name == "fsync" else 2  # odd: a write has two fsyncs, of file and folder
         folder = tmp_path / str(k)
         with monkeypatch.context() as patch:
             failing = FailingCall(getattr(os, name), k, number)
