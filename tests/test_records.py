@@ -49,9 +49,12 @@ TEXTS += [b'{"a":' * 100_000 + b"1" + b"}" * 100_000, b"9" * 10_000, b"\0" * 100
 
 
 def mutations(value: Any, most: int = 3) -> Iterator[tuple[str, Any]]:
-    """Copies of plain values, each with one key or list item replaced by another word, or missing."""
-    for path in places(value, most):
-        for word in (*WORDS, ...):
+    """Copies of plain values, each with one key or list item replaced by another word, or missing.
+
+    Every other word for one place, the others for the next.
+    """
+    for number, path in enumerate(places(value, most)):
+        for word in (*WORDS, ...)[number % 2 :: 2]:
             changed = copy.deepcopy(value)
             holder = changed
             for key in path[:-1]:
@@ -113,7 +116,7 @@ def test_summaries(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             tried += 1
         assert load(run)["status"].tolist() in (["unreadable"], ["open"]), text[:50]
         assert finished_before(Job(0, (), run)) is None
-    assert tried > 3000 and told > 2000
+    assert tried > 2000 and told > 1000
 
 
 def test_sweeps(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +131,7 @@ def test_sweeps(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             for read in (lambda: write_report(sweep), lambda: Board(sweep, jobs)):
                 path.write_bytes(write(changed))
                 told += refused(read, str(sweep))
-    assert told > 150
+    assert told > 80
 
 
 def test_a_damaged_job_does_not_stand_in_the_way_of_the_others(outputs: Path) -> None:
@@ -186,7 +189,7 @@ def test_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         torch.save({**{key: value for key, value in sound.items() if key not in known}, **changed}, path)
         told += refused(resumable, path.name)
         refused(lambda: load_model(path, network="tests.tiny:wide"), path.name)
-    assert told > 250
+    assert told > 120
     for key, word in [(key, word) for key in ("model", "meta", "progress", "epoch") for word in WORDS[:8]]:
         torch.save(sound | {key: torch.ones(3) if word is None else word}, path)
         assert refused(resumable, path.name) or (key, word) == ("epoch", 3)
@@ -204,7 +207,7 @@ def test_cards(outputs: Path, tmp_path: Path) -> None:
     where = tmp_path / "student.onnx"
     texts = [json.dumps(changed) for _, changed in mutations(sound, most=2)]
     told = sum(refused(partial(Card.read, text, where), where.name) for text in texts)
-    assert told > 250
+    assert told > 120
     bad = [text.decode(errors="surrogateescape") for text in TEXTS]
     shapes = ([1, 100_000, 100_000], [1, 16_384, 16_384], [0, 8, 8], [8, 8])
     bad += [json.dumps(sound | {"image_shape": shape}) for shape in shapes]
@@ -222,7 +225,7 @@ def test_configs_that_say_where_images_lie(outputs: Path) -> None:
         for changed in cases:
             path.write_bytes(write(changed))
             told += refused(lambda: load_data(stage), path.name)
-    assert told > 50
+    assert told > 40
     target = {
         "_target_": "kdx.data.sources.load_medmnist",
         "name": "nosuch",

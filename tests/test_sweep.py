@@ -105,9 +105,6 @@ def test_started_again_a_sweep_runs_what_is_missing_only(tmp_path: Path, kdx_env
     new = set(tmp_path.rglob("best_acc_*.pth")) - set(trained)
     assert {path.parts[-3] for path in new} == {"assistant", "student"} and len(new) == 2
     assert all(path.stat().st_mtime_ns == before for path, before in trained.items())
-    same_folder = f"hydra.sweep.dir={sorted(tmp_path.rglob('sweep.md'))[0].parent}"
-    third = kdx(tmp_path, kdx_environment, "--multirun", *TINY, "kd.temperature=2,4", same_folder)
-    assert "2 of 2 jobs were finished before" in third.stdout
 
 
 def alive(folder: Path) -> list[int]:
@@ -164,17 +161,16 @@ def test_a_waiting_run_takes_over_and_ends_like_clean(start: Start, tmp_path: Pa
     assert same_weights(tmp_path / "outputs" / told["checkpoint"], tmp_path / "clean/outputs" / expected["checkpoint"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_sweep_saves_its_jobs_and_ends_like_clean(
-    start: Start, tmp_path: Path, kdx_environment, gate, number: int
+    start: Start, tmp_path: Path, kdx_environment, gate
 ) -> None:
     sweep = start(tmp_path, kdx_environment | gate, "--multirun", *SLOW_TEACHER, "stage=teacher", "seed=1,2")
     until(lambda: (tmp_path / "gate.reached").exists())
-    os.kill(sweep.pid, number)
+    os.kill(sweep.pid, signal.SIGINT)
     time.sleep(0.5)  # for the job to be asked before its step ends
     (tmp_path / "gate").touch()
     output = finish(sweep)
-    assert sweep.returncode == 128 + number, output
+    assert sweep.returncode == 128 + signal.SIGINT, output
     until(lambda: not alive(tmp_path))
     assert "0 of 2 jobs finished" in output and "Traceback" not in output
     (summary,) = tmp_path.rglob("0/summary.json")
@@ -190,7 +186,7 @@ def test_interrupted_sweep_saves_its_jobs_and_ends_like_clean(
     assert same_weights(ours, theirs)
 
 
-@pytest.mark.parametrize(("number", "group"), [(signal.SIGUSR1, False), (signal.SIGHUP, True), (signal.SIGTERM, True)])
+@pytest.mark.parametrize(("number", "group"), [(signal.SIGUSR1, False), (signal.SIGHUP, True)])
 def test_a_signal_to_the_sweep_or_to_its_whole_group_saves_all_jobs(
     start: Start, tmp_path: Path, kdx_environment, gate, number: signal.Signals, group: bool
 ) -> None:
