@@ -294,7 +294,24 @@ def test_a_key_of_the_loss_by_the_labels_that_does_nothing_is_told(
 ) -> None:
     run_chain(settings_of("stage=student", "stage.student.guide=teacher", loss, key, "plan=true"), tmp_path)
     told = [message for message in caplog.messages if "does nothing: the loss by the labels" in message]
-    assert len(told) == (loss != "kd.alpha=0.5") and all(m.startswith("stage.student: ") for m in told)
+    assert len(told) == (loss != "kd.alpha=0.5") and all(m.startswith("warning: stage.student: ") for m in told)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["stage.teacher.kd=dkd"], ["warning: stage.teacher.kd does nothing: stage.teacher.guide=null"]),
+        (["stage.student.guide=null", "stage.student.kd.alpha=0.3"], ["warning: stage.student.kd does nothing: stage.student.guide=null"]),
+        (["kd=none", "stage.student.kd.alpha=0.3"], ["warning: stage.student.kd does nothing: kd=none"]),
+        (["stage.student.kd=none"], []),
+        (["kd=none", "stage.student.kd=dkd"], []),
+    ],
+)  # fmt: skip
+def test_a_method_of_a_stage_without_a_teacher_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, given: list[str], told: list[str]
+) -> None:
+    run_chain(settings_of("stage=all", *given, "plan=true"), tmp_path)
+    assert [message for message in caplog.messages if "does nothing" in message] == told
 
 
 @pytest.mark.parametrize(("wanted", "number"), [(0.1, 20), (0.5, 100), (30, 30)])

@@ -77,14 +77,21 @@ def check_stage(
 
 
 def _tell_unused(stage: StageSettings, objective: Distillation) -> None:
-    """Warn of keys of the loss by the labels where that loss weighs nothing: other stages may use them."""
+    """Warn of a method without a teacher, and of keys of the loss by the labels where that loss weighs nothing.
+
+    It is no error: in a sweep other jobs, and in a chain other stages, may use them.
+    """
+    own = stage.config["stage"][stage.role]
+    if not stage.distilled and own.get("kd") and own["kd"].get("_target_", "") is not None:
+        why = "kd=none" if own["guide"] else f"stage.{stage.role}.guide=null"
+        log.warning("warning: stage.%s.kd does nothing: %s", stage.role, why)
     if objective.hard != Weight(0, 0):
         return
     for key, usual in (("label_smoothing", 0.0), ("class_weights", None)):
         value = getattr(stage.recipe, key)
         if value != usual:
             told = "does nothing: the loss by the labels, which it changes, weighs 0 here (kd.hard)"
-            log.warning("stage.%s: %s=%s %s", stage.role, key, value, told)
+            log.warning("warning: stage.%s: %s=%s %s", stage.role, key, value, told)
 
 
 def _build(context: RunContext, stage: StageSettings, teachers: Mapping[str, nn.Module], start: Start | None) -> Parts:
