@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 
 GO_ON = "; to go on, start the same command again (a single run with resume=true)"
 BUSY = 75  # sysexits.h: try again later
+OF_SEED = re.compile(r"\$\{[^}]*\bseed\b")  # an interpolation that looks it up
 SPINS = 10_000  # tens of microseconds; libgomp's own choice is milliseconds
 
 
@@ -91,10 +93,11 @@ class Checked:
     before: FolderBefore | None = None
 
 
-def _take_share(config: DictConfig) -> list[str]:
+def _take_share(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     """Let a job that says nothing of `threads` compute with its share of them; what that is as an override."""
     share = os.environ.get(JOB_THREADS)
-    if share is None or config.threads is not None:
+    given = config.threads is not None or any(override.partition("=")[0] == "threads" for override in overrides)
+    if share is None or given:
         return []
     config.threads = int(share)
     return [f"threads={share}"]
@@ -108,6 +111,8 @@ def run_job(config: DictConfig, before: FolderBefore | None, followers: Follower
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     single = hydra_config.mode == RunMode.RUN
+    overrides = list(map(from_hydra, _overrides(hydra_config)))
+    share = _take_share(config, overrides)
 
     def leave(shared: bool = False) -> None:
         if before is not None:
@@ -115,13 +120,12 @@ def run_job(config: DictConfig, before: FolderBefore | None, followers: Follower
 
     try:
         start = Path(hydra_config.runtime.cwd)
-        overrides = [*map(from_hydra, _overrides(hydra_config)), *_take_share(config)]
         settings = read_settings(config if start == Path.cwd() else anchored(config, start))  # hydra.job.chdir=true
         from kdx.chain.chain import run_chain  # imports torch
 
         gc.freeze()  # what the imports made stays: every collection between stages would go through it, 0.3 s
         with users_errors():
-            result = run_chain(settings, run_dir, overrides, followers)
+            result = run_chain(settings, run_dir, [*overrides, *share], followers)
     except KdxError as error:
         _tell(str(error))
         if _wants_traceback() or not single:
@@ -132,7 +136,7 @@ def run_job(config: DictConfig, before: FolderBefore | None, followers: Follower
         leave()
         raise
     except Stopped as stopped:
-        again = [*sys.argv[1:], *([] if settings.resume else ["resume=true"])]
+        again = [*sys.argv[1:], *share, *([] if settings.resume else ["resume=true"])]
         program = "kdx" if followers is None else "torchrun ... -m kdx.run"
         log.info("%s; to go on: %s %s", stopped, program, shlex.join(again))
         raise SystemExit(stopped.exit_code) from None
@@ -256,29 +260,22 @@ def _check_sweep(loader: Any, config: DictConfig, conf: Path, base: Sequence[str
         return  # other sweepers choose their jobs as they go
     params = [to_hydra(f"{key}={value}") for key, value in (config.hydra.sweeper.params or {}).items()]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *_overrides(config.hydra)])
-    for overrides in _to_check(BasicSweeper.split_arguments(parsed, None)[0], config):
+    tied: dict[tuple[str, ...], bool] = {}  # by all but the seed: whether something of the job refers to the seed
+    seen: set[tuple[str, ...]] = set()
+    for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
+        seeds = tuple(override for override in overrides if override.startswith("seed="))
+        others = tuple(override for override in overrides if override not in seeds)
+        if seeds in seen and not tied.get(others, True):
+            continue  # it differs in the seed alone from one that is sound, and a check takes a quarter of a second
         try:
             refuse_several_options(loader, overrides)
-            read_settings(loader.load_sweep_config(config, list(overrides)))
+            job = loader.load_sweep_config(config, list(overrides))
+            tied[others] = OF_SEED.search(str(OmegaConf.to_container(job, resolve=False))) is not None
+            read_settings(job)
         except (KdxError, HydraException, OmegaConfBaseException) as error:
             told = explain(error, conf, [*base, *overrides])
             raise KdxError(f"{told} (in the job {' '.join(map(from_hydra, overrides))})") from error
-
-
-def _to_check(jobs: Sequence[Sequence[str]], config: DictConfig) -> Iterator[Sequence[str]]:
-    """Each job whose seed is new, and each that differs in more than the seed: a quarter of a second each.
-
-    All of them where something refers to the seed.
-    """
-    typed = [from_hydra(override) for overrides in jobs for override in overrides]
-    referred = "${seed}" in f"{OmegaConf.to_container(config, resolve=False)} {typed}"
-    seen: set[tuple[str, ...]] = set()
-    for overrides in jobs:
-        seeds = tuple(override for override in overrides if override.startswith("seed="))
-        others = tuple(override for override in overrides if override not in seeds)
-        if referred or not {seeds, others} <= seen:
-            yield overrides
-        seen |= {seeds, others}
+        seen.add(seeds)
 
 
 def _check_plugin(group: str, node: Any) -> None:

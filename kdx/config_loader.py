@@ -82,7 +82,7 @@ def refuse_several_options(loader: Any, overrides: Sequence[str]) -> None:
         group = override.key_or_group
         if override.is_delete():
             continue
-        for value in override.sweep_iterator() if override.is_discrete_sweep() else [override.value()]:
+        for value in override.sweep_iterator() if override.is_choice_sweep() else [override.value()]:
             if isinstance(value, list) and len(value) != 1 and _options(loader, group):
                 key = from_hydra(str(override.input_line)).partition("=")[0].lstrip("+")
                 raise KdxError(f"{key}=[{','.join(map(str, value))}]: {_one_option(loader, key, group, value)}")

@@ -240,17 +240,34 @@ def test_command_lines_that_are_wrong_are_told_by_what_was_written(
         (["seed=0,1,x"], 3, "seed=x: "),
         (["seed=0,1", "epochs=1,2,0"], 4, "epochs=0: "),
         (["batch_size=16,8", "seed=2,5", "micro_batches=${seed}"], 4, "micro_batches=5: "),
+        (["batch_size=16,8", "seed=2,5", "micro_batches='${oc.select:seed}'"], 4, "micro_batches=5: "),
+        (["experiment=none,tied", "seed=2,5", "epochs=1"], 4, "micro_batches=5: "),  # of an option that is swept
     ],
 )
 def test_of_jobs_that_differ_in_the_seed_alone_one_is_checked(
     swept: list[str], checked: int, wrong: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    experiments = tmp_path / "mine" / "experiment"
+    experiments.mkdir(parents=True)
+    for name, lines in (("none", "log_interval: 3"), ("tied", "micro_batches: ${seed}")):
+        (experiments / f"{name}.yaml").write_text(f"# @package _global_\n{lines}\n")
     read: list[object] = []
     monkeypatch.setattr(cli, "read_settings", lambda config: read.append(config) or read_settings(config))
     with contextlib.nullcontext() if wrong is None else pytest.raises(KdxError, match=f"^{wrong}"):
-        cli.check_jobs(CONF, ["--multirun", *TINY, *swept])
+        cli.check_jobs(CONF, ["--config-dir", "mine", "--multirun", *TINY, *swept])
     assert len(read) == checked
+
+
+@pytest.mark.parametrize(("line", "key"), [("on: 2", "True"), ("1: 2", "1")])
+def test_a_key_that_yaml_does_not_read_as_text_is_unknown_too(
+    line: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "odd.yaml").write_text(f"# @package _global_\n{line}\n")
+    with pytest.raises(KdxError, match=f"^{key}: no such key"):
+        cli.check_jobs(CONF, ["--config-dir", "mine", *TINY, "experiment=odd"])
 
 
 def test_overrides_may_stand_on_both_sides_of_an_option() -> None:

@@ -98,7 +98,8 @@ def keep_environment(node: Any) -> Any:
 
 def _typed(config: DictConfig) -> tuple[DictConfig, Schema]:
     """The config with every value checked, its texts and numbers of the schema's types; and as an object."""
-    plain = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    kept: list[Any] = [key for key in config if key != "hydra"]  # `on:` of a YAML file is a key that is no text
+    plain = OmegaConf.masked_copy(config, kept)
     OmegaConf.set_struct(plain, False)
     written = leaves(OmegaConf.to_container(plain, resolve=False))
     problems = Problems({key for key, value in written if isinstance(value, str) and "${" in value})
