@@ -238,6 +238,16 @@ def test_folders_are_compared_by_what_both_have_else_by_their_best(
     assert "d: nothing to compare: no run has finished" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "key", ["dataset.cache_dir", "kd.cache_logits", "stage.student.kd.cache_logits", "log_interval"]
+)
+def test_a_key_that_changes_no_result_tells_no_configurations_apart(tmp_path: Path, key: str) -> None:
+    jobs(tmp_path, ("kd=none", WELL[:2]), (f"kd=dkd {key}=1", [82.0, 83.1]), (f"kd=dist {key}=2", [81.0, 82.1]))
+    groups = grouped(load(tmp_path))
+    assert [group.name for group in groups] == ["kd=none", "kd=dkd", "kd=dist"]
+    assert [found.n for found in gains(load(tmp_path)).itertuples()] == [2, 2]
+
+
 def test_equal_differences_count_among_the_comparisons() -> None:
     found = paired_difference([82.0, 83.04], [80.0, 81.0])
     equal = [paired_difference([79.0, 80.0], [80.0, 81.0])] * 9

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 NONE = "none"
 GRID_VALUES = (*SCORE_COLUMNS, *COST_COLUMNS, "epoch", "seconds")  # what `grid` can show
-PLACES = ("output_dir", "data_dir", "resume", "report", "logger")  # where a run lies and what is told of it
+CHANGES_NOTHING = re.compile(  # where a run and what it keeps lies, what is told of it, what only costs time
+    r"output_dir|data_dir|dataset\.cache_dir|resume|report|logger|log_interval|num_workers|"
+    r"(stage\.[^.]+\.)?kd\.cache_logits|(hydra|search)\..+"
+)
 METHOD_NUMBERS = re.compile(r"(stage\.[^.]+\.)?kd\..+")
 OF_LOSS = re.compile(  # that make a stage's loss another quantity, of which the lower value is no longer the better
     r"(stage\.(?P<role>[^.]+)\.)?(label_smoothing|class_weights|experiment|"
@@ -179,7 +182,7 @@ def is_of_distillation(key: str) -> bool:
 
 def decides(key: str) -> bool:
     """Whether an override may change a result."""
-    return key not in PLACES and not key.startswith(("hydra.", "search."))
+    return CHANGES_NOTHING.fullmatch(key) is None
 
 
 def grouped(frame: "pd.DataFrame") -> list[Configuration]:
