@@ -96,8 +96,8 @@ class Checked:
 def _take_share(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     """Let a job that says nothing of `threads` compute with its share of them; what that is as an override."""
     share = os.environ.get(JOB_THREADS)
-    given = config.threads is not None or any(override.partition("=")[0] == "threads" for override in overrides)
-    if share is None or given:
+    typed = any(override.partition("=")[0] == "threads" for override in overrides)
+    if share is None or typed or config.get("threads", "left out") is not None:
         return []
     config.threads = int(share)
     return [f"threads={share}"]

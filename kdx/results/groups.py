@@ -110,7 +110,7 @@ class Configuration:
 
 
 def mean_of(values: Iterable[float]) -> float:
-    """The mean, rounded once, so that all tables that show it agree to the digit; NaN of nothing."""
+    """The mean by an exact sum, so that all tables that show it agree to the digit; NaN of nothing."""
     found = list(values)
     return math.fsum(found) / len(found) if found else math.nan
 
