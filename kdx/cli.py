@@ -93,11 +93,10 @@ class Checked:
     before: FolderBefore | None = None
 
 
-def _take_share(config: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """Let a job that says nothing of `threads` compute with its share of them; what that is as an override."""
+def _take_share(config: DictConfig) -> list[str]:
+    """Let a job whose config says nothing of `threads` compute with its share of them; what that is as an override."""
     share = os.environ.get(JOB_THREADS)
-    typed = any(override.partition("=")[0] == "threads" for override in overrides)
-    if share is None or typed or config.get("threads", "left out") is not None:
+    if share is None or config.get("threads", "left out") is not None:
         return []
     config.threads = int(share)
     return [f"threads={share}"]
@@ -112,7 +111,7 @@ def run_job(config: DictConfig, before: FolderBefore | None, followers: Follower
     run_dir = Path(hydra_config.runtime.output_dir)
     single = hydra_config.mode == RunMode.RUN
     overrides = list(map(from_hydra, _overrides(hydra_config)))
-    share = _take_share(config, overrides)
+    share = _take_share(config)
 
     def leave(shared: bool = False) -> None:
         if before is not None:

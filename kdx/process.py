@@ -17,7 +17,7 @@ from kdx.streams import forgiving_streams
 
 USER_ERROR = 2
 NOBODY_READS = 128 + signal.SIGPIPE
-JOB_THREADS = "KDX_JOB_THREADS"  # in the environment of a sweep's job: its share of the CPU's threads
+JOB_THREADS = "KDX_JOB_THREADS"  # in the environment of a sweep's job that types no `threads`: its share of the CPU's
 
 
 @dataclass

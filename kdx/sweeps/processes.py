@@ -107,7 +107,7 @@ class JobProcesses:
     def _start(self, job: Job, slot: int) -> ForkServerProcess | None:
         write_json(job.folder / "job.json", {"overrides": list(job.overrides)})  # keeps a refused job's folder, too
         environment = dict(self.environment)
-        if self.threads is not None:
+        if self.threads is not None and "threads" not in _given(job):
             environment[JOB_THREADS] = str(self.threads)
         if self.gpu_ids:
             environment["CUDA_VISIBLE_DEVICES"] = str(self.gpu_ids[slot % len(self.gpu_ids)])
@@ -132,8 +132,7 @@ class JobProcesses:
     def _arguments(self, job: Job) -> list[str]:
         arguments = [*self.program.base, *job.overrides, f"hydra.run.dir={quoted(str(job.folder))}", "hydra.mode=RUN"]
         defaults = {"resume": "true", "report": "false"}
-        given = {override.partition("=")[0] for override in job.overrides}
-        return [*arguments, *(f"{key}={value}" for key, value in defaults.items() if key not in given)]
+        return [*arguments, *(f"{key}={value}" for key, value in defaults.items() if key not in _given(job))]
 
     def _wait(self, process: ForkServerProcess, began: float, give_up: GiveUp | None) -> str | None:
         """Wait for a process's end without taking its exit code; the reason where it had to be ended."""
@@ -149,6 +148,11 @@ class JobProcesses:
                 reason = f"took longer than {self.timeout:g} s (hydra.launcher.timeout)"
             if reason is not None:
                 return reason
+
+
+def _given(job: Job) -> set[str]:
+    """The keys that a job's overrides set: no default of a sweep's takes their place."""
+    return {override.partition("=")[0] for override in job.overrides}
 
 
 def _end(process: ForkServerProcess) -> None:
