@@ -59,6 +59,12 @@ def compose_config(*overrides: str) -> DictConfig:
         return compose("config", overrides=list(map(to_hydra, overrides)))
 
 
+def write_experiment(configs: Path, name: str, lines: str) -> None:
+    """A user's `experiment=name`, for `--config-dir configs`."""
+    (configs / "experiment").mkdir(parents=True, exist_ok=True)
+    (configs / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{lines}\n")
+
+
 def settings_of(*overrides: str) -> Settings:
     return read_settings(compose_config(*TINY, *overrides))
 

@@ -12,7 +12,7 @@ from kdx import cli
 from kdx.compose import options_first
 from kdx.config.settings import read_settings
 from kdx.errors import KdxError
-from tests.conftest import CONF, REPO, TINY
+from tests.conftest import CONF, REPO, TINY, write_experiment
 from tests.forks import kdx
 
 WITHOUT_TORCH = """
@@ -248,10 +248,8 @@ def test_of_jobs_that_differ_in_the_seed_alone_one_is_checked(
     swept: list[str], checked: int, wrong: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    experiments = tmp_path / "mine" / "experiment"
-    experiments.mkdir(parents=True)
-    for name, lines in (("none", "log_interval: 3"), ("tied", "micro_batches: ${seed}")):
-        (experiments / f"{name}.yaml").write_text(f"# @package _global_\n{lines}\n")
+    write_experiment(tmp_path / "mine", "none", "log_interval: 3")
+    write_experiment(tmp_path / "mine", "tied", "micro_batches: ${seed}")
     read: list[object] = []
     monkeypatch.setattr(cli, "read_settings", lambda config: read.append(config) or read_settings(config))
     with contextlib.nullcontext() if wrong is None else pytest.raises(KdxError, match=f"^{wrong}"):
@@ -264,8 +262,7 @@ def test_a_key_that_yaml_does_not_read_as_text_is_unknown_too(
     line: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine" / "experiment").mkdir(parents=True)
-    (tmp_path / "mine" / "experiment" / "odd.yaml").write_text(f"# @package _global_\n{line}\n")
+    write_experiment(tmp_path / "mine", "odd", line)
     with pytest.raises(KdxError, match=f"^{key}: no such key"):
         cli.check_jobs(CONF, ["--config-dir", "mine", *TINY, "experiment=odd"])
 

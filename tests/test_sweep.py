@@ -13,7 +13,7 @@ import torch
 
 from kdx import cli
 from kdx.sweeps.processes import processors
-from tests.conftest import SLOW_TEACHER, TINY, Start, finish, same_weights, until
+from tests.conftest import SLOW_TEACHER, TINY, Start, finish, same_weights, until, write_experiment
 from tests.forks import kdx
 
 PARALLEL = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
@@ -49,19 +49,9 @@ def test_parallel_sweep_trains_shared_stages_once_and_equals_a_sequential_one(tm
 
 
 def test_jobs_share_the_threads_unless_their_config_sets_them(tmp_path: Path, kdx_environment) -> None:
-    experiments = tmp_path / "conf" / "experiment"
-    experiments.mkdir(parents=True)
-    for name, lines in (("own", "seed: 1\nthreads: 3\n"), ("none", "")):
-        (experiments / f"{name}.yaml").write_text(f"# @package _global_\nepochs: 1\n{lines}")
-    line = [
-        "--config-dir",
-        str(experiments.parent),
-        "--multirun",
-        *TINY,
-        "experiment=own,none",
-        "stage=student",
-        "kd=none",
-    ]
+    write_experiment(tmp_path / "conf", "own", "epochs: 1\nseed: 1\nthreads: 3")
+    write_experiment(tmp_path / "conf", "none", "epochs: 1")
+    line = ["--config-dir", "conf", "--multirun", *TINY, "experiment=own,none", "stage=student", "kd=none"]
     line.remove("threads=1")
     sweep = kdx(tmp_path, kdx_environment, *line, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert sweep.returncode == 0, sweep.stderr

@@ -9,7 +9,7 @@ import pytest
 from kdx.chain.chain import run_chain
 from kdx.config.paths import anchored
 from kdx.errors import KdxError
-from tests.conftest import TINY, Start, TinyRun, compose_config, settings_of
+from tests.conftest import TINY, Start, TinyRun, compose_config, settings_of, write_experiment
 from tests.forks import kdx
 
 ONE = ["stage.deliver=teacher", "epochs=1"]
@@ -59,21 +59,19 @@ def sweep_in(folder: Path, environment: dict[str, str], *overrides: str) -> tupl
 def test_relaunched_sweep_whose_config_file_was_edited_is_not_done(
     tmp_path: Path, kdx_environment: dict[str, str]
 ) -> None:
-    mine = tmp_path / "conf" / "experiment" / "mine.yaml"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("# @package _global_\noptimizer: {weight_decay: 0.1}\n")
+    write_experiment(tmp_path / "conf", "mine", "optimizer: {weight_decay: 0.1}")
     own = ["--config-dir", "conf", "experiment=mine", "seed=1,2", "stage.deliver=teacher"]
     code, output = sweep_in(tmp_path, kdx_environment, *own)
     assert code == 0 and "2 of 2 jobs finished" in output, output
     before = (tmp_path / "swept" / "0" / "summary.json").read_bytes()
     code, output = sweep_in(tmp_path, kdx_environment, *own)
     assert code == 0 and "2 of 2 jobs were finished before" in output, output
-    mine.write_text("# @package _global_\noptimizer: {weight_decay: 0.2}\n")
+    write_experiment(tmp_path / "conf", "mine", "optimizer: {weight_decay: 0.2}")
     code, output = sweep_in(tmp_path, kdx_environment, *own)
     assert code == 2 and "Traceback" not in output, output
     assert "hydra.sweep.dir=swept: job 0 was finished with another teacher" in output, output
     assert (tmp_path / "swept" / "0" / "summary.json").read_bytes() == before
-    mine.write_text("# @package _global_\noptimizer: {weight_decay: 0.1}\nlog_interval: 3\n")  # changes no weights
+    write_experiment(tmp_path / "conf", "mine", "optimizer: {weight_decay: 0.1}\nlog_interval: 3")  # changes no weights
     code, output = sweep_in(tmp_path, kdx_environment, *own)
     assert code == 0 and "2 of 2 jobs were finished before" in output, output
 
