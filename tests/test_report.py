@@ -43,15 +43,14 @@ def write_job(
     job = folder / str(number)
     (job / "student" / "logs").mkdir(parents=True)
     (job / "student" / "logs" / "resnet18_student_log.csv").write_text(f"epoch,val_accuracy\n1,{val - 5}\n2,{val}\n")
-    alone = "none" + " ".join(word for word in overrides if word.startswith("seed="))
-    done = {"teacher": stage("teacher", 95, 94, "t")} | (
-        {
-            "student": stage("student", val, test, alone if "kd=none" in overrides else f"s{number}")
-            | {"guide": None if {"kd=none", "stage.student.guide=null"} & {*overrides} else "teacher"}
-        }
-        if status == "finished"
-        else {}
-    )
+    given = dict(word.partition("=")[::2] for word in overrides)
+    method = given.get("stage.student.kd", given.get("kd"))
+    alone = method in ("none", "null") or given.get("stage.student.guide") == "null"
+    seed = " ".join(word for word in overrides if word.startswith("seed="))
+    done = {"teacher": stage("teacher", 95, 94, "t")}
+    if status == "finished":
+        taught = {"guide": None} if alone else {"guide": "teacher", "guide_fingerprint": "t"}
+        done["student"] = stage("student", val, test, f"none{seed}" if alone else f"s{number}") | taught
     plan = [{"role": "teacher", "action": "reuse"}, {"role": "student", "action": "train"}]
     error = "student: loss is nan in epoch 2, step 3" if status == "failed" else None
     told = {"status": status, "error": error, "overrides": overrides, "plan": plan, **done}

@@ -86,7 +86,7 @@ class RunRecord:
             status=STATUS[planned.action],
             fingerprint=planned.fingerprint,
             selected_by=self._selected_by(planned),
-            guide=as_recorded(planned.stage.teachers),
+            guide=as_recorded(planned.stage.teachers) if outcome.guide_fingerprint else None,
             start=planned.stage.start_role or (planned.stage.start and Path(planned.stage.start).name),
             guide_fingerprint=outcome.guide_fingerprint,
             checkpoint=relative(outcome.checkpoint, self.run_dir),

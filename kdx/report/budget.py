@@ -3,10 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from kdx.recipe import AUC, DECIMALS
 from kdx.report.gains import NAMES, digits_of, score_of
 from kdx.results import Configuration, best_of, mean_of, same_data
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CLOSE = {DECIMALS[AUC]: 0.01}  # one point, of scores from 0 to 1; of those in percent it is 1
 
@@ -30,14 +34,15 @@ COSTS = (
     Cost("size", "file_mb", "file MB"),
     Cost("multiply-adds", "multiply_adds", "M multiply-adds", 1e6, 1),
 )
-STUDENT, TEACHER = "student", "teacher"
+STUDENT = "student"
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A network with its best configuration's scores and what it costs, NaN where that was not measured.
 
-    `of_front` names the costs it is best for.
+    `beside` is its validation score and the teacher's, of the seeds that both have; `of_front` names the costs it is
+    best for.
     """
 
     network: str
@@ -47,6 +52,7 @@ class Candidate:
     test: float
     parameters: int
     costs: dict[str, float]
+    beside: tuple[float, float] | None = None
     of_front: tuple[str, ...] = ()
 
     @property
@@ -80,14 +86,15 @@ def budget_of(groups: Sequence[Configuration]) -> Budget | None:
         return None
     score = score_of(groups)
     column = score.replace("test_", "val_")
-    found = [_candidate(best_of(some), score, column) for some in by_network.values()]
+    taught = [group for group in groups if group.teacher is not None]
+    best = best_of(taught, groups) if taught else None
+    teacher = None if best is None else _candidate(best, score, column, best.teacher)
+    above = None if best is None else best.by_seed(column, best.teacher)
+    found = [_candidate(best_of(some, groups), score, column, above=above) for some in by_network.values()]
     students = [candidate for candidate in found if candidate is not None and candidate.measured]
     unmeasured = tuple(candidate.network for candidate in found if candidate is not None and not candidate.measured)
     if len(students) < 2:
         return None
-    taught = [group for group in groups if group.teacher is not None]
-    best = best_of(taught) if taught else None
-    teacher = None if best is None else _candidate(best, score, column, best.teacher)
     fronts = [tuple(cost.name for cost in COSTS if on_front(each, students, cost.column)) for each in students]
     students = [replace(each, of_front=front) for each, front in zip(students, fronts, strict=True)]
     close = CLOSE.get(digits_of(score), 1.0)
@@ -118,17 +125,20 @@ def _named(budget: Budget) -> str:
     if budget.teacher is None:
         return "No job of this sweep has its teacher beside it (a reused student needs none): none can be named."
     digits, teacher = digits_of(budget.score), budget.teacher
-    near = [s for s in budget.students if s.validation >= teacher.validation - budget.close]
+    beside = {
+        student.network: student.beside or (student.validation, teacher.validation) for student in budget.students
+    }
+    near = [s for s in budget.students if beside[s.network][0] >= beside[s.network][1] - budget.close]
     name = NAMES[budget.score]
     point = "1 point" if budget.close == 1 else f"{budget.close:g}"
-    within = f"within {point} of the teacher's validation {name}"
+    within = f"within {point} of the {teacher.role}'s validation {name}"
     if not near:
-        nearest = max(budget.students, key=lambda student: student.validation)
-        gap = f"{nearest.validation:.{digits}f} against {teacher.validation:.{digits}f}"
+        nearest = max(budget.students, key=lambda student: beside[student.network][0] - beside[student.network][1])
+        gap = " against ".join(f"{score:.{digits}f}" for score in beside[nearest.network])
         return f"No student is {within}; the nearest is {nearest.network}: {gap}."
     chosen = near[0]
     costs = "; ".join(f"{cost.words}: {cost.shown(chosen.costs[cost.column])}" for cost in COSTS)
-    on_test = f"test {name} {chosen.test:.{digits}f}, the teacher's {teacher.test:.{digits}f}"
+    on_test = f"test {name} {chosen.test:.{digits}f}, the {teacher.role}'s {teacher.test:.{digits}f}"
     return f"The smallest student {within}: {chosen.network} ({costs}). Its {on_test}."
 
 
@@ -146,13 +156,17 @@ def budget_table(budget: Budget) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _candidate(group: Configuration, score: str, column: str, role: str | None = None) -> Candidate | None:
-    """A network's scores and costs; None where it has no score."""
+def _candidate(
+    group: Configuration, score: str, column: str, role: str | None = None, above: "pd.DataFrame | None" = None
+) -> Candidate | None:
+    """A network's scores and costs, and how it stands beside its teacher's seeds; None where it has no score."""
     stages = group.stages(role)
     costs = {cost.column: float(stages[cost.column].astype(float).median()) for cost in COSTS}
     test, validation = (group.scores(name, role) for name in (score, column))
     if not len(test) or not len(validation):
         return None
     name = str(stages["network"].iloc[0])
-    parameters, of = int(stages["parameters"].iloc[0]), TEACHER if role else STUDENT
-    return Candidate(name, of, len(test), mean_of(validation), mean_of(test), parameters, costs)
+    parameters, of = int(stages["parameters"].iloc[0]), role or STUDENT
+    both = None if above is None else group.by_seed(column).merge(above, on="seed", suffixes=("", "_above"))
+    beside = None if both is None or both.empty else (mean_of(both["score"]), mean_of(both["score_above"]))
+    return Candidate(name, of, len(test), mean_of(validation), mean_of(test), parameters, costs, beside)

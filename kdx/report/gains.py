@@ -160,7 +160,8 @@ def gain_cells(comparison: Comparison) -> list[str]:
         said = verdict(found) if comparison.same_data else OTHER_DATA
         return ["0", "-" if math.isnan(own) else f"{own:.{digits}f}", "-", "-", "-", "-", said]
     scores = [f"{score:.{digits}f}" for score in (found.one, found.other)]
-    return [str(found.n), *scores, f"{found.mean:+.{digits}f}", interval(found, digits), _p(found), verdict(found)]
+    n = str(found.n) if found.paired else f"{found.n}, unpaired"
+    return [n, *scores, f"{found.mean:+.{digits}f}", interval(found, digits), _p(found), verdict(found)]
 
 
 def interval(found: Difference, digits: int) -> str:

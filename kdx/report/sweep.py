@@ -41,6 +41,7 @@ from kdx.results import (
     override_keys,
     rank_of,
     roles_of,
+    same_data,
     selection_of,
     swept_keys,
     unlike_losses,
@@ -68,7 +69,7 @@ def write_report(
     groups = grouped(frame)
     comparisons = compare(groups)
     tables, conclusions = _tables(frame, groups, comparisons), _conclusions(groups, comparisons)
-    title = f"Sweep {folder.name}"
+    title = f"Sweep {folder.resolve().name}"
     counted = _counted(frame)
     write_atomic(folder / "sweep.csv", sweep_csv(frame, comparisons).encode())
     text = [f"# {markdown_text(title)}", counted + ".", *map(markdown_text, conclusions)]
@@ -101,7 +102,7 @@ def _tables(
     if comparisons:
         tables[GAINS if has_baseline(groups) else OTHERS] = gain_table(comparisons)
     best = _best(groups)
-    if best is not None:
+    if best is not None and not _data_sets(groups):
         tables["Stages of the best configuration"] = _stage_table(best)
     budget = budget_of(groups)
     if budget is not None:
@@ -123,11 +124,11 @@ def _conclusions(groups: Sequence[Configuration], comparisons: Sequence[Comparis
     best = best_of(groups) if groups else None
     if best is None:
         return []
-    names = dict.fromkeys(text for group in groups for text in map(as_text, group.runs["dataset"]) if text)
-    if len(names) > 1:
-        return [
-            f"Runs on {', '.join(names)}: nothing is best among different data sets, and none is compared with another."
-        ]
+    every = [summed_up(comparisons)] if len(comparisons) > 1 else []
+    data_sets = _data_sets(groups)
+    if data_sets:
+        told = f"Runs on {data_sets}: nothing is best among different data sets, and none is compared with another."
+        return [told, *every]
     select, column = selection_of(groups)
     unlike = _unlike_losses(groups)
     if unlike and _best(groups) is None:
@@ -143,8 +144,17 @@ def _conclusions(groups: Sequence[Configuration], comparisons: Sequence[Comparis
     ]
     lines += [f"By accuracy: {unlike}."] if unlike else []
     budget = budget_of(groups)
+    lines += every if has_baseline(groups) else []
     lines += _over_baseline(groups, comparisons, best) + _over_teacher(best, score)
     return lines + ([] if budget is None else [recommendation(budget)])
+
+
+def _data_sets(groups: Sequence[Configuration]) -> str:
+    """The data sets that the configurations ran on, where they are not one; else nothing."""
+    if all(same_data(groups[0], group) for group in groups):
+        return ""
+    names = dict.fromkeys(text for group in groups for text in map(as_text, group.runs["dataset"]) if text)
+    return ", ".join(names) if len(names) > 1 else f"several contents of {next(iter(names), 'the data')}"
 
 
 def _unlike_losses(groups: Sequence[Configuration]) -> str:
@@ -160,26 +170,26 @@ def _over_baseline(
     """What the best distilled configuration gains over the same one without distillation, or why that is not known."""
     if not has_baseline(groups):
         return [NO_BASELINE] if best.distilled else []
-    distilled = best_of([group for group in groups if group.distilled])
+    distilled = best_of([group for group in groups if group.distilled], groups)
     found = next(comparison for comparison in comparisons if comparison.one is distilled)
     whose = "" if distilled is best or distilled is None else f", of the best distilled one, {distilled.name}"
-    every = [summed_up(comparisons)] if len(comparisons) > 1 else []
+    if not len(distilled.scores(found.score)):
+        return []
     if found.reference is None:
-        return [*every, f"No finished job is as {found.one.name} but without distillation: its gain is not known."]
+        return [f"No finished job is as {found.one.name} but without distillation: its gain is not known."]
     alone = _of_compared(found.reference, found.score, found.difference)
     told = in_words(found.difference, found.digits) if found.same_data else OTHER_DATA
-    return [*every, f"Over the same chain without distillation ({alone}){whose}{_which(found.score)}: {told}."]
+    return [f"Over the same chain without distillation ({alone}){whose}{_which(found.score)}: {told}."]
 
 
 def _over_teacher(best: Configuration, score: str) -> list[str]:
     teacher = best.teacher
-    if teacher is None or not len(best.scores(score, teacher)):
+    if teacher is None or not len(best.scores(score, teacher)) or not len(best.scores(score)):
         return []
     found = difference_of(best, best, score, other_role=teacher)
-    digits = digits_of(score)
-    return [
-        f"Over its teacher ({_of_compared(best, score, found, teacher)}){_which(score)}: {in_words(found, digits)}."
-    ]
+    whose = f"its {teacher}" if best.distilled else f"the chain's {teacher}, which did not teach it"
+    beside = f"({_of_compared(best, score, found, teacher)}){_which(score)}"
+    return [f"Over {whose} {beside}: {in_words(found, digits_of(score))}."]
 
 
 def _of_compared(other: Configuration, score: str, found: Difference | None, role: str | None = None) -> str:

@@ -1,5 +1,6 @@
 """The drawings of a sweep's page: curves, a heat map, gains with intervals, what students reach for what they cost."""
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,17 @@ from kdx.report.budget import COSTS, budget_of
 from kdx.report.gains import NAMES, ON_TEST, Comparison
 from kdx.report.plots import curves, front, heat_map, intervals
 from kdx.report.sweep_csv import jobs_of
-from kdx.results import Configuration, as_text, grid, keys_of, read_csv, selection_of, swept_keys
+from kdx.results import (
+    Configuration,
+    as_text,
+    grid,
+    keys_of,
+    override_keys,
+    read_csv,
+    same_data,
+    selection_of,
+    swept_keys,
+)
 from kdx.results.frame import SEED
 from kdx.results.logs import log_of_last_stage
 
@@ -101,14 +112,20 @@ def _points_of(run: dict[str, Any], column: str) -> list[tuple[float, float]]:
     """One column of the log by epoch of a job's last stage, also of one that it still trains; none without a log."""
     delivered = run["delivered"]
     log = log_of_last_stage(Path(run["folder"]), delivered and Path(run[f"{delivered}_checkpoint"]))
-    return [(row["epoch"], row[column]) for row in (read_csv(log) if log else []) if column in row]
+    try:
+        rows = read_csv(log) if log else []
+    except KdxError as error:
+        logging.getLogger(__name__).warning("%s: drawn without its curve", error)
+        return []
+    return [(row["epoch"], row[column]) for row in rows if column in row]
 
 
 def _heat_map(
     frame: "pd.DataFrame", groups: Sequence[Configuration], rows_key: str | None, columns_key: str | None
 ) -> str | None:
     """Mean of what chooses on validation over two swept keys; the mean over all others."""
-    keys = keys_of(groups)
+    known = override_keys(frame)
+    keys = [key for key in keys_of(groups) if key in known]  # the data's hash and a sweep's name are none
     for requested in (rows_key, columns_key):
         if requested is not None and requested not in keys:
             raise KdxError(f"{requested}: not swept here; choose two of {', '.join(keys)}")
@@ -120,6 +137,9 @@ def _heat_map(
     first, second = chosen
     if first is None or second is None:
         return None
+    of_data = any(key.startswith("dataset") for key in (first, second))
+    if not of_data and not all(same_data(groups[0], group) for group in groups):
+        return None  # a cell would be a mean over data sets
     select, column = selection_of(groups)
     table = grid(frame, first, second, column)
     if not table.size:

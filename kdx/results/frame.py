@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SEED = "seed"
 FINISHED = "finished"
-UNREADABLE = "unreadable"
+UNREADABLE, MISSING = "unreadable", "missing"
 SKIPPED = ("checkpoints", "logs", "visualizations", "tensorboard", "wandb", "export", "index", "mlruns", "shared")
 FIRST, LAST = ("folder", "status", "dataset", "data_hash"), ("reason", "worker")
 COLUMNS = (*FIRST, SEED, "delivered", "seconds", *LAST)  # the others are overrides or a role's
@@ -38,7 +38,8 @@ SCORE_COLUMNS = (
 )
 COST_COLUMNS = ("parameters", "multiply_adds", "file_mb", "latency_ms")
 STAGE_COLUMNS = (
-    *("network", "stem", "status", "fingerprint", "guide", "epoch", "seconds", "selected_by"),
+    *("network", "stem", "status", "fingerprint", "guide", "taught_by"),
+    *("epoch", "seconds", "selected_by"),
     *SCORE_COLUMNS,
     *COST_COLUMNS,
     *("test_images", "several_labels", "checkpoint"),
@@ -166,13 +167,20 @@ def _row(folder: Path, listed: SweepJob | None) -> dict[str, Any]:
     except KdxError as error:
         run = Run(status=UNREADABLE, error=str(error))
     job = listed or SweepJob(overrides=run.overrides)
-    overrides = typed_overrides(job.overrides or run.overrides)
+    recorded = typed_overrides(run.overrides)
+    overrides = typed_overrides(job.overrides) or recorded
+    overrides |= {key: recorded.get(key, value) for key, value in overrides.items() if "${" in str(value)}
     data = [origin for origin in run.lineage if origin.what == "data"]
     row: dict[str, Any] = {"dataset": None, SEED: run.seed}
     row |= {key: value for key, value in overrides.items() if key not in COLUMNS or key in row}
-    row |= {"dataset": data[0].name, "data_hash": data[0].hash} if data else {}
+    row |= {SEED: run.seed} if run.seed is not None else {}
+    row |= {"data_hash": data[0].hash} if data else {}
+    if data and ("dataset" not in overrides or "dataset.name" in overrides):  # else two options may share a name
+        row["dataset"] = data[0].name
     row |= {"folder": str(folder), "reason": job.reason or run.error, "worker": job.worker}
     row["status"] = run.status if job.state == OPEN or run.status == UNREADABLE else job.state
+    if row["status"] == FINISHED and run.status == OPEN:
+        row |= {"status": MISSING, "reason": f"{SUMMARY} is missing"}
     if run.status == UNREADABLE:
         row["reason"] = run.error
     row["delivered"] = run.delivered if row["status"] == FINISHED else None
@@ -185,10 +193,16 @@ def _row(folder: Path, listed: SweepJob | None) -> dict[str, Any]:
 def _stage_values(folder: Path, stage: Stage) -> dict[str, Any]:
     """The values of STAGE_COLUMNS."""
     calibration = stage.test.get("calibration")
-    guides = [stage.guide] if isinstance(stage.guide, str) else stage.guide
     validation, test = stage.validation, stage.test
     values = (
-        *(stage.network, stage.stem, stage.status, stage.fingerprint, "+".join(guides) if guides else None),
+        *(
+            stage.network,
+            stage.stem,
+            stage.status,
+            stage.fingerprint,
+            _joined(stage.guide),
+            _joined(stage.guide_fingerprint),
+        ),
         *(stage.epoch, stage.seconds, stage.selected_by, stage.selected),
         *(validation.get("accuracy"), validation.get("f1_score"), validation.get("auc"), validation.get("loss")),
         *(test.get("accuracy"), test.get("f1_score"), test.get("auc")),
@@ -198,6 +212,10 @@ def _stage_values(folder: Path, stage: Stage) -> dict[str, Any]:
         os.path.normpath(folder / stage.checkpoint),
     )
     return dict(zip(STAGE_COLUMNS, values, strict=True))
+
+
+def _joined(names: str | Sequence[str] | None) -> str | None:
+    return names if isinstance(names, str) else "+".join(names or ()) or None
 
 
 def _in_one_order(chains: Iterable[Sequence[str]]) -> list[str]:

@@ -1,7 +1,9 @@
 """Runs that differ in their seed only, put together: configurations, what compares them, grids over two keys."""
 
 import math
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,10 +25,11 @@ from kdx.results.overrides import as_text
 if TYPE_CHECKING:
     import pandas as pd
 
-NONE = "none"
+DATA_HASH, SWEEP_NAME = "data_hash", "sweep"  # values that are no overrides, see `grouped`
 GRID_VALUES = (*SCORE_COLUMNS, *COST_COLUMNS, "epoch", "seconds")  # what `grid` can show
 CHANGES_NOTHING = re.compile(  # where a run and what it keeps lies, what is told of it, what only costs time
-    r"output_dir|data_dir|dataset\.cache_dir|resume|report|logger|log_interval|num_workers|"
+    r"output_dir|data_dir|dataset\.(cache|cache_dir|in_memory_gb)|download|resume|report|logger|log_interval|"
+    r"save_interval|checkpoint_every_steps|num_workers|plan|visualize\..+|stage\.missing|"
     r"(stage\.[^.]+\.)?kd\.cache_logits|(hydra|search)\..+"
 )
 METHOD_NUMBERS = re.compile(r"(stage\.[^.]+\.)?kd\..+")
@@ -100,9 +103,9 @@ class Configuration:
     @property
     def teacher(self) -> str | None:
         """The role that its delivered stages are measured against, see `first_teacher`; None where there is none."""
-        run = self.runs.iloc[0].to_dict()
-        guides = {role: as_text(run.get(f"{role}_guide")).split("+") for role in self.roles}
-        return first_teacher(guides, str(run["delivered"]))
+        known = {role: self.runs[self.runs[f"{role}_fingerprint"].notna()].iloc[0] for role in self.roles}
+        guides = {role: as_text(run[f"{role}_guide"]).split("+") for role, run in known.items()}
+        return first_teacher(guides, str(self.runs["delivered"].iloc[0]))
 
     def mean(self, name: str) -> float:
         """The mean of a score of the delivered stages; NaN where there is none."""
@@ -170,9 +173,12 @@ def rank_of(groups: Sequence[Configuration]) -> Callable[[Configuration], float]
     return rank
 
 
-def best_of(groups: Sequence[Configuration]) -> Configuration:
-    """The one with the best mean of what selects, on validation: the test split has no say."""
-    return max(groups, key=rank_of(groups))
+def best_of(some: Sequence[Configuration], among: Sequence[Configuration] | None = None) -> Configuration:
+    """The one with the best mean of what selects, on validation: the test split has no say.
+
+    `among` are all configurations that are compared, which say what selects; None: these.
+    """
+    return max(some, key=rank_of(some if among is None else among))
 
 
 def is_of_distillation(key: str) -> bool:
@@ -189,21 +195,26 @@ def grouped(frame: "pd.DataFrame") -> list[Configuration]:
     """The finished runs, those that differ in their seed only put together.
 
     Without distillation the values of kd mean nothing: such runs are one configuration, unless one seed's differ, as
-    those that start from a distilled stage do. Where one seed ran on other data under the same name, `data_hash` is
-    among the values.
+    those that start from a distilled stage do. What else the command lines do not tell is among the values where runs
+    differ in it: `data_hash`, of data that changed under one name, and `sweep`, of folders with other settings or code.
+    A run that needed no teacher has the ones of its record from the runs beside it.
     """
     keys = [key for key in swept_keys(frame) if key != SEED and decides(key)]
-    finished = frame[(frame["status"] == FINISHED) & frame["delivered"].notna()]
+    finished = _with_teachers(frame[(frame["status"] == FINISHED) & frame["delivered"].notna()], frame)
     runs = finished.to_dict("records")
     full = [{key: run[key] for key in keys} for run in runs]
     brief = [
         own if _distilled(run) else {key: own[key] for key in own if not METHOD_NUMBERS.fullmatch(key)}
         for own, run in zip(full, runs, strict=True)
     ]
-    unlike = _unlike(brief, runs, [run.get(f"{run['delivered']}_fingerprint") for run in runs])
+    stages = [run.get(f"{run['delivered']}_fingerprint") for run in runs]
+    unlike = _unlike(brief, runs, stages)
     values = [long if _text_of(short) in unlike else short for long, short in zip(full, brief, strict=True)]
-    if _unlike(values, runs, [run["data_hash"] for run in runs]):
-        values = [{**own, "data_hash": as_text(run["data_hash"])[:12]} for own, run in zip(values, runs, strict=True)]
+    if _other_data(values, runs):
+        values = [{**own, DATA_HASH: as_text(run["data_hash"])[:12]} for own, run in zip(values, runs, strict=True)]
+    sweeps = _sweeps_of(runs)
+    if len({*sweeps}) > 1 and _unlike(values, runs, stages):
+        values = [{**own, SWEEP_NAME: sweep} for own, sweep in zip(values, sweeps, strict=True)]
     groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for position, own in enumerate(values):
         groups.setdefault(_text_of(own), []).append(position)
@@ -222,6 +233,47 @@ def _unlike(
     for own, run, fact in zip(values, runs, facts, strict=True):
         known.setdefault((_text_of(own), as_text(run[SEED])), set()).add(as_text(fact))
     return {name for (name, _), found in known.items() if len(found) > 1}
+
+
+def _other_data(values: Sequence[dict[str, Any]], runs: Sequence[Mapping[Any, Any]]) -> bool:
+    """Whether a configuration ran on several data for another reason than its seeds: each may have data of its own."""
+    hashes = [as_text(run["data_hash"]) for run in runs]
+    if _unlike(values, runs, hashes):
+        return True
+    seeds: dict[tuple[Any, str], set[str]] = {}
+    for own, run, hash_ in zip(values, runs, hashes, strict=True):
+        seeds.setdefault((_text_of(own), hash_), set()).add(as_text(run[SEED]))
+    several = Counter(name for name, hash_ in seeds if hash_)
+    return any(several[name] > 1 and len(found) > 1 for (name, hash_), found in seeds.items() if hash_)
+
+
+def _sweeps_of(runs: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """The folder that holds each run, as told from what all folders have in common."""
+    folders = [os.path.dirname(os.path.abspath(run["folder"])) for run in runs]
+    common = os.path.commonpath(folders) if folders else ""
+    return [os.path.relpath(folder, common) for folder in folders]
+
+
+def _with_teachers(finished: "pd.DataFrame", frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Runs with the stages that taught theirs, as far as any run of the frame records these: by their fingerprints.
+
+    A run whose stages were reused needs no teacher of them and records none.
+    """
+    finished, roles = finished.reset_index(drop=True), roles_of(frame)
+    known: dict[tuple[str, str], dict[Any, Any]] = {}
+    for run in frame.to_dict("records"):
+        for role in roles:
+            known.setdefault((role, as_text(run[f"{role}_fingerprint"])), run)
+    for row, run in enumerate(finished.to_dict("records")):
+        for role in reversed(roles):  # students first: an assistant that is found names its teacher
+            guides, prints = (as_text(run.get(f"{role}_{name}")).split("+") for name in ("guide", "taught_by"))
+            for guide, fingerprint in zip(guides, prints, strict=False):  # old records have no fingerprints
+                other = known.get((guide, fingerprint)) if fingerprint else None
+                if other is None or as_text(run[f"{guide}_fingerprint"]):
+                    continue
+                for column in (f"{guide}_{name}" for name in STAGE_COLUMNS):
+                    run[column] = finished.at[row, column] = other[column]
+    return finished
 
 
 def keys_of(groups: Iterable[Configuration]) -> list[str]:
@@ -274,15 +326,9 @@ def grid(frame: "pd.DataFrame", rows: str, columns: str, value: str = "val_accur
     return shaped.loc[sorted(shaped.index, key=_as_number), sorted(shaped.columns, key=_as_number)]
 
 
-def _method(run: Mapping[Any, Any]) -> str:
-    """The method of the delivered stage as the command line names it; "" where it names none."""
-    own = as_text(run.get(f"stage.{run['delivered']}.kd"))
-    return own if own not in ("", "null") else as_text(run.get("kd"))
-
-
 def _distilled(run: Mapping[Any, Any]) -> bool:
-    """Whether a run's delivered stage had a teacher: no method of the command line says so where there is no guide."""
-    return _method(run) != NONE and bool(as_text(run.get(f"{run['delivered']}_guide")))
+    """Whether a run's delivered stage had a teacher: its record knows, the command line may leave the method out."""
+    return bool(as_text(run.get(f"{run['delivered']}_guide")))
 
 
 def _as_number(value: Any) -> tuple[bool, float, str]:

@@ -1,44 +1,46 @@
 """Whether two configurations were tested on the same data: no difference of scores means anything without that."""
 
+import re
+
 from kdx.results.frame import SEED
 from kdx.results.groups import Configuration
 from kdx.results.overrides import as_text
 
+OF_PIXELS = {"dataset.size", "dataset.white"}  # give the same images other pixels
+OF_IMAGES = re.compile(r"dataset\.(path|source(\..+)?)")  # say which images
+
 
 def same_data(one: Configuration, other: Configuration) -> bool:
-    """Whether both have the data set of one name and, as far as they share seeds, with the same contents.
+    """Whether both were tested on data with the same contents, as far as they share seeds, whatever its name is.
 
-    Contents may differ where a key of `dataset` does, such as the images' size. What no record tells counts as equal.
+    Contents may differ where a key gives the same images other pixels. What no record tells counts as equal; the
+    names must be then.
     """
-    if not _meet(_all(one, "dataset"), _all(other, "dataset")):
-        return False
-    if _keys_of_data(one) != _keys_of_data(other):
-        return True
     ours, theirs = _hashes(one), _hashes(other)
-    shared = ours.keys() & theirs.keys()
-    if not shared:
-        return _meet(_all(one, "data_hash"), _all(other, "data_hash"))
-    return all(_meet(ours[seed], theirs[seed]) for seed in shared)
-
-
-def _meet(ours: set[str], theirs: set[str]) -> bool:
-    return not ours or not theirs or bool(ours & theirs)
-
-
-def _all(group: Configuration, column: str) -> set[str]:
-    return {text for text in map(as_text, group.runs[column]) if text}
+    pairs = [(ours[seed], theirs[seed]) for seed in ours.keys() & theirs.keys()]
+    if not pairs and ours and theirs:
+        pairs = [(set().union(*ours.values()), set().union(*theirs.values()))]
+    if pairs and all(one & other for one, other in pairs):
+        return True
+    names = [{text for text in map(as_text, group.runs["dataset"]) if text} for group in (one, other)]
+    alike = not all(names) or bool(names[0] & names[1])
+    return alike and (not pairs or _only_pixels_differ(one, other))
 
 
 def _hashes(group: Configuration) -> dict[str, set[str]]:
-    """The hashes of the data with which each seed ran."""
+    """The hashes of the data with which each seed ran, as far as they are known."""
     found: dict[str, set[str]] = {}
     for run in group.runs.to_dict("records"):
-        found.setdefault(as_text(run[SEED]), set()).update(filter(None, [as_text(run["data_hash"])]))
+        if as_text(run["data_hash"]):
+            found.setdefault(as_text(run[SEED]), set()).add(as_text(run["data_hash"]))
     return found
 
 
-def _keys_of_data(group: Configuration) -> dict[str, str]:
-    run = group.runs.iloc[0].to_dict()
-    return {
-        str(key): as_text(value) for key, value in run.items() if str(key).startswith("dataset.") and as_text(value)
-    }
+def _only_pixels_differ(one: Configuration, other: Configuration) -> bool:
+    """Whether the overrides of the data tell why its contents differ."""
+    ours, theirs = (
+        {str(key): as_text(value) for key, value in group.runs.iloc[0].items() if str(key).startswith("dataset.")}
+        for group in (one, other)
+    )
+    differing = {key for key in ours | theirs if ours.get(key, "") != theirs.get(key, "")}
+    return bool(differing & OF_PIXELS) and not any(OF_IMAGES.fullmatch(key) for key in differing)

@@ -1,0 +1,200 @@
+"""Which runs are one configuration, which were distilled, by whom, and on which data: what a report compares."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdx.chain.chain import run_chain
+from kdx.report.budget import budget_of, recommendation
+from kdx.report.gains import compare, gains
+from kdx.report.sweep import write_report
+from kdx.results import configurations, grid, grouped, load, load_sweep, read_run
+from tests.conftest import settings_of
+from tests.test_report import stage, write_job
+
+
+def change(folder: Path, role: str | None = None, **facts: Any) -> None:
+    """Other facts in a run's record, or in that of a stage."""
+    path = folder / "summary.json"
+    told = json.loads(path.read_text())
+    (told if role is None else told.setdefault(role, {})).update(facts)
+    path.write_text(json.dumps(told))
+
+
+def drop(folder: Path, role: str) -> None:
+    path = folder / "summary.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != role}))
+
+
+def test_who_was_taught_is_no_baseline_whatever_the_command_line_says(tmp_path: Path) -> None:
+    """An experiment may give the student a method of its own, and `kd=none` means the others then."""
+    for number, (kd, seed) in enumerate((kd, seed) for kd in ("none", "dkd") for seed in (0, 1)):
+        write_job(tmp_path, number, [f"kd={kd}", f"seed={seed}"], 90, 80 + number)
+        change(tmp_path / str(number), "student", guide="teacher", guide_fingerprint="t", fingerprint=f"s{number}")
+    assert [group.distilled for group in grouped(load_sweep(tmp_path))] == [True, True]
+    text = write_report(tmp_path)
+    assert "whether distillation helps cannot be told" in text and "Gain over no distillation" not in text
+    assert "gain" not in {*gains(load(tmp_path)).query("shown == True")}
+
+
+def test_a_stage_from_a_file_that_had_no_teacher_has_none_in_the_record(tmp_path: Path) -> None:
+    common = [f"output_dir={tmp_path / 'outputs'}", "epochs=1", "report=false"]
+    run_chain(settings_of(*common, "stage.deliver=student", "kd=none"), tmp_path / "alone")
+    best = tmp_path / "alone" / read_run(tmp_path / "alone").stages["student"].checkpoint
+    loaded = [f"stage.student.checkpoint='{best}'", "stage.deliver=student", "stage.student.guide=teacher", "kd=hinton"]
+    run_chain(settings_of(*common, *loaded), tmp_path / "loaded")
+    student = read_run(tmp_path / "loaded").stages["student"]
+    assert student.status == "loaded" and student.guide is None
+
+
+def chain_of_three(folder: Path) -> Path:
+    """Two students under an assistant; only the first job's seed 1 had to train, and so records, the teacher."""
+    told = {"guide": "assistant", "checkpoint_mb": 1.0}
+    for number, (network, seed) in enumerate((network, seed) for network in ("small", "large") for seed in (0, 1)):
+        job = folder / str(number)
+        write_job(folder, number, [f"model.student={network}", f"seed={seed}"], 80 + number, 80 + number)
+        change(job, "student", network=network, parameters=10 + number, guide_fingerprint=f"a{seed}", **told)
+        assistant = stage("assistant", 81, 81, f"a{seed}") | {"guide": "teacher", "guide_fingerprint": f"t{seed}"}
+        record = json.loads((job / "summary.json").read_text())
+        teacher, student = (record.pop(role) for role in ("teacher", "student"))
+        above = {"teacher": teacher | {"fingerprint": "t1", "network": "huge"}} if number == 1 else {}
+        record |= {**above, "assistant": assistant, "student": student}
+        record["plan"] = [{"role": role, "action": "reuse"} for role in (*above, "assistant", "student")]
+        (job / "summary.json").write_text(json.dumps(record))
+    networks = [
+        {"network": name, "fingerprints": prints, "efficiency": {"parameters": 10, "multiply_adds": 9, "cpu": TIMING}}
+        for name, prints in (("small", ["s0", "s1"]), ("large", ["s2", "s3"]), ("huge", ["t1"]))
+    ]
+    (folder / "costs.json").write_text(json.dumps({"networks": networks}))
+    return folder
+
+
+TIMING = dict.fromkeys(
+    ("latency_ms_batch_1", "images_per_s_batch_1", "latency_ms_batch_64", "images_per_s_batch_64", "peak_memory_mb"), 1.0
+)  # fmt: skip
+
+
+def test_the_teacher_is_the_one_that_any_job_of_the_sweep_records(tmp_path: Path) -> None:
+    groups = grouped(load_sweep(chain_of_three(tmp_path)))
+    assert [group.teacher for group in groups] == ["teacher", "teacher"]
+    assert [len(group.stages("teacher")) for group in groups] == [1, 1]  # seed 0's is nowhere
+    budget = budget_of(groups)
+    assert budget is not None and budget.teacher is not None
+    assert (budget.teacher.role, budget.teacher.network, budget.teacher.validation) == ("teacher", "huge", 95)
+    assert "nearest is large: 83.00 against 95.00" in recommendation(budget)  # of the seed that both have
+    text = write_report(tmp_path)
+    assert "Over its teacher (94.00 (n=1)): -11.00 (n=1)" in text
+
+
+def test_an_assistant_whose_teacher_nobody_records_is_called_an_assistant(tmp_path: Path) -> None:
+    drop(chain_of_three(tmp_path) / "1", "teacher")
+    text = write_report(tmp_path)
+    assert "Over its assistant (81.00 ± 0.00 (n=2)): +1.50" in text and "the teacher" not in text
+    assert "The smallest student within 1 point of the assistant's validation accuracy: small" in text
+
+
+def test_two_options_of_one_recorded_name_are_two_data_sets(tmp_path: Path) -> None:
+    """Options of a user's own for folders of pictures are all recorded as `imagefolder`."""
+    number = 0
+    for name, seeds in (("cats", (0, 1)), ("birds", (2, 3))):
+        for rate in (0.1, 0.2):
+            for seed in seeds:
+                words = [f"dataset={name}", f"optimizer.lr={rate}", f"seed={seed}"]
+                write_job(tmp_path, number, words, 90, 80 + number, data=f"imagefolder {name}")
+                number += 1
+    frame = load_sweep(tmp_path)
+    assert frame["dataset"].tolist() == ["cats"] * 4 + ["birds"] * 4
+    assert [group.name for group in grouped(frame)] == [
+        *(f"dataset={name} optimizer.lr={rate}" for name in ("cats", "birds") for rate in (0.1, 0.2))
+    ]
+    text = write_report(tmp_path)
+    assert "Runs on cats, birds: nothing is best among different data sets" in text
+    assert "Best on validation" not in text and "Stages of the best" not in text
+    assert list(grid(frame, "dataset", "optimizer.lr").index) == ["birds", "cats"]
+
+
+@pytest.mark.parametrize(
+    ("key", "one", "other", "compared"),
+    [
+        ("dataset.size", "32", "64", True),  # the same images
+        ("dataset.white", "255", "4095", True),
+        ("dataset.path", "cats", "birds", False),
+        ("dataset.source.split", "1", "2", False),
+        ("dataset.augment", "crop", "flip", False),  # the contents changed, whatever the reason
+    ],
+)
+def test_contents_may_differ_by_pixels_only(tmp_path: Path, key: str, one: str, other: str, compared: bool) -> None:
+    for number, (value, seed) in enumerate((value, seed) for value in (one, other) for seed in (0, 1)):
+        write_job(tmp_path, number, [f"{key}={value}", f"seed={seed}"], 90, 80 + number**2, data=f"own {value}")
+    (comparison,) = compare(grouped(load_sweep(tmp_path)))
+    assert (comparison.difference is not None) == compared
+    assert ("Runs on several contents of own: nothing is best" in write_report(tmp_path)) != compared
+
+
+def test_sweeps_with_other_settings_under_equal_command_lines_are_not_pooled(tmp_path: Path) -> None:
+    for name, seeds, gain in (("one", (0, 1), 0), ("two", (0, 1, 2), 5)):
+        for seed in seeds:
+            write_job(tmp_path / name, seed, ["kd=none", f"seed={seed}"], 80, 80 + seed)
+            write_job(tmp_path / name, seed + 3, ["kd=dkd", f"seed={seed}"], 82, 82 + gain + seed)
+            change(tmp_path / name / str(seed + 3), "student", fingerprint=f"{name}{seed}")  # the experiment was edited
+    table = configurations(load(tmp_path / "one", tmp_path / "two")).set_index(["kd", "sweep"])
+    assert table["n"].to_dict() == {("dkd", "two"): 3, ("dkd", "one"): 2, ("none", "one"): 2, ("none", "two"): 3}
+    found = gains(load(tmp_path)).set_index("sweep")
+    assert found["against"].to_dict() == {"one": "kd=none sweep=one", "two": "kd=none sweep=two"}
+    same = configurations(load(tmp_path / "one", tmp_path / "one"))
+    assert same["n"].tolist() == [2, 2] and "sweep" not in same
+
+
+def test_data_that_changed_between_two_sweeps_of_other_seeds_are_not_pooled(tmp_path: Path) -> None:
+    for name, first in (("one", 0), ("two", 2)):
+        for seed in (first, first + 1):
+            write_job(tmp_path / name, seed, ["kd=dkd", f"seed={seed}"], 90, 90 + seed, data=f"own {name}")
+    both = grouped(load(tmp_path / "one", tmp_path / "two"))
+    assert [(group.values["data_hash"], len(group.runs)) for group in both] == [("one", 2), ("two", 2)]
+
+
+def test_the_seed_and_what_a_variable_gave_are_those_of_the_record(tmp_path: Path) -> None:
+    """A job array starts one command under many values of an environment variable."""
+    for number, (rate, seed) in enumerate((rate, seed) for rate in (0.1, 0.2) for seed in (0, 1)):
+        write_job(tmp_path, number, ["seed=${oc.env:S}", f"optimizer.lr={rate}"], 90, 80 + number)
+        change(tmp_path / str(number), seed=seed)
+    jobs = {
+        str(n): {"overrides": ["seed=${oc.env:S}", "optimizer.lr=${oc.env:LR}"], "state": "finished"} for n in range(4)
+    }
+    (tmp_path / "sweep.json").write_text(json.dumps({"jobs": jobs}))
+    frame = load(tmp_path)
+    assert frame["seed"].tolist() == [0, 1, 0, 1] and frame["optimizer.lr"].tolist() == [0.1, 0.1, 0.2, 0.2]
+    (row,) = gains(frame).to_dict("records")
+    assert (row["n"], row["paired"]) == (2, True)
+
+
+def test_a_job_whose_folder_is_gone_is_missing(tmp_path: Path) -> None:
+    write_job(tmp_path, 0, ["seed=0"], 90, 80)
+    jobs = {str(n): {"overrides": [f"seed={n}"], "folder": str(n), "state": "finished"} for n in (0, 1)}
+    (tmp_path / "sweep.json").write_text(json.dumps({"jobs": jobs}))
+    assert load(tmp_path)["status"].tolist() == ["finished", "missing"]
+    text = write_report(tmp_path)
+    assert "1 of 2 jobs finished" in text and "missing  summary.json is missing" in text
+
+
+def test_one_measure_ranks_all_that_a_page_names(tmp_path: Path) -> None:
+    """The losses under two methods are not one quantity, so accuracy ranks, also among those of one method."""
+    for number, (rate, val, loss) in enumerate(((1, 90, 0.9), (2, 85, 0.1))):
+        write_job(tmp_path, number, ["kd=hinton", f"optimizer.lr={rate}"], val, val)
+        change(tmp_path / str(number), "student", selected_by="loss", validation={"accuracy": val, "loss": loss})
+    write_job(tmp_path, 2, ["kd=none", "optimizer.lr=1"], 80, 80)
+    change(tmp_path / "2", "student", selected_by="loss", validation={"accuracy": 80, "loss": 0.5})
+    text = write_report(tmp_path)
+    assert "By accuracy: the losses under different kd are not one quantity" in text
+    assert "Over the same chain without distillation (80.00 (n=1)): +10.00 (n=1)" in text
+
+
+def test_sentences_say_who_taught_whom_and_what_is_unpaired(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_job(tmp_path, seed, ["kd=none", f"seed={seed}"], 95, 80 + seed)
+        write_job(tmp_path, seed + 2, ["kd=dkd", f"seed={seed + 2}"], 90, 82 + seed)
+    text = write_report(tmp_path)
+    assert "Over the chain's teacher, which did not teach it (94.00 (n=1)): -13.50" in text
+    assert "2, unpaired" in text
