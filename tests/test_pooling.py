@@ -198,3 +198,13 @@ def test_sentences_say_who_taught_whom_and_what_is_unpaired(tmp_path: Path) -> N
     text = write_report(tmp_path)
     assert "Over the chain's teacher, which did not teach it (94.00 (n=1)): -13.50" in text
     assert "2, unpaired" in text
+
+
+def test_runs_are_found_in_folders_of_any_name_but_not_twice(tmp_path: Path) -> None:
+    for name in ("shared", "export", "logs", "index"):
+        write_job(tmp_path / name / "student", 0, ["seed=0"], 90, 80)
+    assert len(load(tmp_path)) == 4
+    write_job(tmp_path / "sweep", 0, ["seed=0"], 90, 80)
+    write_job(tmp_path / "sweep" / "shared", 1, ["seed=0"], 90, 80)  # a stage that its jobs have
+    write_job(tmp_path / "sweep" / "0" / "logs", 1, ["seed=0"], 90, 80)
+    assert len(load(tmp_path / "sweep")) == 1

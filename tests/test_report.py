@@ -14,7 +14,8 @@ import pytest
 from kdx.errors import KdxError
 from kdx.report.__main__ import main
 from kdx.report.html import REPORT, table
-from kdx.report.run import conclusions
+from kdx.report.plots import front, intervals
+from kdx.report.run import conclusions, write_run_report
 from kdx.report.sweep import write_report
 from kdx.report.sweep_pictures import brief_names
 from kdx.results import configurations, grouped, load_sweep, read_run, swept_keys
@@ -267,6 +268,37 @@ def test_page_opens_sorts_and_filters_in_a_browser(
     hidden = re.findall(r'<tr hidden=""><td><a href="[0-9]/">(.*?)</a>', shown)
     assert sorted(hidden) == ["2", "3", "4", "5", "6"] and first_column(shown) == ["6", "5", "4", "3", "2", "1", "0"]
     assert by_temperature[-1] == "6" and set(by_temperature[:3]) == {"0", "1", "4"}  # 2 < 10 < 20 as numbers
+    cut_off = browse(sweep / "report.html", "#sort=jobs,0,down;x=%;jobs=%22no such words%22")
+    assert first_column(cut_off) == ["6", "5", "4", "3", "2", "1", "0"] and cut_off.count('<tr hidden="">') == 7
+
+
+def test_different_names_stay_different_however_long(tmp_path: Path) -> None:
+    ends = ("small.stage.student.labelled=0.1", "large.stage.student.labelled=0.1")
+    names = [f"kd=dkd model.student=my_package.networks:{end}" for end in ends]
+    drawn = intervals([(name, 1.0, 0.5, 1.5, True) for name in names], "x")
+    assert all(end.split(".")[0] in drawn for end in ends)
+    assert "…" in intervals([(names[0], 1.0, 0.5, 1.5, True), ("kd=none", 1.0, 0.5, 1.5, True)], "x")
+
+
+def test_labels_of_a_logarithmic_axis_stand_inside_of_it() -> None:
+    points = [(name, cost, 90.0, False) for name, cost in (("least", 1.0), ("third", 30.0), ("most", 100.0))]
+    anchors = re.findall(r"text-anchor: (\w+)[^>]*>(least|third|most)<", front(points, ("cost", "accuracy")))
+    assert anchors == [("start", "least"), ("end", "third"), ("end", "most")]
+
+
+def test_the_page_of_a_run_that_failed_says_so_first(tmp_path: Path) -> None:
+    write_job(tmp_path, 0, ["seed=0"], 90, 80, "failed")
+    told = write_run_report(tmp_path / "0")
+    said = "This run is not finished: failed, student: loss is nan in epoch 2, step 3."
+    assert told.startswith(said) and said in (tmp_path / "0" / REPORT).read_text()
+
+
+def test_a_damaged_log_of_one_job_costs_the_sweep_its_curve_only(tmp_path: Path, caplog) -> None:
+    for number in (0, 1):
+        write_job(tmp_path, number, [f"seed={number}"], 90, 80)
+    (log,) = (tmp_path / "1" / "student" / "logs").glob("*.csv")
+    log.write_text("epoch,val_accuracy\n1,\x00")
+    assert "2 of 2 jobs finished" in write_report(tmp_path) and "drawn without its curve" in caplog.text
 
 
 def test_a_running_sweep_writes_its_page_and_those_of_its_jobs_again(

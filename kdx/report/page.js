@@ -1,5 +1,8 @@
+function decoded(text) {  // an address that was cut off is no reason to do nothing
+  try { return decodeURIComponent(text); } catch { return text; }
+}
 const state = new Map(location.hash.slice(1).split(';').filter(Boolean).map(
-  part => [part.split('=')[0], decodeURIComponent(part.slice(part.indexOf('=') + 1))]));
+  part => [part.split('=')[0], decoded(part.slice(part.indexOf('=') + 1))]));
 function keep(name, value) {  // in the address: a link to what is shown, and a page that reloads itself shows it again
   if (value) state.set(name, value); else state.delete(name);
   const hash = [...state].map(([name, value]) => name + '=' + encodeURIComponent(value)).join(';');
@@ -18,9 +21,10 @@ function sortTable(head, descending) {
   for (const other of table.tHead.rows[0].cells) other.removeAttribute('aria-sort');
   head.setAttribute('aria-sort', descending ? 'descending' : 'ascending');
 }
-function filterTable(table, text) {  // words; key=value is the whole cell of that column, all else a part of any cell
+// Words, or "several words"; key=value is the whole cell of that column, all else a part of any cell.
+function filterTable(table, text) {
   const names = [...table.tHead.rows[0].cells].map(cell => cell.textContent);
-  const words = text.split(/\s+/).filter(Boolean);
+  const words = (text.match(/("[^"]*"?|[^\s"])+/g) ?? []).map(word => word.replaceAll('"', ''));
   for (const row of table.tBodies[0].rows) {
     const cells = [...row.cells].map(cell => cell.textContent);
     row.hidden = !words.every(word => {
@@ -47,6 +51,8 @@ for (const input of document.querySelectorAll('.filter')) {
 }
 for (const figure of document.querySelectorAll('figure')) {
   figure.tabIndex = 0;
+  const box = figure.querySelector('svg')?.viewBox.baseVal;
+  figure.classList.toggle('tall', !!box && box.height > box.width);
   const zoom = () => figure.classList.toggle('zoomed');
   figure.addEventListener('click', zoom);
   figure.addEventListener('keydown', event => {

@@ -1,6 +1,7 @@
 """Figures as SVG text that stands in a page, drawn without a display."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def heat_map(
                 colour = "black" if table[y, x] > middle else "white"
                 axes.text(x, y, f"{table[y, x]:.{digits}f}", ha="center", va="center", color=colour)
     figure.colorbar(image)
-    return _svg(figure)
+    return _svg(figure).replace("<svg", '<svg class="colours"', 1)  # which a dark page must not turn round
 
 
 def curves(lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], x_name: str, y_name: str) -> str:
@@ -57,7 +58,7 @@ def curves(lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], x_name: s
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     if 1 < len(names) <= MOST_NAMES:
-        axes.legend(list(drawn.values()), list(map(plain_text, drawn)), fontsize=7)
+        axes.legend(list(drawn.values()), _told_apart(names), fontsize=7)
     return _svg(figure)
 
 
@@ -67,12 +68,14 @@ def front(points: Sequence[tuple[str, float, float, bool]], names: tuple[str, st
     figure, axes = _figure(4.8, 3.6)
     best = sorted((x, y) for _, x, y, of_front in points if of_front)
     axes.plot([x for x, _ in best], [y for _, y in best], color="#4477aa", linewidth=1, drawstyle="steps-post")
-    for name, x, y, of_front in points:
+    far = high > FAR * low > 0
+    middle = math.sqrt(low * high) if far else (low + high) / 2
+    for name, (_, x, y, of_front) in zip(_told_apart([name for name, *_ in points]), points, strict=True):
         axes.plot([x], [y], marker="o", color="#4477aa", markerfacecolor="#4477aa" if of_front else "white")
-        right = (x - low) * 2 > high - low
+        right = x > middle
         aside = {"xytext": (-5 if right else 5, 5), "ha": "right" if right else "left"}
-        axes.annotate(plain_text(name), (x, y), textcoords="offset points", fontsize=7, **aside)
-    if high > FAR * low > 0:
+        axes.annotate(name, (x, y), textcoords="offset points", fontsize=7, **aside)
+    if far:
         axes.set_xscale("log")
     axes.set(xlabel=names[0], ylabel=names[1])
     axes.margins(x=0.15, y=0.15)
@@ -87,7 +90,7 @@ def intervals(rows: Sequence[tuple[str, float, float, float, bool]], x_name: str
     for place, (_, middle, low, high, filled) in enumerate(rows):
         axes.plot([low, high], [place, place], color="#4477aa", linewidth=1.2)
         axes.plot([middle], [place], marker="o", color="#4477aa", markerfacecolor="#4477aa" if filled else "white")
-    axes.set_yticks(range(len(rows)), [plain_text(name) for name, *_ in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), _told_apart([name for name, *_ in rows]), fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
     axes.set_xlabel(x_name)
     axes.grid(alpha=0.3, axis="x")
@@ -111,12 +114,20 @@ def bars_and_line(
     return _svg(figure)
 
 
-def plain_text(text: str) -> str:
+def plain_text(text: str, longest: int = LONGEST_LABEL) -> str:
     """A label in which a dollar sign begins no formula, all can be drawn, and the middle of a long text is left out."""
     text = harmless(text)
-    if len(text) > LONGEST_LABEL:
-        text = text[: LONGEST_LABEL - 9] + "…" + text[-8:]
+    if len(text) > longest:
+        text = text[: longest - longest // 4 - 1] + "…" + text[-(longest // 4) :]
     return text.replace("$", r"\$")
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Labels, shortened only as far as different names stay different."""
+    longest = LONGEST_LABEL
+    while len({plain_text(name, longest) for name in names}) < len({*names}) and longest < max(map(len, names)):
+        longest += LONGEST_LABEL // 2
+    return [plain_text(name, longest) for name in names]
 
 
 def _colours(count: int) -> list[Any]:

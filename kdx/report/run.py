@@ -10,7 +10,7 @@ from kdx.report.html import REPORT
 from kdx.report.plots import bars_and_line, curves, heat_map
 from kdx.report.statistics import wilson
 from kdx.report.tables import STAGE_HEADER, aligned, stage_cells
-from kdx.results import Run, ScoresOnTest, Stage, read_log, read_run, read_stages
+from kdx.results import FINISHED, Run, ScoresOnTest, Stage, read_log, read_run, read_stages
 from kdx.results.groups import first_teacher
 from kdx.text import harmless
 
@@ -23,7 +23,7 @@ Stages = dict[str, Stage]
 def write_run_report(run_dir: Path) -> str:
     """Write report.html into a run's folder; the outcome in words for a terminal."""
     run, stages = read_run(run_dir), read_stages(run_dir)
-    lines = conclusions(stages)
+    lines = [*_unfinished(run), *conclusions(stages)]
     parts = [page.lead(line) for line in lines]
     rows = [stage_cells(role, stage) for role, stage in stages.items()]
     parts += [page.heading("Stages"), page.table("stages", STAGE_HEADER, rows)]
@@ -41,6 +41,13 @@ def write_run_report(run_dir: Path) -> str:
         lines += ["", aligned(*efficiency_table(measured))]
     lines += ["", f"report: {from_here(run_dir / REPORT)}"]
     return "\n".join(harmless(line, keep="\n") for line in lines)
+
+
+def _unfinished(run: Run) -> list[str]:
+    """That a run did not finish, and why: what its stages reach is not what it was started for."""
+    if run.status == FINISHED:
+        return []
+    return [f"This run is not finished: {run.status}{f', {run.error}' if run.error else ''}."]
 
 
 def conclusions(stages: Stages) -> list[str]:

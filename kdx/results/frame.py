@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 SEED = "seed"
 FINISHED = "finished"
 UNREADABLE, MISSING = "unreadable", "missing"
-SKIPPED = ("checkpoints", "logs", "visualizations", "tensorboard", "wandb", "export", "index", "mlruns", "shared")
+SKIPPED = ("checkpoints", "logs", "visualizations", "tensorboard", "wandb", "export")  # of a run's folder
+SHARED = "shared"  # a sweep's stages that several jobs have
 FIRST, LAST = ("folder", "status", "dataset", "data_hash"), ("reason", "worker")
 COLUMNS = (*FIRST, SEED, "delivered", "seconds", *LAST)  # the others are overrides or a role's
 SCORE_COLUMNS = (
@@ -118,20 +119,21 @@ def _newest_log(run_dir: Path) -> Path:
     return path
 
 
-def _rows_below(folder: Path) -> Iterator[dict[str, Any]]:
+def _rows_below(folder: Path, in_run: bool = False) -> Iterator[dict[str, Any]]:
     """Rows of a run, of a sweep's jobs in their order, and of whatever lies below, by path."""
     single = (folder / SUMMARY).exists()
     rows = [_row(folder, None)] if single else _rows_of_sweep(folder)
     yield from rows
-    jobs = () if single else {Path(row["folder"]).name for row in rows}
+    in_run = in_run or single
+    skipped = SKIPPED if in_run else {SHARED, *(Path(row["folder"]).name for row in rows)} if rows else ()
     try:
         with os.scandir(folder) as entries:
             inner = sorted(Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False))
     except OSError as error:
         raise KdxError(f"{folder}: {error.strerror}") from error
     for path in inner:
-        if path.name not in (*SKIPPED, *jobs) and not path.name.startswith("."):
-            yield from _rows_below(path)
+        if path.name not in skipped and not path.name.startswith("."):
+            yield from _rows_below(path, in_run)
 
 
 def _rows_of_sweep(folder: Path) -> list[dict[str, Any]]:
