@@ -6,7 +6,7 @@ import re
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from kdx.config.swap_points import GROUPS
 from kdx.errors import KdxError, suggest
 from kdx.recipe import ACCURACY, AUC, AUTO, DECIMALS, LOSS, SCORES, SELECTIONS
 from kdx.report.sweep import write_report
-from kdx.results import changes_loss, load_sweep, read_log
+from kdx.results import SUMMARY, changes_loss, load_sweep, read_log, read_run, write_run
 from kdx.run import CONF
 from kdx.run import main as run_main
 from kdx.sweeps.jobs import Job, JobEnd, Program
@@ -143,6 +143,7 @@ class _Trials:
 
         if end.reason == PRUNED:
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            _record_pruned(self.folder / str(trial.number))
             how = PRUNED
         elif end.reason is not None:
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -152,6 +153,12 @@ class _Trials:
             where = "" if end.worker is None else f" on {end.worker}"
             how = f"val {end.value:.{DECIMALS[end.selected_by]}f} ({end.seconds:.0f} s{where})"
         return TrialEnd(trial.number, " ".join(f"{key}={value}" for key, value in trial.params.items()), how)
+
+
+def _record_pruned(folder: Path) -> None:
+    """Let the record of a trial that was asked to stop say why; one that ended before it had a record has none."""
+    if (folder / SUMMARY).exists():
+        write_run(folder, replace(read_run(folder), status=PRUNED, error="others were better after as many epochs"))
 
 
 def _tell(end: TrialEnd | None) -> None:

@@ -9,9 +9,12 @@ from kdx.chain.index import own_folder
 from kdx.compose import compose_line
 from kdx.config.schema import SearchSchema
 from kdx.errors import KdxError
+from kdx.report.sweep import write_report
 from kdx.run import CONF
-from kdx.search import _open_study, _override, _propose, read_search, search
+from kdx.search import PRUNED, _open_study, _override, _propose, _Trials, read_search, search
+from kdx.sweeps.jobs import Job, JobEnd
 from tests.conftest import TINY, settings_of
+from tests.test_report import write_job
 
 SPACE = {
     "kd.temperature": {"low": 1.0, "high": 10.0, "log": True},
@@ -79,3 +82,31 @@ def test_a_search_that_runs_keeps_another_of_its_name_out(tmp_path: Path) -> Non
         with pytest.raises(KdxError, match="one: another search is at work in this folder; choose another search.name"):
             search(SearchSchema(name="one"), settings_of(f"output_dir={tmp_path}"), None, [])  # type: ignore[arg-type]
     assert not (tmp_path / "search" / "one" / "study.db").exists()
+
+
+def test_a_trial_that_falls_behind_is_pruned_and_the_report_says_so(tmp_path: Path) -> None:
+    """The seventh of a study whose trials before reached more; the pruner looks at the log of its last stage."""
+    requested = SearchSchema(name="one", space=SPACE)
+    study = _open_study(requested, tmp_path, 42, "accuracy")
+    trials = _Trials(study, requested, tmp_path, [], "student", "accuracy")
+
+    class Jobs:
+        stopping = False
+
+        def run(self, job: Job, give_up: Any) -> JobEnd:
+            reached = 50 if job.number == 6 else 90
+            write_job(
+                tmp_path, job.number, list(job.overrides), reached, reached, "stopped" if reached == 50 else "finished"
+            )
+            reason = give_up()
+            return (
+                JobEnd("failed", 1.0, reason=reason)
+                if reason
+                else JobEnd("finished", 1.0, value=reached, selected_by="accuracy")
+            )
+
+    ends = [trials.run(Jobs(), 0) for _ in range(7)]  # type: ignore[arg-type]
+    assert [end.how for end in ends if end][-1] == PRUNED
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 6 + ["PRUNED"]
+    text = write_report(tmp_path)
+    assert "6 of 7 jobs finished" in text and "pruned  others were better after as many epochs" in text
