@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from kdx.chain.chain import run_chain
+from kdx.report.__main__ import main
 from kdx.report.budget import budget_of, recommendation
 from kdx.report.gains import compare, gains
 from kdx.report.sweep import write_report
@@ -208,3 +209,30 @@ def test_runs_are_found_in_folders_of_any_name_but_not_twice(tmp_path: Path) -> 
     write_job(tmp_path / "sweep" / "shared", 1, ["seed=0"], 90, 80)  # a stage that its jobs have
     write_job(tmp_path / "sweep" / "0" / "logs", 1, ["seed=0"], 90, 80)
     assert len(load(tmp_path / "sweep")) == 1
+
+
+def test_what_no_command_line_tells_tells_runs_of_other_seeds_apart(tmp_path: Path, capsys) -> None:
+    """An experiment that was edited between two sweeps: its own numbers, or its teacher's, are others."""
+
+    def run(sweep: str, seed: int, *edited: str) -> None:
+        common = [f"output_dir={tmp_path / 'outputs'}", "epochs=1", "report=false", "stage.student.guide=teacher"]
+        settings = settings_of(*common, "stage.deliver=student", f"seed={seed}", *edited)
+        run_chain(settings, tmp_path / sweep / str(seed), ["experiment=mine", f"seed={seed}"])
+
+    for seed in (0, 1):
+        run("first", seed)
+    run("again", 2)
+    run("edited", 3, "optimizer.lr=0.1")
+    run("taught", 4, "stage.teacher.optimizer.lr=0.1")
+    told = {name: load(tmp_path / name) for name in ("first", "again", "edited", "taught")}
+    known = {name: {*frame["student_configuration"]} for name, frame in told.items()}
+    assert known["first"] == known["again"] and len(known["first"]) == 1
+    assert len(set.union(*known.values())) == 3
+    assert configurations(load(tmp_path / "first", tmp_path / "again"))["n"].tolist() == [3]
+    table = configurations(load(*(tmp_path / name for name in told))).set_index("sweep")
+    assert table["n"].to_dict() == {"first": 2, "again": 1, "edited": 1, "taught": 1}
+    (tmp_path / "edited" / "3").rename(tmp_path / "first" / "3")
+    one_folder = grouped(load(tmp_path / "first"))
+    assert sorted(len(group.runs) for group in one_folder) == [1, 2] and {*one_folder[0].values} == {"settings"}
+    main([str(tmp_path / name) for name in ("again", "taught", "first")])
+    assert "taught has other settings or code than" in capsys.readouterr().out

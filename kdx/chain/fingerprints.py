@@ -31,6 +31,28 @@ def stage_fingerprint(
 
     `start` is the fingerprint of the stage that it starts from.
     """
+    return fingerprint(_stage_facts(context, stage, guide_fingerprint, start))
+
+
+def configuration_fingerprint(context: RunContext, stage: StageSettings) -> str:
+    """Hash of what repetitions of a stage under other seeds have in common, its teachers' with it.
+
+    What the data give is left out, which may be others for every seed, and of a file that a seed may have of its own
+    only the network is known.
+    """
+    if stage.checkpoint is not None or not stage.head:
+        return fingerprint({"file": stage.network})
+    others = [configuration_fingerprint(context, context.settings.stage(role)) for role in stage.teachers]
+    start = None if stage.start_role is None else context.settings.stage(stage.start_role)
+    known = None if start is None else configuration_fingerprint(context, start)
+    facts = _stage_facts(context, stage, as_recorded(others), known)
+    facts["data"] = {key: value for key, value in facts["data"].items() if key not in ("digest", "mean", "std")}
+    return fingerprint({key: value for key, value in facts.items() if key != "seed"})
+
+
+def _stage_facts(
+    context: RunContext, stage: StageSettings, guide_fingerprint: str | list[str] | None, start: str | None
+) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "role": stage.role,  # seeds are derived from it
         "data": {
@@ -66,7 +88,7 @@ def stage_fingerprint(
             facts |= average_of(Path(stage.start))
     elif stage.start_role is not None:
         facts["start"] = start
-    return fingerprint(facts)
+    return facts
 
 
 def average_of(path: Path) -> dict[str, bool]:

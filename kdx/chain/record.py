@@ -12,7 +12,7 @@ from torch import nn
 
 import kdx
 from kdx.chain.context import RunContext, network_spec
-from kdx.chain.fingerprints import as_recorded, start_hash
+from kdx.chain.fingerprints import as_recorded, configuration_fingerprint, start_hash
 from kdx.chain.plan import PlannedStage
 from kdx.chain.stage import Outcome
 from kdx.checkpoint import versions
@@ -85,6 +85,7 @@ class RunRecord:
             stem=network_spec(self.context, planned.stage).stem,
             status=STATUS[planned.action],
             fingerprint=planned.fingerprint,
+            configuration=configuration_fingerprint(self.context, planned.stage),
             selected_by=self._selected_by(planned),
             guide=as_recorded(planned.stage.teachers) if outcome.guide_fingerprint else None,
             start=planned.stage.start_role or (planned.stage.start and Path(planned.stage.start).name),

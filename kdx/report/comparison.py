@@ -20,6 +20,7 @@ from kdx.results import (
     override_keys,
     swept_keys,
 )
+from kdx.results.frame import SEED
 from kdx.text import harmless
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def compare_folders(folders: Sequence[Path]) -> str:
         found = _pairs(first, frame)
         pairs += found
         names += [str(folder)] * len(found)
-        notes += _notes(folders[0], first, folder, frame)
+        notes += _notes((folders[0], first), (folder, frame), found)
     score = score_of([group for pair in pairs for group in pair])
     comparisons = compared(pairs, score)
     lines = [f"Compared with {folders[0]} on test {NAMES[score]}", aligned(*_table(names, comparisons)), "", *notes]
@@ -85,8 +86,11 @@ def _table(names: Sequence[str], comparisons: Sequence[Comparison]) -> tuple[lis
     return ["folder", "configuration", "compared with", *gain_header(comparisons)], rows
 
 
-def _notes(first: Path, theirs: "pd.DataFrame", folder: Path, ours: "pd.DataFrame") -> Iterator[str]:
+def _notes(
+    one: tuple[Path, "pd.DataFrame"], other: tuple[Path, "pd.DataFrame"], pairs: Sequence[Pair]
+) -> Iterator[str]:
     """What must be known of two folders before their difference is believed."""
+    (first, theirs), (folder, ours) = one, other
     finished = [frame[frame["status"] == FINISHED] for frame in (theirs, ours)]
     data = [set(zip(*(frame[key].map(as_text) for key in DATA), strict=True)) for frame in finished]
     data = [{pair for pair in each if all(pair)} for each in data]  # an older record tells no hash
@@ -94,13 +98,16 @@ def _notes(first: Path, theirs: "pd.DataFrame", folder: Path, ours: "pd.DataFram
         told = [", ".join(f"{name} {hash_}" for name, hash_ in sorted(each)) for each in data]
         yield f"NOT THE SAME DATA: {first}: {told[0]}; {folder}: {told[1]}."
     values = [{key: _constant(frame, key) for key in override_keys(frame)} for frame in (theirs, ours)]
-    differing = [
-        f"{key}={values[1].get(key) or '-'} (was {values[0].get(key) or '-'})"
+    differing = {
+        key: f"{key}={values[1].get(key) or '-'} (was {values[0].get(key) or '-'})"
         for key in dict.fromkeys((*values[0], *values[1]))
         if decides(key) and values[0].get(key, "") != values[1].get(key, "")
-    ]
+    }
     if differing:
-        yield f"{folder} differs in {', '.join(differing)}."
+        yield f"{folder} differs in {', '.join(differing.values())}."
+    unlike = [one.name for one, other in pairs if one.settings and other.settings and not one.settings & other.settings]
+    if unlike and differing.keys() <= {SEED}:
+        yield f"{folder} has other settings or code than {first}, which no override tells: {', '.join(unlike)}."
 
 
 def _constant(frame: "pd.DataFrame", key: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kdx.recipe import ACCURACY, AUC, DECIMALS, F1
 from kdx.report.statistics import MOST_SEEDS, Difference, corrected, paired_difference, unpaired_difference
 from kdx.results import Configuration, as_text, grouped, is_of_distillation, keys_of, same_data, selection_of
+from kdx.results.groups import SETTINGS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -216,8 +217,10 @@ def _p_words(found: Difference) -> str:
 def _baseline(group: Configuration, alone: Sequence[Configuration]) -> Configuration | None:
     """The undistilled configuration that is the same in all that is not distillation's own."""
     own = {key: as_text(value) for key, value in group.values.items()}
-    fixed = {key for key in own if not is_of_distillation(key)}
+    fixed = {key for key in own if not is_of_distillation(key) and key != SETTINGS}
     fitting = [other for other in alone if all(as_text(other.values.get(key)) == own[key] for key in fixed)]
+    if len({as_text(other.values.get(SETTINGS)) for other in fitting}) > 1:
+        return None  # the one that is the same otherwise cannot be told
     return max(
         fitting,
         key=lambda other: sum(as_text(value) == own.get(key) for key, value in other.values.items()),

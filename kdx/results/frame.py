@@ -39,7 +39,7 @@ SCORE_COLUMNS = (
 )
 COST_COLUMNS = ("parameters", "multiply_adds", "file_mb", "latency_ms")
 STAGE_COLUMNS = (
-    *("network", "stem", "status", "fingerprint", "guide", "taught_by"),
+    *("network", "stem", "status", "fingerprint", "configuration", "guide", "taught_by"),
     *("epoch", "seconds", "selected_by"),
     *SCORE_COLUMNS,
     *COST_COLUMNS,
@@ -197,14 +197,8 @@ def _stage_values(folder: Path, stage: Stage) -> dict[str, Any]:
     calibration = stage.test.get("calibration")
     validation, test = stage.validation, stage.test
     values = (
-        *(
-            stage.network,
-            stage.stem,
-            stage.status,
-            stage.fingerprint,
-            _joined(stage.guide),
-            _joined(stage.guide_fingerprint),
-        ),
+        *(stage.network, stage.stem, stage.status, stage.fingerprint, stage.configuration),
+        *(_joined(stage.guide), _joined(stage.guide_fingerprint)),
         *(stage.epoch, stage.seconds, stage.selected_by, stage.selected),
         *(validation.get("accuracy"), validation.get("f1_score"), validation.get("auc"), validation.get("loss")),
         *(test.get("accuracy"), test.get("f1_score"), test.get("auc")),

@@ -25,7 +25,7 @@ from kdx.results.overrides import as_text
 if TYPE_CHECKING:
     import pandas as pd
 
-DATA_HASH, SWEEP_NAME = "data_hash", "sweep"  # values that are no overrides, see `grouped`
+DATA_HASH, SWEEP_NAME, SETTINGS = "data_hash", "sweep", "settings"  # values that are no overrides, see `grouped`
 GRID_VALUES = (*SCORE_COLUMNS, *COST_COLUMNS, "epoch", "seconds")  # what `grid` can show
 CHANGES_NOTHING = re.compile(  # where a run and what it keeps lies, what is told of it, what only costs time
     r"output_dir|data_dir|dataset\.(cache|cache_dir|in_memory_gb)|download|resume|report|logger|log_interval|"
@@ -94,6 +94,11 @@ class Configuration:
         """Its values as on the command line."""
         told = {key: as_text(value) for key, value in self.values.items()}
         return " ".join(f"{key}={text}" for key, text in told.items() if text) or "the one configuration"
+
+    @property
+    def settings(self) -> set[str]:
+        """The hashes of the delivered stages' settings and code but for the seed, as far as they are known."""
+        return {known for known in map(_configuration_of, self.runs.to_dict("records")) if known}
 
     @property
     def distilled(self) -> bool:
@@ -196,7 +201,8 @@ def grouped(frame: "pd.DataFrame") -> list[Configuration]:
 
     Without distillation the values of kd mean nothing: such runs are one configuration, unless one seed's differ, as
     those that start from a distilled stage do. What else the command lines do not tell is among the values where runs
-    differ in it: `data_hash`, of data that changed under one name, and `sweep`, of folders with other settings or code.
+    differ in it: `data_hash`, of data that changed under one name, `sweep`, of folders with other settings or code, and
+    `settings`, of such runs in one folder.
     A run that needed no teacher has the ones of its record from the runs beside it.
     """
     keys = [key for key in swept_keys(frame) if key != SEED and decides(key)]
@@ -212,9 +218,11 @@ def grouped(frame: "pd.DataFrame") -> list[Configuration]:
     values = [long if _text_of(short) in unlike else short for long, short in zip(full, brief, strict=True)]
     if _other_data(values, runs):
         values = [{**own, DATA_HASH: as_text(run["data_hash"])[:12]} for own, run in zip(values, runs, strict=True)]
-    sweeps = _sweeps_of(runs)
-    if len({*sweeps}) > 1 and _unlike(values, runs, stages):
+    settings, sweeps = [_configuration_of(run) for run in runs], _sweeps_of(runs)
+    if len({*sweeps}) > 1 and (_unlike(values, runs, stages) or _several(values, settings)):
         values = [{**own, SWEEP_NAME: sweep} for own, sweep in zip(values, sweeps, strict=True)]
+    if _several(values, settings):
+        values = [{**own, SETTINGS: known[:8]} for own, known in zip(values, settings, strict=True)]
     groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for position, own in enumerate(values):
         groups.setdefault(_text_of(own), []).append(position)
@@ -245,6 +253,16 @@ def _other_data(values: Sequence[dict[str, Any]], runs: Sequence[Mapping[Any, An
         seeds.setdefault((_text_of(own), hash_), set()).add(as_text(run[SEED]))
     several = Counter(name for name, hash_ in seeds if hash_)
     return any(several[name] > 1 and len(found) > 1 for (name, hash_), found in seeds.items() if hash_)
+
+
+def _several(values: Sequence[dict[str, Any]], settings: Sequence[str]) -> bool:
+    """Whether runs of one configuration had several settings or code; of older ones neither is known."""
+    pairs = {(_text_of(own), known) for own, known in zip(values, settings, strict=True) if known}
+    return len({name for name, _ in pairs}) < len(pairs)
+
+
+def _configuration_of(run: Mapping[Any, Any]) -> str:
+    return as_text(run.get(f"{run['delivered']}_configuration"))
 
 
 def _sweeps_of(runs: Sequence[Mapping[Any, Any]]) -> list[str]:

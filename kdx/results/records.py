@@ -110,6 +110,7 @@ class Stage:
     guide: str | list[str] | None = None  # a role, or several
     start: str | None = None  # a role or a file whose weights it started from
     guide_fingerprint: str | list[str] | None = None
+    configuration: str | None = None  # equal for runs that differ in their seed only
     sha256: str | None = None
     checkpoint_mb: NotNegative | None = None
     efficiency: dict[str, Count | Timing] | None = None
