@@ -218,6 +218,8 @@ def check_jobs(conf: Path, arguments: Sequence[str] | None = None) -> Checked:
             if config.hydra.sweeper.get("params"):
                 print("warning: hydra.sweeper.params is ignored without --multirun", file=sys.stderr)
             settings = read_settings(config)
+            if config.get("search") is not None:
+                print("warning: search is ignored; python -m kdx.search searches", file=sys.stderr)
             check_hydra_keys(config)
             return Checked(settings.plan, _folder_before(config))
         if mode == RunMode.RUN:  # an experiment file may say so

@@ -105,6 +105,7 @@ def _known_args(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]  # instead of the usage of every option
+    parser.allow_abbrev = False  # --experiment is no short form of --experimental-rerun
     return parser.parse_known_args(list(arguments))
 
 

@@ -32,7 +32,10 @@ def explain(error: Exception, conf: Path, arguments: Sequence[str] = ()) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         return _no_option(error.missing_cfg_file, error.options, arguments)
     if isinstance(error, OverrideParseException) and "missing EQUAL" in str(error):
-        return f"{error.override}: a value is missing, write {error.override}=VALUE"
+        word = str(error.override)
+        groups = sorted(path.parent.name for path in conf.glob(f"*/{word}.yaml")) if word.isidentifier() else []
+        meant = f"; did you mean {groups[0]}={word}?" if groups else ""
+        return f"{error.override}: a value is missing, write {error.override}=VALUE{meant}"
     if lines[0].startswith(("Ambiguous value for argument '", "Sweep parameters '")):
         return _several(from_hydra(lines[0].split("'", 1)[1].rsplit("'", 1)[0]), chosen_config(conf)[1])
     if lines[0].startswith("Error merging override ") and "Cannot merge" in str(error.__cause__):

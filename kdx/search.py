@@ -174,6 +174,8 @@ def as_overrides(arguments: Sequence[str]) -> list[str]:
         given, equals, _ = argument.removeprefix("--").partition("=")
         if given.replace("-", "_") in OWN and (equals or argument.startswith("--")):
             overrides.append("search.{}={}".format(*split_key(argument, OWN, rest)))
+        elif argument.startswith("search.space="):  # the whole of it: a part would be added to what is there
+            overrides += ["~search.space", f"+{argument}"]
         else:
             overrides.append(argument)
     return overrides
@@ -182,7 +184,7 @@ def as_overrides(arguments: Sequence[str]) -> list[str]:
 def read_search(config: DictConfig) -> SearchSchema:
     """What a search is asked to do, checked."""
     if config.get("search") is None:
-        raise KdxError("search=None: what to search for is needed, e.g. experiment=search_kd")
+        raise KdxError("search=null: what to search for is needed, e.g. experiment=search_kd")
     try:
         requested = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SearchSchema), config.search))
     except OmegaConfBaseException as error:

@@ -236,3 +236,35 @@ def test_what_no_command_line_tells_tells_runs_of_other_seeds_apart(tmp_path: Pa
     assert sorted(len(group.runs) for group in one_folder) == [1, 2] and {*one_folder[0].values} == {"settings"}
     main([str(tmp_path / name) for name in ("again", "taught", "first")])
     assert "taught has other settings or code than" in capsys.readouterr().out
+
+
+def test_a_best_of_few_seeds_or_among_equals_is_told_as_such(tmp_path: Path) -> None:
+    for number, (kd, seed) in enumerate([("none", 0), ("none", 1), ("dkd", 0), ("dkd", 1), ("rkd", 0)]):
+        write_job(tmp_path, number, [f"kd={kd}", f"seed={seed}"], 90, 80 + number)
+    text = write_report(tmp_path)
+    assert "Best on validation: kd=none " in text and "3 configurations are equal on validation; this one came" in text
+    assert configurations(load(tmp_path))["kd"].tolist() == ["none", "dkd", "rkd"]
+    assert "Of 1 configurations that were compared, 0 show a gain and 0 a loss; 1 more has one seed" in text
+    change(tmp_path / "4", "student", validation={"accuracy": 93})
+    assert "It has n=1, others up to n=2: of few seeds the best is easily so by chance." in write_report(tmp_path)
+
+
+def test_many_equal_configurations_stay_in_the_order_of_the_command_line(tmp_path: Path) -> None:
+    for number in range(24):
+        write_job(tmp_path, number, [f"optimizer.lr={number}"], 90 + number % 2, 80)
+    table = configurations(load(tmp_path))
+    assert table["optimizer.lr"].tolist() == [*range(1, 24, 2), *range(0, 24, 2)]
+    assert grouped(load(tmp_path))[1].name == f"optimizer.lr={table['optimizer.lr'][0]}"
+
+
+def test_a_folder_that_holds_sweeps_names_them(tmp_path: Path, capsys) -> None:
+    write_job(tmp_path / "all" / "first", 0, ["seed=0"], 90, 80)
+    (tmp_path / "all" / "first" / "sweep.json").write_text('{"jobs": {}}')
+    for words, said in (
+        (["all"], "all: holds no sweep and no run: neither sweep.json nor summary.json; there are sweeps in it: first"),
+        (["all/first", "gone"], "gone: no such folder"),
+    ):
+        with pytest.raises(SystemExit):
+            main([str(tmp_path / word) for word in words])
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "all" / "first" / "report.html").exists()

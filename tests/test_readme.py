@@ -13,7 +13,7 @@ from kdx import cli
 from kdx.compose import compose_line
 from kdx.config.build import build
 from kdx.config.settings import read_settings
-from kdx.search import as_overrides
+from kdx.search import as_overrides, read_search
 from tests.conftest import CONF, REPO, compose_config
 
 README = (REPO / "README.md").read_text()
@@ -92,9 +92,15 @@ def test_files_that_the_readme_names_exist_in_a_run(tiny_run) -> None:
                 assert list(run.folder.glob(name)), name
 
 
+def test_the_space_that_the_readme_shows_takes_the_place_of_the_experiments() -> None:
+    (shown,) = re.findall(r"`'(search\.space=[^']+)'`", README)
+    config, *_ = compose_line(CONF, as_overrides(["experiment=search_kd", shown]))
+    assert {*read_search(config).space} == {"optimizer.lr", "kd.alpha"}
+
+
 def test_files_that_the_readme_shows_work_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = re.findall(r"`(my_conf/[a-z/]+\.yaml)`[^`]*(?:`kdx [^`]*`[^`]*)?```yaml\n(.*?)```", README, re.DOTALL)
-    assert len(shown) == 3
+    assert len(shown) == 4
     for name, text in shown:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -106,11 +112,14 @@ def test_files_that_the_readme_shows_work_as_they_stand(tmp_path: Path, monkeypa
         "    def __call__(self, student_logits, guide_logits, labels):\n"
         "        return self.weight * (student_logits - guide_logits).pow(2).mean()\n"
     )
+    (tmp_path / "my_package" / "data.py").write_text("def load():\n    return 5\n")
     monkeypatch.syspath_prepend(tmp_path)
     searched = f"hydra.searchpath=[file://{tmp_path / 'my_conf'}]"
     mine = read_settings(compose_config("experiment=mine", searched, "dataset.path=pictures"))
     assert {stage.network for stage in mine.stages if stage.role == "student"} == {"my_package.nets:small"}
     assert build(mine.stages[-1].kd, "kd")(torch.ones(2), torch.zeros(2), None) == 0.5
+    own = read_settings(compose_config("dataset=mine", searched))
+    assert own.dataset_name == "mine" and build(own.source, "dataset.source") == 5
     four = read_settings(compose_config("stage=four", searched))
     assert [(stage.role, stage.teachers) for stage in four.stages][:2] == [
         ("professor", ()),

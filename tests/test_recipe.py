@@ -314,6 +314,24 @@ def test_a_method_of_a_stage_without_a_teacher_is_told(
     assert [message for message in caplog.messages if "does nothing" in message] == told
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["ema=0.999"], "ema=0.999: after 8 updates 99% of the average that is kept are the first weights; at most ema=0.687 fits"),
+        (["ema=0.6"], None),
+        (["scheduler.warmup=5"], "scheduler.warmup=5: the learning rate rises during all 2 epochs"),
+        (["scheduler.warmup=1"], None),
+    ],
+)  # fmt: skip
+def test_an_average_or_a_warm_up_that_is_too_long_for_the_training_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, given: list[str], told: str | None
+) -> None:
+    run_chain(settings_of("stage=student", "kd=none", *given, "plan=true"), tmp_path)
+    assert [message for message in caplog.messages if "fits" in message or "rises" in message] == (
+        [f"warning: stage.student: {told}"] if told else []
+    )
+
+
 @pytest.mark.parametrize(("wanted", "number"), [(0.1, 20), (0.5, 100), (30, 30)])
 def test_a_part_of_the_labels_has_every_class_in_its_share_and_grows_without_change(wanted: float, number: int) -> None:
     labels = torch.tensor([0] * 100 + [1] * 60 + [2] * 40)[torch.randperm(200)]

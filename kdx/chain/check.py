@@ -30,6 +30,7 @@ from kdx.models.networks import capture_features, check_network
 from kdx.models.timm_networks import PREFIX, tell_licence
 from kdx.trackers.trackers import check_tracker
 from kdx.training.runtime import Precision, compiled
+from kdx.training.schedules import Span
 from kdx.training.synced_norm import unknown_norms
 from kdx.training.teachers import Teacher
 from kdx.training.trainer import Trainer
@@ -38,6 +39,7 @@ from kdx.users_code import reason_of
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+MOST_OF_FIRST = 0.05  # of an average of weights that may be those it began with
 IMAGES = 2  # of which the trial step is made: what an image costs is not known yet
 
 
@@ -57,6 +59,7 @@ def check_stage(
     if not parts.learner.objective.teaches_classes:
         log.info("%s: no label enters its loss: it learns no classifier and has no accuracy", stage.role)
     _tell_unused(stage, parts.learner.objective)
+    _tell_short(stage, span_of(context, stage))
     if stage.pretrained and stage.network.startswith(PREFIX):
         tell_licence(stage.network)
     network = parts.learner.network
@@ -92,6 +95,18 @@ def _tell_unused(stage: StageSettings, objective: Distillation) -> None:
         if value != usual:
             told = "does nothing: the loss by the labels, which it changes, weighs 0 here (kd.hard)"
             log.warning("warning: stage.%s: %s=%s %s", stage.role, key, value, told)
+
+
+def _tell_short(stage: StageSettings, span: Span) -> None:
+    """Warn of an average that is mostly of the first weights, and of a warm-up that never ends."""
+    decay, first = stage.recipe.ema, stage.recipe.ema**span.updates
+    if first > MOST_OF_FIRST:
+        fitting = math.floor(1000 * MOST_OF_FIRST ** (1 / span.updates)) / 1000
+        told = f"after {span.updates:,} updates {first:.0%} of the average that is kept are the first weights"
+        log.warning("warning: stage.%s: ema=%g: %s; at most ema=%g fits", stage.role, decay, told, fitting)
+    if span.warmup >= span.epochs:
+        told = f"scheduler.warmup={span.warmup:g}: the learning rate rises during all {span.epochs} epochs"
+        log.warning("warning: stage.%s: %s", stage.role, told)
 
 
 def _build(context: RunContext, stage: StageSettings, teachers: Mapping[str, nn.Module], start: Start | None) -> Parts:

@@ -78,7 +78,8 @@ def _not_taken(name: str, key: str, target: str, given: int) -> str:
     keys = _keys_of(target, key)
     hint = f"; leave it out with ~{key}.{name}" if name in keys else suggest(name, keys)
     own = [*_arguments_of(target)[given:], *(ours for ours in ("hard", "weight") if key.split(".")[0] == "kd")]
-    return then(f"{target} has no such key{hint}", f"its keys: {', '.join(dict.fromkeys(own))}")
+    keys_told = f"its keys: {', '.join(dict.fromkeys(own))}" if own else f"it has none; leave it out with ~{key}.{name}"
+    return then(f"{target} has no such key{hint}", keys_told)
 
 
 def _keys_of(target: str, key: str) -> set[str]:

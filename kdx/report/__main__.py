@@ -30,6 +30,9 @@ KEYS: dict[str, Key] = {"rows": Text(), "columns": Text(), "costs": Flag(), "job
 
 def write_reports(words: list[str], rows: str | None, columns: str | None, costs: bool, jobs: bool) -> Iterator[str]:
     """The reports of the folders, one by one, in words."""
+    gone = next((word for word in words if not Path(word).is_dir()), None)
+    if gone is not None:
+        raise KdxError(f"{gone}: no such folder")
     for folder in map(Path, words):
         if (folder / SUMMARY).exists():
             if rows or columns or costs or jobs:

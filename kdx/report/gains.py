@@ -131,10 +131,15 @@ def gain_table(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[
 def summed_up(comparisons: Sequence[Comparison]) -> str:
     """How many comparisons show what, corrected over all of them."""
     known = [comparison.difference for comparison in comparisons if comparison.difference is not None]
-    gained, lost = (sum(each.shown and (each.mean > 0) is up for each in known) for up in (True, False))
-    few = " (one seed each: none can)" if known and all(each.n < 2 for each in known) else ""
+    tested = [each for each in known if each.n > 1]
+    gained, lost = (sum(each.shown and (each.mean > 0) is up for each in tested) for up in (True, False))
     told = f"{gained} show{'s' if gained == 1 else ''} a gain and {lost} a loss"
-    return f"Of {len(known)} configurations that were compared, {told}{few}."
+    if not tested:
+        few = " (one seed each: none can)" if known else ""
+        return f"Of {len(known)} configurations that were compared, {told}{few}."
+    one = len(known) - len(tested)
+    rest = f"; {one} more {'has' if one == 1 else 'have'} one seed, which shows nothing" if one else ""
+    return f"Of {len(tested)} configurations that were compared, {told}{rest}."
 
 
 def _against(comparison: Comparison) -> str:

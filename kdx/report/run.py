@@ -139,7 +139,11 @@ def _curves(run_dir: Path, stages: Stages) -> list[str]:
         "accuracy": ("accuracy, %", "Accuracy on the validation split."),
         "selected": ("score", "What chose the epoch on the validation split."),
         "loss": ("cross-entropy", "Loss by the labels on the validation split, comparable among stages."),
-        "gap": ("loss", "What each stage minimised, on the training and the validation split."),
+        "gap": (
+            "loss",
+            "What each stage minimised, on the training and the validation split; methods that look at layers are "
+            "told of the training alone, unless nothing else weighs.",
+        ),
     }
     pictures = [
         page.picture(curves(list(drawn[key].items()), "epoch", y), text)
@@ -189,7 +193,7 @@ def _calibration(tests: dict[str, ScoresOnTest]) -> list[str]:
     drawing = bars_and_line(bins["confidence"], bins["accuracy"], bins["count"], ("confidence", "accuracy"))
     return [
         page.heading("Calibration and agreement, test split"),
-        page.table("calibration", ["stage", "ECE, %", "agrees with its teacher, %"], rows),
+        page.table("calibration", ["stage", "ECE, %", "agrees with its guide, %"], rows),
         page.picture(
             drawing, f"Reliability of the {role}: dots on the diagonal mean what they say; bars count images."
         ),
@@ -207,7 +211,7 @@ def _pictures(run_dir: Path, stages: Stages) -> list[str]:
 
 
 def _made(run: Run) -> list[list[str]]:
-    rows = [["status", run.status], ["overrides", " ".join(run.overrides) or "none"]]
+    rows = [["status", run.status], ["seed", str(run.seed)], ["overrides", " ".join(run.overrides) or "none"]]
     rows += [[f"{origin.what} {origin.name}", origin.hash] for origin in run.lineage]
     rows += [[key, str(value)] for key, value in {**run.surroundings, **run.versions}.items()]
     rows += [["note on the data", note] for note in run.data_notes]

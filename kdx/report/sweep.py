@@ -27,7 +27,7 @@ from kdx.report.html import REPORT
 from kdx.report.statistics import Difference
 from kdx.report.sweep_csv import SCORES, jobs_of, sweep_csv, wilson_of
 from kdx.report.sweep_pictures import WORDS, budget_pictures, gain_picture, pictures_of
-from kdx.report.tables import aligned, markdown
+from kdx.report.tables import aligned, markdown, weights
 from kdx.results import (
     FINISHED,
     OPEN,
@@ -143,10 +143,22 @@ def _conclusions(groups: Sequence[Configuration], comparisons: Sequence[Comparis
         f"validation {WORDS[select]}; {', '.join(on_test)}."
     ]
     lines += [f"By accuracy: {unlike}."] if unlike else []
+    lines += _how_sure(groups, best)
     budget = budget_of(groups)
     lines += every if has_baseline(groups) else []
     lines += _over_baseline(groups, comparisons, best) + _over_teacher(best, score)
     return lines + ([] if budget is None else [recommendation(budget)])
+
+
+def _how_sure(groups: Sequence[Configuration], best: Configuration) -> list[str]:
+    """Why another configuration could as well be the best: as good ones, and more seeds of the others."""
+    rank = rank_of(groups)
+    equal = sum(rank(group) == rank(best) for group in groups)
+    lines = [f"{equal} configurations are equal on validation; this one came first."] if equal > 1 else []
+    own, most = len(best.stages()), max(len(group.stages()) for group in groups)
+    if own < most:
+        lines.append(f"It has n={own}, others up to n={most}: of few seeds the best is easily so by chance.")
+    return lines
 
 
 def _data_sets(groups: Sequence[Configuration]) -> str:
@@ -226,7 +238,7 @@ def _stage_table(best: Configuration) -> Table:
     rows = []
     for role in best.roles:
         stages = best.stages(role)
-        size = f"{stages['parameters'].iloc[0] / 1e6:.2f} M"
+        size = weights(int(stages["parameters"].iloc[0]))
         rows.append([role, stages["network"].iloc[0], size, str(len(stages)), *_score_cells(best, role)])
     return ["stage", "network", "parameters", "n", "val acc", "test acc", "test F1", "test AUC"], rows
 

@@ -25,6 +25,11 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def weights(count: int) -> str:
+    """How many weights a network has: millions, of the smallest all."""
+    return f"{count / 1e6:.2f} M" if count >= 1e4 else f"{count:,}"
+
+
 def stage_table(stages: dict[str, Stage]) -> str:
     """The stages of a summary, aligned."""
     return aligned(STAGE_HEADER, [stage_cells(role, stage) for role, stage in stages.items()])
@@ -34,6 +39,6 @@ def stage_cells(role: str, stage: Stage) -> list[str]:
     """A stage of a summary as the cells of STAGE_HEADER."""
     test, auc = stage.test, stage.test.get("auc")
     scores = [stage.validation.get("accuracy"), test.get("accuracy"), test.get("f1_score")]
-    cells = [role, stage.network, f"{stage.parameters / 1e6:.2f} M", stage.status, str(stage.epoch)]
+    cells = [role, stage.network, weights(stage.parameters), stage.status, str(stage.epoch)]
     cells += ["-" if score is None else f"{score:.2f}" for score in scores]
     return [*cells, "-" if auc is None else f"{auc:.4f}", f"{stage.seconds:.1f} s"]

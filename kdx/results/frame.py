@@ -73,7 +73,9 @@ def load_sweep(folder: Path) -> "pd.DataFrame":
         raise KdxError(f"{folder}: no such folder")
     rows = _rows_of_sweep(folder)
     if not rows:
-        raise KdxError(f"{folder}: holds no sweep: neither {SWEEP} nor <job number>/{SUMMARY}")
+        below = sorted(path.parent.name for path in folder.glob(f"*/{SWEEP}"))
+        there = f"; there are sweeps in it: {', '.join(below[:5])}" if below else ""
+        raise KdxError(f"{folder}: holds no sweep and no run: neither {SWEEP} nor {SUMMARY}{there}")
     return _as_frame(rows)
 
 

@@ -318,7 +318,7 @@ def configurations(frame: "pd.DataFrame", role: str | None = None) -> "pd.DataFr
     columns = [*keys, "n", *(f"{name}_{how}" for name in names for how in ("mean", "std"))]
     select, column = selection_of(groups)
     table = pd.DataFrame(rows, columns=columns)
-    return table.sort_values(f"{column}_mean", ascending=select == LOSS, ignore_index=True)
+    return table.sort_values(f"{column}_mean", ascending=select == LOSS, kind="stable", ignore_index=True)
 
 
 def grid(frame: "pd.DataFrame", rows: str, columns: str, value: str = "val_accuracy") -> "pd.DataFrame":
