@@ -31,7 +31,7 @@ def explain(error: Exception, conf: Path, arguments: Sequence[str] = ()) -> str:
     lines = [line.strip() for line in f"{error}\n{cause or ''}".splitlines() if line.strip()]
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         return _no_option(error.missing_cfg_file, error.options, arguments)
-    if isinstance(error, OverrideParseException) and "missing EQUAL" in str(error):
+    if isinstance(error, OverrideParseException) and ("missing EQUAL" in str(error) or "=" not in error.override):
         word = str(error.override)
         groups = sorted(path.parent.name for path in conf.glob(f"*/{word}.yaml")) if word.isidentifier() else []
         meant = f"; did you mean {groups[0]}={word}?" if groups else ""

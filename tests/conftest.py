@@ -51,7 +51,7 @@ TINY = [
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=20, help="random SIGKILLs of the fault suite")
     # odd: events come in pairs, a file opened and renamed
-    parser.addoption("--stride", type=int, default=5, help="kill at file-system events this many apart; 1 = at each")
+    parser.addoption("--stride", type=int, default=7, help="kill at file-system events this many apart; 1 = at each")
 
 
 def compose_config(*overrides: str) -> DictConfig:

@@ -379,6 +379,7 @@ def test_error_in_the_last_stage_comes_before_the_first_trains(tiny_run, tmp_pat
         ("kd._target_=kdx.losses.NoSuch", "kd: .*NoSuch"),
         ("kd={_target_: tests.tiny.OneArgument}", "kd: tests.tiny.OneArgument is no loss of three arguments"),
         ("visualize.samples=1 visualize.layer=layr4", "layer=layr4: the network has no such layer"),
+        ("visualize.samples=1 visualize.layer=zzz", "layer=zzz: the network has no such layer; choose "),
         ("visualize.samples=1 visualize.layer=head", "visualize.layer=head: gives no maps in the teacher"),
         ("stage.student.batch_size=1 model.student=tests.tiny:flat", "fails on 8x8 images: .*; raise batch_size"),
     ):

@@ -146,6 +146,7 @@ BAD = [  # overrides, and what the one line must hold
     ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1"),
     ("optimizer=sgd optimizer.momentum=1", "optimizer.momentum=1"),
     ("epochs", "error: epochs: a value is missing, write epochs=VALUE"),
+    ("seed=1 2", "error: 2: a value is missing, write 2=VALUE"),
     ("optimizer=adamv", "optimizer=adamv: no such option; did you mean 'adam'?"),
     ("scheduler=cosin", "scheduler=cosin: no such option; did you mean 'cosine'?"),
     ("kd=hintn", "did you mean 'hinton'?"),

@@ -19,7 +19,7 @@ from kdx.ranges import Choice, Flag, Group, Nullable, Real, Rule, Whole
 from tests.conftest import TINY, compose_config
 from tests.forks import Forks
 
-EXAMPLES = int(os.environ.get("KDX_FUZZ", "60"))
+EXAMPLES = int(os.environ.get("KDX_FUZZ", "40"))
 CONTROL = ("Cc", "Cs", "Zl", "Zp")  # what starts a line or commands a terminal
 ROLES = ("teacher", "assistant", "student")
 OPTIONS = [  # the groups' choices, one of each row

@@ -393,3 +393,15 @@ def test_a_hidden_label_changes_neither_weights_nor_scores(tiny_run, monkeypatch
 def digest(checkpoint: Path) -> dict[str, list[float]]:
     weights = torch.load(checkpoint, weights_only=True)["model"]
     return {name: value.flatten().tolist() for name, value in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("labelled", "told"), [("0.5", ", with 0.5 of the labels"), ("30", ", with 30 labels"), ("1.0", "")]
+)
+def test_the_plan_tells_of_labels_that_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, labelled: str, told: str
+) -> None:
+    caplog.set_level("INFO")
+    run_chain(settings_of("stage=student", "kd=none", f"stage.student.labelled={labelled}", "plan=true"), tmp_path)
+    (line,) = [line for line in caplog.text.splitlines() if line.startswith("  student ")]
+    assert line.endswith(f"train 2 epochs{told}")

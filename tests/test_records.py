@@ -52,15 +52,22 @@ def mutations(value: Any, most: int = 3) -> Iterator[tuple[str, Any]]:
     """Copies of plain values, each with one key or list item replaced by another word, or missing."""
     for path in places(value, most):
         for word in (*WORDS, ...):
-            changed = copy.deepcopy(value)
-            holder = changed
-            for key in path[:-1]:
-                holder = holder[key]
-            if word is ...:
-                del holder[path[-1]]
-            else:
-                holder[path[-1]] = word
-            yield ".".join(map(str, path)) + f"={'missing' if word is ... else word!r}"[:40], changed
+            yield (
+                ".".join(map(str, path)) + f"={'missing' if word is ... else word!r}"[:40],
+                _changed(value, path, word),
+            )
+
+
+def _changed(value: Any, path: list[Any], word: Any) -> Any:
+    """A copy of what is on the way to the place; the rest is shared."""
+    changed, (key, *rest) = copy.copy(value), path
+    if rest:
+        changed[key] = _changed(value[key], rest, word)
+    elif word is ...:
+        del changed[key]
+    else:
+        changed[key] = word
+    return changed
 
 
 def places(value: Any, most: int) -> Iterator[list[Any]]:

@@ -30,22 +30,22 @@ def logs(folder: Path, role: str) -> list[Path]:
 
 
 def test_parallel_sweep_trains_shared_stages_once_and_equals_a_sequential_one(tmp_path: Path, kdx_environment) -> None:
-    axes = ["kd.temperature=2,4", "kd.alpha=0.3,0.7"]
+    axes = ["kd.temperature=2,4"]
     for name, launcher in (("one", []), ("two", PARALLEL)):
         (tmp_path / name).mkdir()
         sweep = kdx(tmp_path / name, kdx_environment, "--multirun", *TINY, *axes, *launcher)
         output = sweep.stdout
         assert sweep.returncode == 0, sweep.stderr
-        assert "4 of 4 jobs finished" in output and "[4/4]" in output
+        assert "2 of 2 jobs finished" in output and "[2/2]" in output
         assert len(logs(tmp_path / name, "teacher")) == 1
-        assert len(logs(tmp_path / name, "student")) == 4
-        told = "4 jobs, 2 at a time" in output and "1 stage(s) that several jobs share, 1 at a time" in output
+        assert len(logs(tmp_path / name, "student")) == 2
+        told = "2 jobs, 2 at a time" in output and "1 stage(s) that several jobs share, 1 at a time" in output
         assert told == bool(launcher)
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     for first, second in zip(one, two, strict=True):
         assert first["student_fingerprint"] == second["student_fingerprint"]
         assert first["student_test_accuracy"] == second["student_test_accuracy"]  # threads=1 in both
-    assert [row["teacher_status"] for row in one] == ["trained", "reused", "reused", "reused"]
+    assert [row["teacher_status"] for row in one] == ["trained", "reused"]
 
 
 def test_jobs_share_the_threads_unless_their_config_sets_them(tmp_path: Path, kdx_environment) -> None:

@@ -97,6 +97,9 @@ def describe_plan(plan: Sequence[PlannedStage], unlabelled: int = 0) -> list[str
     for planned in plan:
         stage = planned.stage
         how = f"train {stage.recipe.epochs} epochs" if planned.action == "train" else planned.action
+        if planned.action == "train" and stage.recipe.labelled != 1:
+            share = stage.recipe.labelled
+            how += f", with {f'{share:.3g} of the' if share < 1 else f'{share:g}'} labels"
         if planned.action == "train" and stage.teachers:
             how += f", taught by the {' and the '.join(stage.teachers)}"
             how += f", also on {unlabelled} images without labels" if unlabelled else ""

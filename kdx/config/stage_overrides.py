@@ -30,5 +30,7 @@ def from_hydra(override: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """A value, such as a path, as Hydra's grammar takes it whatever it contains."""
+    """A value, such as a path, as Hydra's grammar takes it whatever it contains; in quotes where it needs them."""
+    if re.fullmatch(r"[\w.\-]*/[\w./\-]*", text, re.ASCII):  # a plain path, which is no number, no null
+        return text
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -141,7 +141,8 @@ def capture_features(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
     """Collect what `layer` (a dotted name) returns at every forward pass; the hook is always removed."""
     layers = {name: module for name, module in network.named_modules() if name}
     if layer not in layers:
-        raise KdxError(f"layer={layer}: the network has no such layer{suggest(layer, layers)}")
+        near = suggest(layer, layers) or f"; choose {', '.join(name for name, _ in network.named_children())}"
+        raise KdxError(f"layer={layer}: the network has no such layer{near}")
     features: list[Tensor] = []
     handle = layers[layer].register_forward_hook(lambda module, inputs, output: features.append(output.detach()))
     try:

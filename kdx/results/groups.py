@@ -98,7 +98,8 @@ class Configuration:
     @property
     def settings(self) -> set[str]:
         """The hashes of the delivered stages' settings and code but for the seed, as far as they are known."""
-        return {known for known in map(_configuration_of, self.runs.to_dict("records")) if known}
+        known = map(as_text, self.runs[f"{self.runs['delivered'].iloc[0]}_configuration"])
+        return {each for each in known if each}
 
     @property
     def distilled(self) -> bool:

@@ -30,9 +30,9 @@ def same_data(one: Configuration, other: Configuration) -> bool:
 def _hashes(group: Configuration) -> dict[str, set[str]]:
     """The hashes of the data with which each seed ran, as far as they are known."""
     found: dict[str, set[str]] = {}
-    for run in group.runs.to_dict("records"):
-        if as_text(run["data_hash"]):
-            found.setdefault(as_text(run[SEED]), set()).add(as_text(run["data_hash"]))
+    for seed, hash_ in zip(group.runs[SEED], group.runs["data_hash"], strict=True):
+        if as_text(hash_):
+            found.setdefault(as_text(seed), set()).add(as_text(hash_))
     return found
 
 
