@@ -9,6 +9,8 @@ import faulthandler
 import functools
 import importlib
 import json
+import multiprocessing.forkserver
+import multiprocessing.util
 import os
 import resource
 import shutil
@@ -22,6 +24,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from kdx.sweeps.processes import forkserver
 from tests.conftest import REPO
 
 SECONDS = 30.0  # a case that takes longer hangs; alone it takes about one
@@ -119,6 +124,8 @@ def _child(question: Mapping[str, Any], folder: Path, work: Path, memory: int) -
         else:
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         sys.argv = ["kdx", *question["arguments"]]
+        if "--multirun" in sys.argv or question.get("module") == "kdx.search":
+            _start_server_of_jobs()
         importlib.import_module(question.get("module", "kdx.run")).main()
         code = 0
     except SystemExit as stop:
@@ -129,6 +136,28 @@ def _child(question: Mapping[str, Any], folder: Path, work: Path, memory: int) -
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _start_server_of_jobs() -> None:
+    """Start the process whose forks are a sweep's jobs as a fork of this one: a new one imports torch for seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing.util, "spawnv_passfds", _fork_with_imports)
+        forkserver()
+
+
+def _fork_with_imports(path: bytes, arguments: Sequence[str], passed: Sequence[int]) -> int:
+    """What `python -c COMMAND` does, in a fork that has no files open but those that it is passed."""
+    process = os.fork()
+    if process == 0:
+        kept = sorted({0, 1, 2, *passed})
+        for one, following in zip(kept, [*kept[1:], 4096], strict=True):
+            os.closerange(one + 1, following)
+        multiprocessing.forkserver._forkserver.__init__()  # type: ignore[misc]  # this process asks for the server
+        try:
+            exec(arguments[-1])
+        finally:
+            os._exit(0)
+    return process
 
 
 def _end_of(process: int, deadline: float) -> int | str:
