@@ -222,6 +222,10 @@ def test_what_no_command_line_tells_tells_runs_of_other_seeds_apart(tmp_path: Pa
     for seed in (0, 1):
         run("first", seed)
     run("again", 2)
+    for seed in (0, 1):  # each seed starts from weights of its own
+        best = tmp_path / "first" / str(seed) / read_run(tmp_path / "first" / str(seed)).stages["student"].checkpoint
+        run("started", seed, f"stage.student.start='{best}'")
+    assert configurations(load(tmp_path / "started"))["n"].tolist() == [2]
     run("edited", 3, "optimizer.lr=0.1")
     run("taught", 4, "stage.teacher.optimizer.lr=0.1")
     told = {name: load(tmp_path / name) for name in ("first", "again", "edited", "taught")}

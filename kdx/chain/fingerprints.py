@@ -47,7 +47,8 @@ def configuration_fingerprint(context: RunContext, stage: StageSettings) -> str:
     known = None if start is None else configuration_fingerprint(context, start)
     facts = _stage_facts(context, stage, as_recorded(others), known)
     facts["data"] = {key: value for key, value in facts["data"].items() if key not in ("digest", "mean", "std")}
-    return fingerprint({key: value for key, value in facts.items() if key != "seed"})
+    left_out = ("seed",) if stage.start is None else ("seed", "start", "average")
+    return fingerprint({key: value for key, value in facts.items() if key not in left_out})
 
 
 def _stage_facts(
