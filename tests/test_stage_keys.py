@@ -13,7 +13,8 @@ from kdx.errors import KdxError
 from kdx.losses.distillation import averaged
 from kdx.models.features import Outputs
 from kdx.results import load
-from tests.conftest import TINY, settings_of
+from tests.conftest import TINY, settings_of, write_experiment
+from tests.forks import kdx
 
 
 def plan_of(tmp_path: Path, *overrides: str) -> dict[str, str]:
@@ -186,24 +187,12 @@ def test_layers_of_several_teachers_have_no_mean(tiny_run) -> None:
 def test_a_key_of_a_stage_is_swept_from_a_file_and_the_command_line_and_shown_as_it_was_typed(
     tmp_path: Path, kdx_environment: dict[str, str]
 ) -> None:
-    import subprocess
-    import sys
-
-    (tmp_path / "conf" / "experiment").mkdir(parents=True)
-    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(
-        "# @package _global_\nhydra: {sweeper: {params: {stage.student.kd.alpha: '0.2,0.8', epochs: 7}}}\n"
+    write_experiment(
+        tmp_path / "conf", "mine", "hydra: {sweeper: {params: {stage.student.kd.alpha: '0.2,0.8', epochs: 7}}}"
     )
-    swept = [
-        f"--config-dir={tmp_path}/conf",
-        "experiment=mine",
-        "stage.student.scheduler=none",
-        "stage.deliver=student",
-    ]
+    swept = ["experiment=mine", "stage.student.scheduler=none", "stage.deliver=student", "hydra.sweep.dir=sweep"]
     swept.append("epochs=1")  # the command line's wins over the file's
-    line = [sys.executable, "-m", "kdx.run", "--multirun", *TINY, *swept, f"hydra.sweep.dir={tmp_path}/sweep"]
-    done = subprocess.run(
-        [*line, f"output_dir={tmp_path}"], env=kdx_environment, capture_output=True, text=True, timeout=300
-    )
+    done = kdx(tmp_path, kdx_environment, "--config-dir", "conf", "--multirun", *TINY, *swept)
     assert done.returncode == 0, done.stdout + done.stderr
     frame = load(tmp_path / "sweep")
     assert frame["stage.student.kd.alpha"].tolist() == [0.2, 0.8]
