@@ -100,7 +100,7 @@ def _tell_unused(stage: StageSettings, objective: Distillation) -> None:
 def _tell_short(stage: StageSettings, span: Span) -> None:
     """Warn of an average that is mostly of the first weights, and of a warm-up that never ends."""
     decay, first = stage.recipe.ema, stage.recipe.ema**span.updates
-    if decay and span.updates and first > MOST_OF_FIRST:
+    if span.updates and first > MOST_OF_FIRST:
         fitting = math.floor(1000 * MOST_OF_FIRST ** (1 / span.updates)) / 1000
         told = f"after {span.updates:,} updates {first:.0%} of the average that is kept are the first weights"
         log.warning("warning: stage.%s: ema=%g: %s; at most ema=%g fits", stage.role, decay, told, fitting)

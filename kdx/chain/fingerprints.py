@@ -31,7 +31,14 @@ def stage_fingerprint(
 
     `start` is the fingerprint of the stage that it starts from.
     """
-    return fingerprint(_stage_facts(context, stage, guide_fingerprint, start))
+    facts = _stage_facts(context, stage, guide_fingerprint)
+    if stage.start is not None:
+        facts |= {"start": start_hash(stage), "start_key": stage.checkpoint_key}
+        with errors_of(f"stage.{stage.role}.start"):
+            facts |= average_of(Path(stage.start))
+    elif stage.start_role is not None:
+        facts["start"] = start
+    return fingerprint(facts)
 
 
 def configuration_fingerprint(context: RunContext, stage: StageSettings) -> str:
@@ -42,18 +49,24 @@ def configuration_fingerprint(context: RunContext, stage: StageSettings) -> str:
     """
     if stage.checkpoint is not None or not stage.head:
         return fingerprint({"file": stage.network})
-    others = [configuration_fingerprint(context, context.settings.stage(role)) for role in stage.teachers]
-    start = None if stage.start_role is None else context.settings.stage(stage.start_role)
-    known = None if start is None else configuration_fingerprint(context, start)
-    facts = _stage_facts(context, stage, as_recorded(others), known)
+
+    def of_role(role: str) -> str:
+        return configuration_fingerprint(context, context.settings.stage(role))
+
+    facts = _stage_facts(context, stage, as_recorded([of_role(role) for role in stage.teachers]))
+    del facts["seed"]
     facts["data"] = {key: value for key, value in facts["data"].items() if key not in ("digest", "mean", "std")}
-    left_out = ("seed",) if stage.start is None else ("seed", "start", "average")
-    return fingerprint({key: value for key, value in facts.items() if key not in left_out})
+    if stage.start is not None:
+        facts["start_key"] = stage.checkpoint_key
+    elif stage.start_role is not None:
+        facts["start"] = of_role(stage.start_role)
+    return fingerprint(facts)
 
 
 def _stage_facts(
-    context: RunContext, stage: StageSettings, guide_fingerprint: str | list[str] | None, start: str | None
+    context: RunContext, stage: StageSettings, guide_fingerprint: str | list[str] | None
 ) -> dict[str, Any]:
+    """What determines the stage's weights, but for what it starts from."""
     facts: dict[str, Any] = {
         "role": stage.role,  # seeds are derived from it
         "data": {
@@ -83,12 +96,6 @@ def _stage_facts(
             facts["several"] = stage.several
         if context.dataset.unlabelled is not None:
             facts["data"]["unlabelled"] = context.dataset.unlabelled.digest
-    if stage.start is not None:
-        facts |= {"start": start_hash(stage), "start_key": stage.checkpoint_key}
-        with errors_of(f"stage.{stage.role}.start"):
-            facts |= average_of(Path(stage.start))
-    elif stage.start_role is not None:
-        facts["start"] = start
     return facts
 
 
