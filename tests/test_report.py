@@ -272,7 +272,7 @@ def test_page_opens_sorts_and_filters_in_a_browser(
     assert first_column(cut_off) == ["6", "5", "4", "3", "2", "1", "0"] and cut_off.count('<tr hidden="">') == 7
 
 
-def test_different_names_stay_different_however_long(tmp_path: Path) -> None:
+def test_different_names_stay_different_however_long() -> None:
     ends = ("small.stage.student.labelled=0.1", "large.stage.student.labelled=0.1")
     names = [f"kd=dkd model.student=my_package.networks:{end}" for end in ends]
     drawn = intervals([(name, 1.0, 0.5, 1.5, True) for name in names], "x")

@@ -3,14 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from kdx.recipe import AUC, DECIMALS
 from kdx.report.gains import NAMES, digits_of, score_of
-from kdx.results import Configuration, best_of, mean_of, same_data
-
-if TYPE_CHECKING:
-    import pandas as pd
+from kdx.results import Configuration, best_of, mean_of, on_one_data_set
 
 CLOSE = {DECIMALS[AUC]: 0.01}  # one point, of scores from 0 to 1; of those in percent it is 1
 
@@ -41,8 +37,8 @@ STUDENT = "student"
 class Candidate:
     """A network with its best configuration's scores and what it costs, NaN where that was not measured.
 
-    `beside` is its validation score and the teacher's, of the seeds that both have; `of_front` names the costs it is
-    best for.
+    `beside` is its validation score and the teacher's, of the seeds that both have, or of all where these are none;
+    `of_front` names the costs it is best for.
     """
 
     network: str
@@ -52,7 +48,7 @@ class Candidate:
     test: float
     parameters: int
     costs: dict[str, float]
-    beside: tuple[float, float] | None = None
+    beside: tuple[float, float] = (math.nan, math.nan)
     of_front: tuple[str, ...] = ()
 
     @property
@@ -82,15 +78,14 @@ def budget_of(groups: Sequence[Configuration]) -> Budget | None:
     by_network: dict[str, list[Configuration]] = {}
     for group in groups:
         by_network.setdefault(str(group.stages()["network"].iloc[0]), []).append(group)
-    if len(by_network) < 2 or not all(same_data(groups[0], group) for group in groups):
+    if len(by_network) < 2 or not on_one_data_set(groups):
         return None
     score = score_of(groups)
     column = score.replace("test_", "val_")
     taught = [group for group in groups if group.teacher is not None]
     best = best_of(taught, groups) if taught else None
     teacher = None if best is None else _candidate(best, score, column, best.teacher)
-    above = None if best is None else best.by_seed(column, best.teacher)
-    found = [_candidate(best_of(some, groups), score, column, above=above) for some in by_network.values()]
+    found = [_candidate(best_of(some, groups), score, column, beside=best) for some in by_network.values()]
     students = [candidate for candidate in found if candidate is not None and candidate.measured]
     unmeasured = tuple(candidate.network for candidate in found if candidate is not None and not candidate.measured)
     if len(students) < 2:
@@ -125,16 +120,13 @@ def _named(budget: Budget) -> str:
     if budget.teacher is None:
         return "No job of this sweep has its teacher beside it (a reused student needs none): none can be named."
     digits, teacher = digits_of(budget.score), budget.teacher
-    beside = {
-        student.network: student.beside or (student.validation, teacher.validation) for student in budget.students
-    }
-    near = [s for s in budget.students if beside[s.network][0] >= beside[s.network][1] - budget.close]
+    near = [s for s in budget.students if s.beside[0] >= s.beside[1] - budget.close]
     name = NAMES[budget.score]
     point = "1 point" if budget.close == 1 else f"{budget.close:g}"
     within = f"within {point} of the {teacher.role}'s validation {name}"
     if not near:
-        nearest = max(budget.students, key=lambda student: beside[student.network][0] - beside[student.network][1])
-        gap = " against ".join(f"{score:.{digits}f}" for score in beside[nearest.network])
+        nearest = max(budget.students, key=lambda student: student.beside[0] - student.beside[1])
+        gap = " against ".join(f"{score:.{digits}f}" for score in nearest.beside)
         return f"No student is {within}; the nearest is {nearest.network}: {gap}."
     chosen = near[0]
     costs = "; ".join(f"{cost.words}: {cost.shown(chosen.costs[cost.column])}" for cost in COSTS)
@@ -157,9 +149,9 @@ def budget_table(budget: Budget) -> tuple[list[str], list[list[str]]]:
 
 
 def _candidate(
-    group: Configuration, score: str, column: str, role: str | None = None, above: "pd.DataFrame | None" = None
+    group: Configuration, score: str, column: str, role: str | None = None, beside: Configuration | None = None
 ) -> Candidate | None:
-    """A network's scores and costs, and how it stands beside its teacher's seeds; None where it has no score."""
+    """A network's scores and costs, also `beside` a configuration's teacher; None where it has no score."""
     stages = group.stages(role)
     costs = {cost.column: float(stages[cost.column].astype(float).median()) for cost in COSTS}
     test, validation = (group.scores(name, role) for name in (score, column))
@@ -167,6 +159,13 @@ def _candidate(
         return None
     name = str(stages["network"].iloc[0])
     parameters, of = int(stages["parameters"].iloc[0]), role or STUDENT
-    both = None if above is None else group.by_seed(column).merge(above, on="seed", suffixes=("", "_above"))
-    beside = None if both is None or both.empty else (mean_of(both["score"]), mean_of(both["score_above"]))
-    return Candidate(name, of, len(test), mean_of(validation), mean_of(test), parameters, costs, beside)
+    found = Candidate(name, of, len(test), mean_of(validation), mean_of(test), parameters, costs)
+    return found if beside is None else replace(found, beside=_beside(group, beside, column))
+
+
+def _beside(group: Configuration, taught: Configuration, column: str) -> tuple[float, float]:
+    """A configuration's score and that of the teacher of another, or of the same."""
+    both = group.by_seed(column).merge(taught.by_seed(column, taught.teacher), on="seed", suffixes=("", "_teacher"))
+    if both.empty:
+        return group.mean(column), mean_of(taught.scores(column, taught.teacher))
+    return mean_of(both["score"]), mean_of(both["score_teacher"])

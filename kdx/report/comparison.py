@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kdx.errors import KdxError
 from kdx.report.gains import NAMES, Comparison, compared, digits_of, gain_cells, gain_header, score_of
-from kdx.report.statistics import wilson
+from kdx.report.sweep_csv import wilson_of
 from kdx.report.tables import aligned
 from kdx.results import (
     FINISHED,
@@ -120,8 +120,9 @@ def _one_seed(pair: Pair, score: str) -> Iterator[str]:
     if any(len(group.runs) > 1 for group in pair) or score != "test_accuracy":
         return
     for group in pair:
-        stage = group.stages().iloc[0]
-        if as_text(stage["test_images"]) not in ("", "0") and not stage["several_labels"]:
-            low, high = wilson(stage["test_accuracy"], int(stage["test_images"]))
-            images = f"{stage['test_accuracy']:.{digits_of(score)}f} % of {int(stage['test_images'])} test images"
-            yield f"{group.runs['folder'].iloc[0]}: {images}, 95 % interval {low:.2f} to {high:.2f}."
+        run = group.runs.iloc[0].to_dict()
+        role, bounds = run["delivered"], wilson_of(run, run["delivered"])
+        if bounds:
+            share, images = run[f"{role}_test_accuracy"], int(run[f"{role}_test_images"])
+            told = f"{share:.{digits_of(score)}f} % of {images} test images"
+            yield f"{run['folder']}: {told}, 95 % interval {' to '.join(f'{bound:.2f}' for bound in bounds)}."

@@ -38,10 +38,10 @@ from kdx.results import (
     keys_of,
     load_sweep,
     mean_of,
+    on_one_data_set,
     override_keys,
     rank_of,
     roles_of,
-    same_data,
     selection_of,
     swept_keys,
     unlike_losses,
@@ -110,7 +110,7 @@ def _tables(
     begun = frame[~frame["status"].isin([FINISHED, OPEN])]
     if len(begun):
         tables["Unfinished jobs"] = _unfinished_table(begun, swept_keys(frame) or override_keys(frame))
-    return {**tables, JOBS: _job_table(frame)}
+    return {**tables, JOBS: _job_table(frame, groups)}
 
 
 def _best(groups: Sequence[Configuration]) -> Configuration | None:
@@ -163,7 +163,7 @@ def _how_sure(groups: Sequence[Configuration], best: Configuration) -> list[str]
 
 def _data_sets(groups: Sequence[Configuration]) -> str:
     """The data sets that the configurations ran on, where they are not one; else nothing."""
-    if all(same_data(groups[0], group) for group in groups):
+    if on_one_data_set(groups):
         return ""
     names = dict.fromkeys(text for group in groups for text in map(as_text, group.runs["dataset"]) if text)
     return ", ".join(names) if len(names) > 1 else f"several contents of {next(iter(names), 'the data')}"
@@ -184,7 +184,7 @@ def _over_baseline(
         return [NO_BASELINE] if best.distilled else []
     distilled = best_of([group for group in groups if group.distilled], groups)
     found = next(comparison for comparison in comparisons if comparison.one is distilled)
-    whose = "" if distilled is best or distilled is None else f", of the best distilled one, {distilled.name}"
+    whose = "" if distilled is best else f", of the best distilled one, {distilled.name}"
     if not len(distilled.scores(found.score)):
         return []
     if found.reference is None:
@@ -243,9 +243,9 @@ def _stage_table(best: Configuration) -> Table:
     return ["stage", "network", "parameters", "n", "val acc", "test acc", "test F1", "test AUC"], rows
 
 
-def _job_table(frame: "pd.DataFrame") -> Table:
+def _job_table(frame: "pd.DataFrame", groups: Sequence[Configuration]) -> Table:
     keys, roles, rows = swept_keys(frame), roles_of(frame), []
-    select, column = selection_of(grouped(frame))
+    select, column = selection_of(groups)
     shown = {f"val {WORDS[select]}": (column, DECIMALS[select])} if select != ACCURACY else {}
     shown |= {"val acc": ("val_accuracy", 2), "test acc": ("test_accuracy", 2)}
     on_cluster = bool(frame["worker"].notna().any())

@@ -20,9 +20,9 @@ from kdx.results import (
     as_text,
     grid,
     keys_of,
+    on_one_data_set,
     override_keys,
     read_csv,
-    same_data,
     selection_of,
     swept_keys,
 )
@@ -138,7 +138,7 @@ def _heat_map(
     if first is None or second is None:
         return None
     of_data = any(key.startswith("dataset") for key in (first, second))
-    if not of_data and not all(same_data(groups[0], group) for group in groups):
+    if not of_data and not on_one_data_set(groups):
         return None  # a cell would be a mean over data sets
     select, column = selection_of(groups)
     table = grid(frame, first, second, column)

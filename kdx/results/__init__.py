@@ -41,6 +41,7 @@ from kdx.results.records import read_sweep as read_sweep
 from kdx.results.records import write_costs as write_costs
 from kdx.results.records import write_run as write_run
 from kdx.results.records import write_sweep as write_sweep
+from kdx.results.same_data import on_one_data_set as on_one_data_set
 from kdx.results.same_data import same_data as same_data
 from kdx.results.under_way import UnderWay as UnderWay
 from kdx.results.under_way import read_under_way as read_under_way

@@ -1,6 +1,7 @@
 """Whether two configurations were tested on the same data: no difference of scores means anything without that."""
 
 import re
+from collections.abc import Sequence
 
 from kdx.results.frame import SEED
 from kdx.results.groups import Configuration
@@ -25,6 +26,11 @@ def same_data(one: Configuration, other: Configuration) -> bool:
     names = [{text for text in map(as_text, group.runs["dataset"]) if text} for group in (one, other)]
     alike = not all(names) or bool(names[0] & names[1])
     return alike and (not pairs or _only_pixels_differ(one, other))
+
+
+def on_one_data_set(groups: Sequence[Configuration]) -> bool:
+    """Whether all were tested on the data of the first."""
+    return all(same_data(groups[0], group) for group in groups)
 
 
 def _hashes(group: Configuration) -> dict[str, set[str]]:
